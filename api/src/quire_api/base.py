@@ -1,0 +1,41 @@
+"""The base of every type a user writes: strict fields, camelCase in YAML, rules that hold everywhere.
+
+A `Rule` is one cross-field constraint, stated twice side by side: as CEL, which the API server
+evaluates, and as a Python predicate, which `quire plan` and local mode evaluate. Both report the
+same message, and tests/quire_api/test_bad_resources.py holds the two to the same verdicts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+__all__ = ["Rule", "Strict", "camel"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    cel: str
+    message: str  # says what is wrong and how to mend it
+    holds: Callable[[Any], bool]
+
+
+def camel(name: str) -> str:
+    """`max_model_len` -> `maxModelLen`; units keep their spelling: `kv_cache_gib` -> `kvCacheGiB`."""
+    first, *rest = name.split("_")
+    return first + "".join("GiB" if word == "gib" else word.capitalize() for word in rest)
+
+
+class Strict(BaseModel):
+    """Unknown fields are refused; values are immutable once validated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=camel, populate_by_name=True, strict=False)
+    rules: ClassVar[tuple[Rule, ...]] = ()
+
+    @model_validator(mode="after")
+    def _keep_rules(self) -> Self:
+        broken = [rule.message for rule in self.rules if not rule.holds(self)]
+        if broken:
+            raise ValueError("; ".join(broken))
+        return self

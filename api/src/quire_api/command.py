@@ -1,0 +1,50 @@
+"""The one command, `quire`: a table of subcommands, each imported only when it is called.
+
+What is not installed is named with the distribution that has it. Bad input ends with one line per
+mistake and exit code 2; a failure that a subcommand foresees is an `OSError` or `SystemExit` of its own.
+"""
+
+import importlib
+import sys
+
+from quire_api.errors import InvalidInput, nearest
+
+__all__ = ["SUBCOMMANDS", "main"]
+
+SUBCOMMANDS: dict[str, tuple[str, str, str]] = {  # name -> (module:function, distribution, what it does)
+    "serve": ("quire_engine.cli:serve", "quire-engine", "serve one model over HTTP"),
+    "up": ("quire_operator.cli:up", "quire-operator", "run the models of YAML files on this machine"),
+    "plan": ("quire_operator.cli:plan", "quire-operator", "print what a YAML file would become"),
+    "operator": ("quire_operator.cli:operator", "quire-operator", "run the Kubernetes operator"),
+    "router": ("quire_router.cli:router", "quire-router", "run the router before given backends"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print("usage: quire COMMAND [--help]\n")
+        for name, (_, _, text) in SUBCOMMANDS.items():
+            print(f"  {name:10} {text}")
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name not in SUBCOMMANDS:
+        print(f"quire: {name}: unknown command; {nearest(name, SUBCOMMANDS)}", file=sys.stderr)
+        return 2
+    target, distribution, _ = SUBCOMMANDS[name]
+    module_name, _, function = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module_name.split(".")[0]:
+            raise
+        print(f"quire {name} needs {distribution}: pip install {distribution}", file=sys.stderr)
+        return 2
+    try:
+        return int(getattr(module, function)(rest) or 0)
+    except InvalidInput as error:
+        for problem in error.problems:
+            print(f"quire {name}: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,221 @@
+"""The LLMDeployment resource: what a user writes. One resource is one served model.
+
+The CRD, the reference page and `quire plan` all come from these classes. Every string, list and
+number is bounded (else the API server refuses the cost of the rules), every field says its unit and
+default, and a field stands here only when its feature works.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from quire_api.base import Rule, Strict
+from quire_api.engine import EngineOptions
+from quire_api.errors import explain
+
+__all__ = [
+    "API_VERSION",
+    "GROUP",
+    "KIND",
+    "NAME_MAX",
+    "PLURAL",
+    "VERSION",
+    "Accelerator",
+    "Drain",
+    "Health",
+    "LLMDeployment",
+    "Metadata",
+    "Model",
+    "Source",
+    "Spec",
+    "seconds",
+]
+
+GROUP = "quire.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "LLMDeployment"
+PLURAL = "llmdeployments"
+NAME_MAX = 45  # what we append to it must still fit a DNS label of 63
+
+ModelName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")]
+Duration = Annotated[str, Field(max_length=8, pattern=r"^[1-9][0-9]{0,5}(s|m|h)$")]
+
+
+def seconds(duration: str) -> int:
+    """'90s', '15m' or '1h' in seconds."""
+    return int(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
+
+
+class Source(Strict):
+    """Where the weights are."""
+
+    uri: str = Field(
+        min_length=1,
+        max_length=1024,
+        pattern=r"^(builtin://[a-z0-9][a-z0-9.-]*|file:///.+)$",
+        description="`builtin://quire-tiny` is the model that ships with the engine; "
+        "`file:///path` is a folder inside the engine's pod or, in local mode, on this machine.",
+        examples=["builtin://quire-tiny"],
+    )
+
+
+class Model(Strict):
+    """The model and the names clients know it by."""
+
+    name: ModelName | None = Field(
+        None,
+        description="What clients send as `model`. Default: the name of the resource.",
+        examples=["qwen3-8b"],
+    )
+    aliases: tuple[ModelName, ...] = Field(
+        (),
+        max_length=16,
+        description="More names for the same model. Default: none.",
+        examples=[["chat-default"]],
+    )
+    source: Source = Field(description="Where the weights are.")
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.aliases) || !has(self.name) || !(self.name in self.aliases)",
+            message="aliases must not repeat name: take it out of aliases",
+            holds=lambda m: m.name is None or m.name not in m.aliases,
+        ),
+        Rule(
+            cel="!has(self.aliases) || self.aliases.all(a, self.aliases.exists_one(b, a == b))",
+            message="aliases must differ from each other: write each one once",
+            holds=lambda m: len(set(m.aliases)) == len(m.aliases),
+        ),
+    )
+
+
+class Accelerator(Strict):
+    """What the engine computes on."""
+
+    profile: Literal["nvidia", "cpu"] = Field(
+        "nvidia",
+        description="`nvidia` asks for a GPU (`nvidia.com/gpu`); `cpu` asks for none. Default: nvidia.",
+        examples=["cpu"],
+    )
+
+
+class Health(Strict):
+    """How long the engine may take to show that it works."""
+
+    startup_timeout: Duration = Field(
+        "30m",
+        description="How long a pod may take to load the model before it is started again. "
+        "A number and s, m or h; at least 10s. Default: 30m.",
+        examples=["10m"],
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="duration(self.startupTimeout) >= duration('10s')",
+            message="startupTimeout must be at least 10s: an engine needs some time to load",
+            holds=lambda h: seconds(h.startup_timeout) >= 10,
+        ),
+    )
+
+
+class Drain(Strict):
+    """How an engine ends."""
+
+    timeout: Duration = Field(
+        "300s",
+        description="How long accepted requests may take to finish when a pod is told to stop; "
+        "after that they are cut. A number and s, m or h; at most 1h. Default: 300s.",
+        examples=["60s"],
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="duration(self.timeout) <= duration('1h')",
+            message="timeout must be at most 1h: node drains wait for it",
+            holds=lambda d: seconds(d.timeout) <= 3600,
+        ),
+    )
+
+
+class Spec(Strict):
+    """The wanted state."""
+
+    model: Model = Field(description="The model to serve.")
+    engine: EngineOptions = Field(
+        default_factory=EngineOptions, description="Options of the engine. Unset ones have the engine's defaults."
+    )
+    image: str = Field(
+        "",
+        max_length=512,
+        pattern=r"^$|^[a-zA-Z0-9][a-zA-Z0-9._/:@-]*$",
+        description="Image of the engine. Default: the one the operator was installed with.",
+        examples=["registry.example.com/quire-engine:0.1.0"],
+    )
+    accelerator: Accelerator = Field(default_factory=Accelerator, description="What the engine computes on.")
+    replicas: int = Field(1, ge=0, le=1000, description="How many engines serve the model. Default: 1.", examples=[2])
+    health: Health = Field(default_factory=Health, description="How long the engine may take to show that it works.")
+    drain: Drain = Field(default_factory=Drain, description="How an engine ends.")
+
+
+class Metadata(Strict):
+    """The part of Kubernetes metadata that we read; the rest of it is the API server's matter."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str = Field(min_length=1)
+    namespace: str = "default"
+    uid: str = ""
+    generation: int = 0
+
+
+class LLMDeployment(Strict):
+    """One served model."""
+
+    api_version: Literal["quire.dev/v1alpha1"]
+    kind: Literal["LLMDeployment"]
+    metadata: Metadata
+    spec: Spec
+    status: dict[str, Any] | None = None
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel=f"self.metadata.name.size() <= {NAME_MAX} && self.metadata.name.matches('^[a-z]([a-z0-9-]*[a-z0-9])?$')",
+            message=f"metadata.name must begin with a letter, have only a-z, 0-9 and -, and at most {NAME_MAX} characters, "
+            "for it names the Service; model.name may hold anything clients like",
+            holds=lambda d: _is_name(d.metadata.name),
+        ),
+        Rule(
+            cel="!has(self.spec.model.aliases) || !(self.metadata.name in self.spec.model.aliases) || has(self.spec.model.name)",
+            message="spec.model.aliases must not repeat metadata.name, which is the model's name unless model.name is set",
+            holds=lambda d: d.spec.model.name is not None or d.metadata.name not in d.spec.model.aliases,
+        ),
+    )
+
+    @classmethod
+    def parse(cls, resource: Mapping[str, Any]) -> Self:
+        """Validate as strictly as the API server does; raises InvalidInput with every path and fix."""
+        try:
+            return cls.model_validate_json(json.dumps(resource, default=str), strict=True)
+        except ValidationError as error:
+            raise explain(error, cls, _path) from None
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """What clients may send as `model`; the first is reported back."""
+        return (self.spec.model.name or self.metadata.name, *self.spec.model.aliases)
+
+
+def _is_name(name: str) -> bool:
+    allowed = set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    return len(name) <= NAME_MAX and set(name) <= allowed and "a" <= name[0] <= "z" and name[-1] != "-"
+
+
+def _path(location: tuple[str | int, ...]) -> str:
+    """('spec', 'model', 'aliases', 0) -> 'spec.model.aliases[0]'."""
+    text = ""
+    for step in location:
+        text += f"[{step}]" if isinstance(step, int) else ("." if text else "") + step
+    return text or "resource"

@@ -1,0 +1,124 @@
+"""Every option of the engine, declared once.
+
+A field here becomes a flag of `quire serve` (flags.py), a line of the reference (generate.py) and,
+when it stands in `EngineOptions`, a property of `spec.engine` in the resource (crd.py). To add an
+option, add the field, use it, test it; then run `make generate`. A field is added when its feature
+works: nothing is accepted and ignored.
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from quire_api.base import Rule, Strict
+
+__all__ = ["BlockSize", "DType", "Device", "EngineConfig", "EngineOptions"]
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda"]
+BlockSize = Literal[8, 16, 32]
+
+
+class EngineOptions(Strict):
+    """The options a user may set in a resource, and on the command line."""
+
+    dtype: DType = Field(
+        "auto",
+        description="Number format of weights and activations. `auto` takes the checkpoint's own.",
+        examples=["bfloat16"],
+    )
+    max_model_len: int | None = Field(
+        None,
+        ge=16,
+        le=16_777_216,
+        description="Most tokens in one request, prompt and output together. "
+        "Unset: what the model was trained for, or what the KV cache holds if that is less.",
+        examples=[32768],
+    )
+    block_size: BlockSize = Field(
+        16,
+        description="Tokens in one block of the KV cache. Smaller wastes less memory, larger needs fewer look-ups.",
+        examples=[16],
+    )
+    kv_cache_gib: float | None = Field(
+        None,
+        ge=0.001,
+        le=4096,
+        description="Memory for the KV cache in GiB. Unset: what `maxNumSeqs` requests of full length need, "
+        "at most 40 % of the memory that is free once the weights are loaded.",
+        examples=[4.0],
+    )
+    max_num_seqs: int = Field(
+        256,
+        ge=1,
+        le=4096,
+        description="Most requests that run in one step. More than that wait in the queue.",
+        examples=[128],
+    )
+    max_num_batched_tokens: int = Field(
+        2048,
+        ge=1,
+        le=1_048_576,
+        description="Most tokens in one step. A longer prompt is computed in chunks, so that it does not hold up the requests beside it.",
+        examples=[8192],
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        le=4_294_967_295,
+        description="Seed of the sampling of requests that bring none.",
+        examples=[42],
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.maxNumBatchedTokens) || self.maxNumBatchedTokens >= (has(self.maxNumSeqs) ? self.maxNumSeqs : 256)",
+            message="maxNumBatchedTokens must be at least maxNumSeqs (256 unless set), "
+            "for every running request takes one token of a step: raise the one or lower the other",
+            holds=lambda o: (
+                o.max_num_batched_tokens >= o.max_num_seqs or "max_num_batched_tokens" not in o.model_fields_set
+            ),
+        ),
+        Rule(
+            cel="has(self.maxNumBatchedTokens) || !has(self.maxNumSeqs) || self.maxNumSeqs <= 2048",
+            message="maxNumSeqs over 2048 needs a larger maxNumBatchedTokens (2048 unless set): set both",
+            holds=lambda o: (
+                o.max_num_batched_tokens >= o.max_num_seqs or "max_num_batched_tokens" in o.model_fields_set
+            ),
+        ),
+    )
+
+
+class EngineConfig(EngineOptions):
+    """One engine: the user's options, and what the place it runs in decides."""
+
+    model: str = Field(
+        description="The model: a folder with config.json and safetensors, `file:///path`, or `builtin://quire-tiny`.",
+        min_length=1,
+        max_length=2048,
+        examples=["builtin://quire-tiny"],
+    )
+    served_model_name: tuple[str, ...] = Field(
+        (),
+        description="The names which clients may send as `model`; the first one is reported. Unset: the model's folder name.",
+        examples=[("qwen3-8b",)],
+    )
+    device: Device = Field(
+        "auto",
+        description="Where the model runs. `auto` takes a GPU when there is one.",
+        examples=["cpu"],
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on.", examples=["0.0.0.0"])
+    port: int = Field(
+        8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.", examples=[8000]
+    )
+    uds: str | None = Field(
+        None, description="Listen on this Unix socket instead of host and port.", examples=["/run/quire.sock"]
+    )
+    shutdown_timeout: float = Field(
+        300.0,
+        ge=0,
+        le=3600,
+        description="Seconds which accepted requests have to finish after SIGTERM; then they are cut with an error event.",
+        examples=[120.0],
+    )

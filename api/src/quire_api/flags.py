@@ -1,0 +1,112 @@
+"""EngineConfig <-> argv, both ways, from the fields alone.
+
+`from_argv(to_argv(config)) == config` for every config (property-tested). Only options which were
+set are rendered: the engine applies its own defaults, so that an engine upgrade may better them.
+A field's flag is its name with dashes; a tuple takes several values or repeats; a bool gets `--no-`.
+"""
+
+import argparse
+import types
+from collections.abc import Sequence
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from quire_api.engine import EngineConfig
+from quire_api.errors import InvalidInput, explain, nearest
+
+__all__ = ["FlagParser", "add_flags", "config_from", "flag", "from_argv", "to_argv"]
+
+
+class FlagParser(argparse.ArgumentParser):
+    """argparse, but mistakes are `InvalidInput`, with the nearest flag for a typo."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            known = [o for action in self._actions for o in action.option_strings if o.startswith("--")]
+            raise InvalidInput(
+                f"{word.split('=')[0]}: unknown flag; {nearest(word.split('=')[0], known)}"
+                if word.startswith("-")
+                else f"{word}: unexpected argument"
+                for word in unknown.split()
+            )
+        raise InvalidInput([message.removeprefix("argument ")])
+
+
+def flag(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def to_argv(config: EngineConfig) -> list[str]:
+    """The flags that give `config` back, in the order of the fields."""
+    argv: list[str] = []
+    for name in EngineConfig.model_fields:
+        value = getattr(config, name)
+        if name not in config.model_fields_set or value is None:
+            continue
+        if isinstance(value, bool):
+            argv.append(flag(name) if value else flag("no_" + name))
+            continue
+        argv += [f"{flag(name)}={item}" for item in (value if isinstance(value, tuple) else (value,))]
+    return argv
+
+
+def from_argv(argv: Sequence[str]) -> EngineConfig:
+    parser = FlagParser(prog="quire serve", add_help=False, allow_abbrev=False)
+    add_flags(parser)
+    return config_from(parser.parse_args(argv))
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add one flag a field; unset flags stay out of the namespace."""
+    for name, field in EngineConfig.model_fields.items():
+        text = f"{field.description} (default: {_default(field)})".replace("%", "%%")
+        kind = _kind(field.annotation)
+        if kind is bool:
+            parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        elif kind is tuple:
+            parser.add_argument(
+                flag(name), nargs="+", action="extend", default=argparse.SUPPRESS, metavar="NAME", help=text
+            )  # fmt: skip
+        else:
+            parser.add_argument(flag(name), default=argparse.SUPPRESS, metavar=_metavar(field.annotation), help=text)
+
+
+def config_from(arguments: argparse.Namespace) -> EngineConfig:
+    """Validate parsed flags; a mistake names the flag, as the user typed it."""
+    values = {n: v for n, v in vars(arguments).items() if n in EngineConfig.model_fields}
+    for name, value in values.items():
+        if get_origin(EngineConfig.model_fields[name].annotation) is Literal and _is_int_literal(name):
+            values[name] = int(value) if str(value).isdigit() else value
+    try:
+        return EngineConfig.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, EngineConfig, lambda loc: flag(str(loc[0])) if loc else "options") from None
+
+
+def _is_int_literal(name: str) -> bool:
+    return all(isinstance(choice, int) for choice in get_args(EngineConfig.model_fields[name].annotation))
+
+
+def _kind(annotation: Any) -> type | None:
+    """bool, tuple, or None for whatever takes one value."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        annotation = next(a for a in get_args(annotation) if a is not type(None))
+    if annotation is bool:
+        return bool
+    return tuple if get_origin(annotation) is tuple else None
+
+
+def _metavar(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "{" + ",".join(str(choice) for choice in get_args(annotation)) + "}"
+    names = [a.__name__ for a in (get_args(annotation) or (annotation,)) if a is not type(None)]
+    return {"str": "TEXT", "int": "N", "float": "X"}[names[0]]
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "none, required"
+    return "unset" if field.default in (None, ()) else str(field.default)

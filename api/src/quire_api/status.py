@@ -1,0 +1,163 @@
+"""The status of an LLMDeployment: conditions, and the closed set of their reasons.
+
+Tools read, in this order: `observedGeneration`, `Reconciling`, `Stalled`, `Ready` (kstatus, so that
+Argo CD, Flux and `kubectl wait` agree with people). `Reconciling` and `Stalled` are absent when
+false. `Stalled` is only for what a user must mend. Every reason says what it means and what to do;
+docs/reference/conditions.md is made from `REASONS`.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from quire_api.base import Strict
+
+__all__ = ["REASONS", "Child", "Condition", "ConditionType", "DeploymentStatus", "Reason", "ReasonDoc"]
+
+
+class ConditionType(StrEnum):
+    READY = "Ready"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
+
+
+class Reason(StrEnum):
+    # Ready
+    SERVING = "Serving"
+    SCALED_TO_ZERO = "ScaledToZero"
+    NOT_OBSERVED = "NotObserved"
+    # Ready=False, Reconciling
+    STARTING = "Starting"
+    ROLLING_OUT = "RollingOut"
+    SCALING = "Scaling"
+    RESTARTING = "Restarting"
+    # Stalled (and Ready=False with the same reason)
+    INVALID_SPEC = "InvalidSpec"
+    NAME_CONFLICT = "NameConflict"
+    MODEL_NOT_FOUND = "ModelNotFound"
+    OUT_OF_MEMORY = "OutOfMemory"
+    ENGINE_REJECTED_CONFIG = "EngineRejectedConfig"
+    DEVICE_UNAVAILABLE = "DeviceUnavailable"
+    IMAGE_PULL_DENIED = "ImagePullDenied"
+    PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"
+
+
+@dataclass(frozen=True, slots=True)
+class ReasonDoc:
+    conditions: tuple[ConditionType, ...]
+    meaning: str
+    fix: str  # what the reader does about it
+
+
+_READY, _RECONCILING, _STALLED = ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED
+
+REASONS: dict[Reason, ReasonDoc] = {
+    Reason.SERVING: ReasonDoc((_READY,), "All wanted replicas serve the wanted revision.", "Nothing to do."),
+    Reason.SCALED_TO_ZERO: ReasonDoc(
+        (_READY,), "No replica is wanted, and none runs.", "Set `spec.replicas`, or `kubectl scale`, to serve."
+    ),
+    Reason.NOT_OBSERVED: ReasonDoc(
+        (_READY, _RECONCILING),
+        "The operator has seen the resource and has not yet looked at what runs.",
+        "Wait a second; if it stays, look at the operator's log.",
+    ),
+    Reason.STARTING: ReasonDoc(
+        (_READY, _RECONCILING),
+        "Engines are starting: scheduling, pulling the image, loading weights.",
+        "Wait, or look at the pod's events.",
+    ),
+    Reason.ROLLING_OUT: ReasonDoc(
+        (_READY, _RECONCILING),
+        "Engines of an older revision are being replaced.",
+        "Wait; the old ones serve until the new ones do.",
+    ),
+    Reason.SCALING: ReasonDoc((_RECONCILING,), "The number of engines is changing.", "Wait."),
+    Reason.RESTARTING: ReasonDoc(
+        (_READY, _RECONCILING),
+        "An engine ended and is being started again.",
+        "If it repeats, read the engine's log; the message has its last words.",
+    ),
+    Reason.INVALID_SPEC: ReasonDoc(
+        (_READY, _STALLED), "The spec is not valid; nothing was changed.", "Mend the field which the message names."
+    ),
+    Reason.NAME_CONFLICT: ReasonDoc(
+        (_READY, _STALLED),
+        "An object of the needed name exists and belongs to somebody else.",
+        "Delete or rename that object, or give the LLMDeployment another name.",
+    ),
+    Reason.MODEL_NOT_FOUND: ReasonDoc(
+        (_READY, _STALLED),
+        "The engine found no usable model at the source (exit code 10).",
+        "Correct `spec.model.source.uri`.",
+    ),
+    Reason.OUT_OF_MEMORY: ReasonDoc(
+        (_READY, _STALLED),
+        "The weights or the KV cache do not fit, or the kernel ended the engine for memory (exit code 11, OOMKilled).",
+        "Lower `kvCacheGiB`, `maxModelLen` or `maxNumSeqs`, or use a machine with more memory.",
+    ),
+    Reason.ENGINE_REJECTED_CONFIG: ReasonDoc(
+        (_READY, _STALLED),
+        "The engine refused an option (exit code 12).",
+        "Correct the option which the message names.",
+    ),
+    Reason.DEVICE_UNAVAILABLE: ReasonDoc(
+        (_READY, _STALLED),
+        "The engine found no device of the profile (exit code 13).",
+        "Set `accelerator.profile: cpu`, or use a machine with the device.",
+    ),
+    Reason.IMAGE_PULL_DENIED: ReasonDoc(
+        (_READY, _STALLED),
+        "The image of the engine cannot be pulled.",
+        "Correct `spec.image`, or give the cluster access to it.",
+    ),
+    Reason.PROGRESS_DEADLINE_EXCEEDED: ReasonDoc(
+        (_READY, _STALLED),
+        "A roll-out made no progress for too long.",
+        "Look at the pods: `kubectl describe pod -l quire.dev/llmdeployment=NAME`.",
+    ),
+}
+
+
+class Condition(Strict):
+    """One finding about the resource."""
+
+    type: str = Field(max_length=64, description="Which condition.")
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
+    reason: str = Field(max_length=64, description="Why, in one word; docs/reference/conditions.md lists all of them.")
+    message: str = Field("", max_length=2048, description="Why, in a sentence, with the fix.")
+    last_transition_time: str = Field(
+        "", max_length=40, json_schema_extra={"format": "date-time"}, description="When the status last changed."
+    )
+    observed_generation: int = Field(0, ge=0, description="The generation of the spec which this is about.")
+
+
+class Child(Strict):
+    """An object that was made for the resource."""
+
+    kind: str = Field(max_length=64, description="Kind of the object.")
+    name: str = Field(max_length=253, description="Name of the object.")
+
+
+class DeploymentStatus(Strict):
+    """The observed state. No field ticks: it changes when something happened."""
+
+    observed_generation: int = Field(0, ge=0, description="The generation of the spec which this status is about.")
+    url: str = Field("", max_length=512, description="Base address of the OpenAI API.")
+    model_name: str = Field("", max_length=128, description="What clients send as `model`.")
+    selector: str = Field("", max_length=512, description="Selects the engine pods; the scale subresource reads it.")
+    replicas: int = Field(0, ge=0, description="Engines that exist.")
+    ready_replicas: int = Field(0, ge=0, description="Engines that serve.")
+    serving: str = Field("", max_length=16, description="Engines that serve of those wanted, for people: `2/3`.")
+    image: str = Field("", max_length=512, description="Image which the engines run.")
+    children: tuple[Child, ...] = Field((), max_length=32, description="The objects made for this resource.")
+    conditions: tuple[Condition, ...] = Field(
+        (),
+        max_length=16,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+        description="Ready, and Reconciling or Stalled while they hold.",
+    )
+
+    def condition(self, kind: ConditionType) -> Condition | None:
+        return next((c for c in self.conditions if c.type == kind), None)

@@ -1,0 +1,103 @@
+"""Messages over a socket pair: a length of four bytes, then a pickle.
+
+Pickle is safe here: both ends are our own processes and the socket has no name. Many events are one
+message, numbers travel as arrays.
+"""
+
+import pickle
+import socket
+import struct
+from array import array
+from dataclasses import dataclass, field
+
+from quire_engine.core.request import Request, RequestId
+from quire_engine.core.scheduler import Load
+from quire_engine.core.step import FinishReason
+
+__all__ = ["HEADER", "Ended", "Link", "Ready", "Report", "Work", "pack"]
+
+HEADER = struct.Struct("!I")
+
+
+@dataclass(slots=True, kw_only=True)
+class Work:
+    """To the engine: what is new since the last message."""
+
+    requests: list[Request] = field(default_factory=list)
+    aborts: list[RequestId] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True)
+class Ready:
+    """From the engine, once: it has loaded, and computed a token."""
+
+    max_model_len: int
+    num_blocks: int
+    block_size: int
+    dtype: str
+    device: str
+    load_seconds: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Report:
+    """From the engine, after a step: event i is token `tokens[i]` of request `ids[i]`, or none if that is -1."""
+
+    ids: "array[int]"
+    tokens: "array[int]"
+    finished: dict[int, tuple[FinishReason, bytes | None]]  # by position in `ids`
+    rejected: dict[RequestId, tuple[str, str | None]]  # message and parameter at fault
+    load: Load
+
+
+@dataclass(slots=True, kw_only=True)
+class Ended:
+    """From the engine, last: it cannot go on, and why."""
+
+    exit_code: int
+    reason: str
+
+
+Message = Work | Ready | Report | Ended
+
+
+def pack(message: Message) -> bytes:
+    body = pickle.dumps(message, protocol=5)
+    return HEADER.pack(len(body)) + body
+
+
+class Link:
+    """The engine's end: blocking, used by one thread."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._buffer = bytearray()
+
+    def send(self, message: Message) -> None:
+        self._sock.setblocking(True)
+        self._sock.sendall(pack(message))
+
+    def receive(self, wait: bool) -> list[Message]:
+        """All messages that have come; EOFError when the other end is gone."""
+        self._sock.setblocking(wait)
+        while True:
+            try:
+                data = self._sock.recv(1 << 18)
+            except BlockingIOError:
+                return self._take()
+            if not data:
+                raise EOFError
+            self._buffer += data
+            if messages := self._take():
+                return messages
+
+    def _take(self) -> list[Message]:
+        messages: list[Message] = []
+        while len(self._buffer) >= HEADER.size:
+            (length,) = HEADER.unpack_from(self._buffer)
+            end = HEADER.size + length
+            if len(self._buffer) < end:
+                break
+            messages.append(pickle.loads(self._buffer[HEADER.size : end]))
+            del self._buffer[:end]
+        return messages

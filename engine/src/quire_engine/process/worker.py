@@ -1,0 +1,100 @@
+"""The engine process: take what came in, compute a step, report it. No asyncio, idle at no cost."""
+
+import gc
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from array import array
+from typing import NoReturn
+
+from quire_api.flags import from_argv
+from quire_engine.build import build_engine
+from quire_engine.core.request import RequestId
+from quire_engine.core.step import FinishReason, TokenEvent
+from quire_engine.engine import Engine
+from quire_engine.errors import EngineFailure, RequestRejected
+from quire_engine.process.link import Ended, Link, Ready, Report, Work
+
+__all__ = ["main"]
+
+
+def main(argv: list[str]) -> int:
+    """`argv`: the number of the inherited socket, then the engine's flags."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the API process decides when to end; it closes the link
+    started = time.monotonic()
+    link = Link(socket.socket(fileno=int(argv[0])))
+    try:
+        built = build_engine(from_argv(argv[1:]))
+        built.warm_up()
+        ready = Ready(
+            max_model_len=built.sizes.max_model_len,
+            num_blocks=built.sizes.num_blocks,
+            block_size=built.sizes.block_size,
+            dtype=built.dtype,
+            device=str(built.device),
+            load_seconds=time.monotonic() - started,
+        )
+        gc.collect()
+        gc.freeze()  # what was loaded stays; collections look only at what is new
+        link.send(ready)
+        serve(built.engine, link)
+    except EOFError:
+        return 0
+    except EngineFailure as failure:
+        return _end(link, failure.exit_code, str(failure))
+    except MemoryError:
+        return _end(link, 11, "out of memory")
+    except Exception as error:  # whatever else: say so before ending, so that clients get the reason
+        traceback.print_exc()
+        return _end(link, 1, f"{type(error).__name__}: {error}")
+
+
+def serve(engine: Engine, link: Link) -> NoReturn:
+    """Until the link closes, which is an EOFError."""
+    while True:
+        rejected: dict[RequestId, tuple[str, str | None]] = {}
+        events: list[TokenEvent] = []
+        for message in link.receive(wait=not engine.has_work):
+            assert isinstance(message, Work)
+            for request in message.requests:
+                try:
+                    engine.add(request)
+                except RequestRejected as refusal:
+                    rejected[request.id] = (str(refusal), refusal.param)
+            for request_id in message.aborts:
+                events += engine.abort(request_id)
+        if engine.has_work:
+            events += engine.step()
+        link.send(_report(events, rejected, engine))
+
+
+def _report(events: list[TokenEvent], rejected: dict[RequestId, tuple[str, str | None]], engine: Engine) -> Report:
+    finished: dict[int, tuple[FinishReason, bytes | None]] = {}
+    for i, event in enumerate(events):
+        if event.finish is not None:
+            finished[i] = (event.finish, event.stop)
+    return Report(
+        ids=array("q", [event.request_id for event in events]),
+        tokens=array("q", [-1 if event.token is None else event.token for event in events]),
+        finished=finished,
+        rejected=rejected,
+        load=engine.load,
+    )
+
+
+def _end(link: Link, exit_code: int, reason: str) -> int:
+    try:
+        link.send(Ended(exit_code=exit_code, reason=reason))
+    except OSError:
+        print(reason, file=sys.stderr)
+    return exit_code
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # nothing is left to save, and the CUDA runtime takes its time to unload

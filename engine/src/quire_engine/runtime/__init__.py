@@ -1,0 +1,1 @@
+"""From plans to tensors: sizing (pure), batch arrays, the KV cache, the runner."""

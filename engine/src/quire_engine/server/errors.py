@@ -1,0 +1,55 @@
+"""Every error leaves in OpenAI's shape: {"error": {message, type, param, code}}."""
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from quire_engine.errors import RequestRejected
+from quire_engine.process.client import EngineLost
+
+__all__ = ["ModelUnknown", "Unavailable", "body", "install"]
+
+
+class ModelUnknown(Exception):
+    """The `model` of a request is none that we serve."""
+
+
+class Unavailable(Exception):
+    """Loading, draining or ended: try again later, or elsewhere."""
+
+
+def body(message: str, kind: str, code: int, param: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def install(app: FastAPI) -> None:
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(step) for step in first["loc"] if step != "body") or "body"
+        return JSONResponse(body(f"{where}: {first['msg']}", "invalid_request_error", 400, where), 400)
+
+    @app.exception_handler(RequestRejected)
+    async def rejected(_: Request, error: RequestRejected) -> JSONResponse:
+        return JSONResponse(body(str(error), "invalid_request_error", 400, error.param), 400)
+
+    @app.exception_handler(ModelUnknown)
+    async def unknown(_: Request, error: ModelUnknown) -> JSONResponse:
+        return JSONResponse(body(str(error), "not_found_error", 404, "model"), 404)
+
+    @app.exception_handler(Unavailable)
+    async def unavailable(_: Request, error: Unavailable) -> JSONResponse:
+        return JSONResponse(body(str(error), "service_unavailable_error", 503), 503, {"Retry-After": "2"})
+
+    @app.exception_handler(EngineLost)
+    async def lost(_: Request, error: EngineLost) -> JSONResponse:
+        return JSONResponse(body(str(error), "internal_error", 500), 500)
+
+    @app.exception_handler(HTTPException)
+    async def plain(_: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse(
+            body(str(error.detail), "invalid_request_error", error.status_code), error.status_code, error.headers
+        )

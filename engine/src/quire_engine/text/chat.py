@@ -1,0 +1,49 @@
+"""Chat messages -> prompt, by the checkpoint's own Jinja template, in a sandbox."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from quire_engine.errors import ConfigFailure, RequestRejected
+from quire_engine.text.tokenizer import Tokenizer
+
+__all__ = ["ChatTemplate"]
+
+
+class ChatTemplate:
+    """Renders conversations; a model without a template refuses them in one sentence."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        source = tokenizer.config.get("chat_template")
+        self._special = {
+            name: tokenizer.token_text(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")
+        }
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment.filters["tojson"] = _to_json
+        environment.globals.update(raise_exception=_raise, strftime_now=lambda form: datetime.now().strftime(form))
+        try:
+            self._template = environment.from_string(source) if isinstance(source, str) else None
+        except TemplateError as error:
+            raise ConfigFailure(f"the model's chat template is not valid Jinja: {error}") from None
+
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> str:
+        if self._template is None:
+            raise RequestRejected("this model has no chat template: use /v1/completions", "messages")
+        try:
+            return self._template.render(messages=messages, tools=tools, add_generation_prompt=True, **self._special)
+        except (TemplateError, TypeError, ValueError, AttributeError) as error:
+            raise RequestRejected(f"the model's chat template refused the messages: {error}", "messages") from None
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    """Without the HTML escapes of Jinja's own filter, as models were trained."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateError(message)

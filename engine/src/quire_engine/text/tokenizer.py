@@ -1,0 +1,91 @@
+"""A checkpoint's tokenizer, from tokenizer.json alone.
+
+Besides encoding it yields the table `token_bytes`: what each token adds to the text, as bytes. Streams are
+decoded from it and stop strings are matched on it, so that no token border can split a character.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as FastTokenizer
+
+from quire_engine.errors import WeightsFailure
+
+__all__ = ["Tokenizer"]
+
+
+class Tokenizer:
+    def __init__(self, folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        try:
+            self._fast = FastTokenizer.from_file(str(path))
+            self._fast.no_truncation()
+            self._fast.no_padding()
+            declared = json.loads(path.read_text())
+        except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
+            raise WeightsFailure(f"{path} cannot be read: {error}") from None
+        self.config = _read_config(folder)
+        self.special_ids = frozenset(token["id"] for token in declared.get("added_tokens", ()) if token["special"])
+        self.token_bytes: list[bytes] = self._token_bytes(declared)
+
+    @property
+    def vocabulary(self) -> int:
+        return len(self.token_bytes)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return self._fast.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: list[int]) -> str:
+        return b"".join(self.token_bytes[i] for i in ids).decode("utf-8", "replace")
+
+    def token_text(self, name: str) -> str:
+        """A special token of tokenizer_config.json, such as `bos_token`, or nothing."""
+        token = self.config.get(name)
+        return str(token["content"] if isinstance(token, dict) else token or "")
+
+    def _token_bytes(self, declared: dict[str, Any]) -> list[bytes]:
+        plain = _uses_byte_alphabet(declared.get("decoder") or {})
+        added = {token["id"] for token in declared.get("added_tokens", ())}
+        table = []
+        for i in range(self._fast.get_vocab_size(with_added_tokens=True)):
+            token = self._fast.id_to_token(i) or ""
+            if i in self.special_ids:
+                table.append(b"")
+            elif i in added:
+                table.append(token.encode())
+            elif plain:
+                table.append(bytes(_BYTE_OF[char] for char in token))
+            elif len(token) == 6 and token.startswith("<0x"):  # sentencepiece's byte fallback
+                table.append(bytes([int(token[3:5], 16)]))
+            else:
+                table.append(token.replace("▁", " ").encode())
+        return table
+
+
+def _uses_byte_alphabet(decoder: dict[str, Any]) -> bool:
+    return decoder.get("type") == "ByteLevel" or any(_uses_byte_alphabet(part) for part in decoder.get("decoders", ()))
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's spelling of bytes: printable ones stand for themselves, the others for characters from 256 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise WeightsFailure(f"{path} cannot be read: {error}") from None
+    template = folder / "chat_template.jinja"
+    if template.exists():
+        config["chat_template"] = template.read_text()
+    return config

@@ -1,0 +1,214 @@
+"""Kubernetes: server-side apply, three field managers, and what we see of pods.
+
+    quire         owns the objects' desired state, but never `replicas`
+    quire-scale   owns `replicas`: it creates a Deployment at 0, then sets /scale
+    quire-status  owns the status of the resource
+
+A manager that applied `replicas` once and then omits it would reset it to 1; hence the second one.
+Watches fill the store; nothing is read from the API server but what a create runs into.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from kubernetes.aio.dynamic import DynamicClient
+from kubernetes.aio.dynamic.exceptions import ConflictError, NotFoundError
+
+from quire_api.deployment import API_VERSION, KIND, LLMDeployment
+from quire_api.status import DeploymentStatus
+from quire_operator.backends.store import Object, Store
+from quire_operator.planner.observed import Failure, Instance, Key, ObjectState, Observed, Workload
+from quire_operator.planner.plan import Action, Apply, Create, Delete, Desired, Scale, digest
+from quire_operator.reconcile import NameTaken, ResourceKey
+from quire_operator.render import kubernetes
+from quire_operator.settings import OperatorSettings
+
+__all__ = ["OWNED", "ClusterBackend", "observe"]
+
+MANAGER, SCALE_MANAGER, STATUS_MANAGER = "quire", "quire-scale", "quire-status"
+
+OWNED: dict[str, str] = {"ServiceAccount": "v1", "Service": "v1", "Deployment": "apps/v1"}  # kind -> apiVersion
+
+Applied = dict[
+    tuple[ResourceKey, Key], tuple[str, str]
+]  # -> digest of the manifest, mark of the object that came of it
+
+
+class ClusterBackend:
+    def __init__(self, client: DynamicClient, store: Store, settings: OperatorSettings) -> None:
+        self._client = client
+        self._store = store
+        self._settings = settings
+        self._applied: Applied = {}
+
+    def observe(self, key: ResourceKey) -> tuple[Object, Observed] | None:
+        resource = self._store.resource(key)
+        if resource is None or resource["metadata"].get("deletionTimestamp"):
+            self._applied = {k: v for k, v in self._applied.items() if k[0] != key}
+            return None  # the garbage collector takes what we made
+        return resource, observe(key, resource, self._store, self._applied)
+
+    def render(self, deployment: LLMDeployment) -> Desired:
+        return kubernetes.render(deployment, self._settings)
+
+    async def execute(self, key: ResourceKey, action: Action) -> None:
+        api = await self._client.resources.get(api_version=OWNED[action.key.kind], kind=action.key.kind)
+        match action:
+            case Create(child, manifest):
+                if child.kind == "Deployment":
+                    await self._create_at_zero(api, key, child, manifest)
+                else:
+                    await self._refuse_if_taken(api, key, child)
+                await self._apply(api, key, child, manifest)
+            case Apply(child, manifest):
+                await self._apply(api, key, child, manifest)
+            case Scale(child, replicas):
+                body = {"spec": {"replicas": replicas}}
+                await api.subresources["scale"].patch(
+                    body=body,
+                    name=child.name,
+                    namespace=key.namespace,
+                    field_manager=SCALE_MANAGER,
+                    content_type="application/merge-patch+json",
+                )
+            case Delete(child, uid):
+                try:
+                    await api.delete(name=child.name, namespace=key.namespace, body={"preconditions": {"uid": uid}})
+                except NotFoundError:
+                    pass
+
+    async def write_status(self, key: ResourceKey, status: DeploymentStatus) -> None:
+        api = await self._client.resources.get(api_version=API_VERSION, kind=KIND)
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {"name": key.name, "namespace": key.namespace},
+            "status": json.loads(status.model_dump_json(by_alias=True)),
+        }
+        try:
+            answer = await api.status.server_side_apply(
+                body=body, name=key.name, namespace=key.namespace, field_manager=STATUS_MANAGER, force_conflicts=True
+            )
+        except NotFoundError:
+            return  # deleted meanwhile
+        self._store.put(answer.to_dict())
+
+    async def _apply(self, api: Any, key: ResourceKey, child: Key, manifest: Mapping[str, Any]) -> None:
+        answer = await api.server_side_apply(
+            body=dict(manifest), name=child.name, namespace=key.namespace, field_manager=MANAGER, force_conflicts=True
+        )
+        live = answer.to_dict()
+        self._store.put(live)
+        self._applied[key, child] = (digest(manifest), _mark(live))
+
+    async def _create_at_zero(self, api: Any, key: ResourceKey, child: Key, manifest: Mapping[str, Any]) -> None:
+        """What validation demands and no more: what this manager posts, it co-owns for ever."""
+        spec = manifest["spec"]
+        container = spec["template"]["spec"]["containers"][0]
+        stub = {
+            **{part: manifest[part] for part in ("apiVersion", "kind", "metadata")},
+            "spec": {
+                "replicas": 0,
+                "selector": spec["selector"],
+                "template": {
+                    "metadata": {"labels": spec["selector"]["matchLabels"]},
+                    "spec": {"containers": [{"name": container["name"], "image": container["image"]}]},
+                },
+            },
+        }
+        try:
+            await api.create(body=stub, namespace=key.namespace, field_manager=SCALE_MANAGER)
+        except ConflictError:
+            await self._refuse_if_taken(api, key, child)
+
+    async def _refuse_if_taken(self, api: Any, key: ResourceKey, child: Key) -> None:
+        """NameTaken unless there is no such object, or it is ours and the watch has not told us yet."""
+        try:
+            live = (await api.get(name=child.name, namespace=key.namespace)).to_dict()
+        except NotFoundError:
+            return
+        resource = self._store.resource(key)
+        controller = _controller(live)
+        if resource is not None and controller.get("uid") == resource["metadata"]["uid"]:
+            self._store.put(live)
+            return
+        raise NameTaken(child, f"{controller['kind']} {controller['name']}" if controller else "nobody that says so")
+
+
+def observe(key: ResourceKey, resource: Object, store: Store, applied: Applied) -> Observed:
+    """The snapshot, from the store alone."""
+    written = resource.get("status")
+    objects: dict[Key, ObjectState] = {}
+    for kind in OWNED:
+        for live in store.children(key, kind):
+            child = Key(kind, live["metadata"]["name"])
+            known_digest, mark = applied.get((key, child), (None, ""))
+            objects[child] = ObjectState(
+                uid=live["metadata"]["uid"],
+                owner_uid=_controller(live).get("uid"),
+                applied=known_digest if mark == _mark(live) else None,
+                replicas=live["spec"].get("replicas") if kind == "Deployment" else None,
+            )
+    deployment = next(store.children(key, "Deployment"), None)
+    return Observed(
+        status=DeploymentStatus.model_validate_json(json.dumps(written)) if written else None,
+        objects=objects,
+        workload=_workload(deployment) if deployment is not None else Workload(),
+        instances=tuple(
+            _instance(pod) for pod in store.children(key, "Pod") if not pod["metadata"].get("deletionTimestamp")
+        ),
+    )
+
+
+def _controller(live: Object) -> dict[str, Any]:
+    owners = live["metadata"].get("ownerReferences") or []
+    return next((dict(owner) for owner in owners if owner.get("controller")), {})
+
+
+def _mark(live: Object) -> str:
+    """Changes whenever somebody changes what we apply: the generation, where a kind has one, and the metadata we set."""
+    metadata = live["metadata"]
+    version = metadata.get("generation") or metadata["resourceVersion"]
+    return json.dumps(
+        [metadata["uid"], version, metadata.get("labels"), metadata.get("ownerReferences")], sort_keys=True
+    )
+
+
+def _workload(deployment: Object) -> Workload:
+    status = deployment.get("status") or {}
+    conditions = status.get("conditions") or []
+    replicas, updated = status.get("replicas", 0), status.get("updatedReplicas", 0)
+    ready = status.get("availableReplicas", 0)
+    return Workload(
+        current=status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0),
+        replicas=replicas,
+        updated=updated,
+        ready=ready,
+        updated_ready=max(
+            0, min(updated, ready - (replicas - updated))
+        ),  # at least so many: the others may all be old ones
+        deadline_exceeded=any(c.get("reason") == "ProgressDeadlineExceeded" for c in conditions),
+    )
+
+
+def _instance(pod: Object) -> Instance:
+    status = pod.get("status") or {}
+    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or [])
+    failures = [_failure(container) for container in status.get("containerStatuses") or []]
+    return Instance(
+        name=pod["metadata"]["name"], ready=ready, failure=None if ready else next((f for f in failures if f), None)
+    )
+
+
+def _failure(container: Mapping[str, Any]) -> Failure | None:
+    """How the engine container ended last, or why it cannot start; None while it runs and never ended."""
+    state = container.get("state") or {}
+    waiting = state.get("waiting") or {}
+    ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated")
+    if ended and ended.get("exitCode"):
+        message = (ended.get("message") or "").strip().rpartition("\n")[2]
+        return Failure(message=message, exit_code=ended["exitCode"], cause=ended.get("reason") or "")
+    if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+        return Failure(message=waiting.get("message") or "", cause=waiting["reason"])
+    return None

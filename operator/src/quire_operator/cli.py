@@ -1,0 +1,118 @@
+"""`quire plan`, `quire up`, `quire operator`."""
+
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import yaml
+
+from quire_api.errors import InvalidInput
+from quire_api.flags import FlagParser
+from quire_operator.documents import load
+from quire_operator.planner.plan import Desired
+from quire_operator.render import kubernetes, process
+from quire_operator.settings import OperatorSettings
+
+__all__ = ["operator", "plan", "up"]
+
+
+def plan(argv: list[str]) -> int:
+    """Print what would be applied, as YAML that kubectl takes; with --local, the processes."""
+    parser = FlagParser(
+        prog="quire plan", description="Print what the resources of YAML files become.", allow_abbrev=False
+    )
+    _add_files(parser)
+    parser.add_argument(
+        "--local", action="store_true", help="the processes of `quire up` instead of Kubernetes objects"
+    )
+    parser.add_argument(
+        "--engine-image",
+        default=OperatorSettings().engine_image,
+        help="image of engines that name none (default: %(default)s)",
+    )
+    arguments = parser.parse_args(argv)
+    settings = OperatorSettings(engine_image=arguments.engine_image)
+    documents = []
+    for deployment in load(arguments.file):
+        if arguments.local:
+            desired: Desired = process.render(deployment, Path("/run/quire"), "http://127.0.0.1:8000/v1")
+        else:
+            desired = kubernetes.render(deployment, settings)
+        for manifest in desired.objects:
+            if manifest["kind"] == "Deployment":  # set through /scale, so that an autoscaler may own it
+                manifest = {**manifest, "spec": {"replicas": desired.replicas, **manifest["spec"]}}
+            documents.append(manifest)
+    print(yaml.safe_dump_all(documents, sort_keys=False, width=120), end="")
+    return 0
+
+
+def up(argv: list[str]) -> int:
+    parser = FlagParser(
+        prog="quire up", description="Run the models of YAML files on this machine.", allow_abbrev=False
+    )
+    _add_files(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address of the endpoint (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=_port, default=8000, help="port of the endpoint; 0 takes a free one (default: %(default)s)"
+    )
+    arguments = parser.parse_args(argv)
+    deployments = load(arguments.file)
+    names = [name for deployment in deployments for name in deployment.model_names]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidInput([f"{name}: two resources serve this model name; rename one" for name in twice])
+
+    import uvloop
+
+    from quire_operator.up import run_up
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(run_up(deployments, arguments.host, arguments.port))
+
+
+def operator(argv: list[str]) -> int:
+    parser = FlagParser(prog="quire operator", description="Run the Kubernetes operator.", allow_abbrev=False)
+    defaults = OperatorSettings()
+    parser.add_argument(
+        "--engine-image", default=defaults.engine_image, help="image of engines that name none (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--namespace", action="append", default=[], help="watch this namespace only; repeat it (default: all)"
+    )
+    parser.add_argument("--port", type=_port, default=8080, help="port of /livez and /metrics (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+
+    from quire_operator.handlers import run
+
+    async def until_signalled() -> None:
+        running = asyncio.create_task(
+            run(OperatorSettings(engine_image=arguments.engine_image), arguments.namespace, arguments.port)
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+        try:
+            await running
+        except asyncio.CancelledError:
+            pass
+
+    asyncio.run(until_signalled())
+    return 0
+
+
+def _add_files(parser: FlagParser) -> None:
+    parser.add_argument(
+        "-f",
+        "--file",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="a YAML file, or a folder of them; repeat it",
+    )
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or int(text) > 65535:
+        raise InvalidInput([f"--port: {text} is not a port, 0 to 65535"])
+    return int(text)

@@ -1,0 +1,62 @@
+"""Reads LLMDeployments from YAML files; every mistake names the file, the document and the field."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from quire_api.deployment import API_VERSION, KIND, LLMDeployment
+from quire_api.errors import InvalidInput
+
+__all__ = ["load", "load_resource"]
+
+
+def load(paths: list[str]) -> list[LLMDeployment]:
+    """All resources of the files and folders, in order; InvalidInput lists every mistake of all of them."""
+    found: list[LLMDeployment] = []
+    problems: list[str] = []
+    for path in _files(paths):
+        for number, document in enumerate(_documents(path), start=1):
+            try:
+                found.append(LLMDeployment.parse(load_resource(document)))
+            except InvalidInput as error:
+                where = f"{path}" if number == 1 else f"{path} (document {number})"
+                problems += [f"{where}: {problem}" for problem in error.problems]
+    names = [(d.metadata.namespace, d.metadata.name) for d in found]
+    problems += [
+        f"{name[1]}: two resources have this name; rename one"
+        for name in sorted({n for n in names if names.count(n) > 1})
+    ]
+    if problems:
+        raise InvalidInput(problems)
+    if not found:
+        raise InvalidInput([f"{', '.join(paths)}: no {KIND} in it"])
+    return found
+
+
+def load_resource(document: Any) -> dict[str, Any]:
+    if not isinstance(document, dict):
+        raise InvalidInput(
+            [f"a resource is a mapping with apiVersion: {API_VERSION} and kind: {KIND}, not {document!r:.60}"]
+        )
+    return document
+
+
+def _files(paths: list[str]) -> list[Path]:
+    files: list[Path] = []
+    for name in paths:
+        path = Path(name)
+        if path.is_dir():
+            files += sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise InvalidInput([f"{name}: there is no such file or folder"])
+    return files
+
+
+def _documents(path: Path) -> list[Any]:
+    try:
+        return [document for document in yaml.safe_load_all(path.read_text()) if document is not None]
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidInput([f"{path}: not YAML: {' '.join(str(error).split())}"]) from None

@@ -1,0 +1,67 @@
+"""The snapshot a plan is made from. Both backends fill it; nothing is read after it was taken."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from quire_api.status import DeploymentStatus
+
+__all__ = ["Failure", "Instance", "Key", "ObjectState", "Observed", "Workload"]
+
+
+class Key(NamedTuple):
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectState:
+    """An object that exists under the resource's label."""
+
+    uid: str
+    owner_uid: str | None  # of its controller
+    applied: str | None  # digest of the manifest it still equals, as far as we know
+    replicas: int | None = None  # of a scalable object
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """How an engine ended, or why it cannot start."""
+
+    message: str
+    exit_code: int | None = None  # None: it never ran
+    cause: str = ""  # the machine's word for it: OOMKilled, ImagePullBackOff, ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """One engine."""
+
+    name: str
+    ready: bool
+    failure: Failure | None = None  # the last one, while the instance is not ready
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """How far the engines are from the wanted revision."""
+
+    current: bool = False  # the machine has taken notice of the latest revision
+    replicas: int = 0  # engines of any revision
+    updated: int = 0  # ... of the wanted one
+    ready: int = 0  # ... of any revision, serving
+    updated_ready: int = 0  # ... of the wanted one, serving
+    deadline_exceeded: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    status: DeploymentStatus | None  # what we wrote last
+    objects: Mapping[Key, ObjectState] = field(default_factory=dict)
+    workload: Workload = Workload()
+    instances: tuple[Instance, ...] = ()
+    conflicts: Mapping[Key, str] = field(default_factory=dict)  # names that somebody else has, and who
+
+
+def key_of(manifest: Mapping[str, Any]) -> Key:
+    return Key(manifest["kind"], manifest["metadata"]["name"])

@@ -1,0 +1,157 @@
+"""From a resource and a snapshot to actions and a status.
+
+    resource --render--> desired --diff--> actions
+                            '--conditions--> status
+
+Rules: a bad resource is a condition and no action; so is a name that somebody else has. The same input
+gives the same plan, and a plan that was carried out leaves nothing to do (property-tested).
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from quire_api.deployment import LLMDeployment
+from quire_api.errors import InvalidInput
+from quire_api.status import Child, DeploymentStatus, Reason
+from quire_operator.planner.conditions import Verdict, judge, write_status
+from quire_operator.planner.observed import Key, Observed, key_of
+
+__all__ = ["Action", "Apply", "Create", "Delete", "Desired", "Plan", "Scale", "digest", "plan"]
+
+Manifest = Mapping[str, Any]
+
+RETRY_CONFLICT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desired:
+    """What a resource becomes on a backend."""
+
+    objects: tuple[Manifest, ...]
+    replicas: int | None  # of the scalable object among them; None where each replica is an object
+    url: str
+    image: str
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Make an object that must not exist yet."""
+
+    key: Key
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Make an object of ours equal to its manifest."""
+
+    key: Key
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    key: Key
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    key: Key
+    uid: str
+
+
+Action = Create | Apply | Scale | Delete
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    actions: tuple[Action, ...]
+    status: DeploymentStatus
+    requeue_after: float | None = None
+
+
+def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment], Desired], now: str) -> Plan:
+    """`now` is the time to write into conditions that change."""
+    generation = resource.get("metadata", {}).get("generation", 0)
+    if observed.status is None:  # a resource without status counts as healthy: say at once that it is not known to be
+        verdict = Verdict.unknown()
+        return Plan(actions=(), status=write_status(DeploymentStatus(), verdict, generation, now), requeue_after=0.0)
+    try:
+        deployment = LLMDeployment.parse(resource)
+    except InvalidInput as error:
+        verdict = Verdict.stalled(Reason.INVALID_SPEC, str(error).replace("\n", "; "))
+        return Plan(actions=(), status=write_status(observed.status, verdict, generation, now))
+
+    desired = render(deployment)
+    if taken := _taken(desired, observed, deployment.metadata.uid):
+        verdict = Verdict.stalled(Reason.NAME_CONFLICT, taken)
+        status = write_status(observed.status, verdict, generation, now)
+        return Plan(actions=(), status=status, requeue_after=RETRY_CONFLICT_S)
+
+    actions = diff(desired, observed)
+    verdict = judge(deployment, observed, pending=any(not isinstance(action, Delete) for action in actions))
+    workload, wanted = observed.workload, deployment.spec.replicas
+    facts = DeploymentStatus(
+        url=desired.url,
+        image=desired.image,
+        model_name=deployment.model_names[0],
+        selector=",".join(f"{k}={v}" for k, v in sorted(_selector(desired).items())),
+        replicas=workload.replicas,
+        ready_replicas=workload.ready,
+        serving=f"{workload.updated_ready}/{wanted}",
+        children=tuple(Child(kind=key.kind, name=key.name) for key in sorted(map(key_of, desired.objects))),
+        conditions=observed.status.conditions,
+    )
+    return Plan(actions=tuple(actions), status=write_status(facts, verdict, generation, now))
+
+
+def diff(desired: Desired, observed: Observed) -> list[Action]:
+    """Create what is missing, apply what differs, set the scale, delete what is no longer wanted; in that order."""
+    actions: list[Action] = []
+    wanted = {key_of(manifest): manifest for manifest in desired.objects}
+    for key, manifest in wanted.items():
+        state = observed.objects.get(key)
+        if state is None:
+            actions.append(Create(key, manifest))
+        elif state.applied != digest(manifest):
+            actions.append(Apply(key, manifest))
+        if (
+            desired.replicas is not None
+            and _scalable(manifest)
+            and (state is None or state.replicas != desired.replicas)
+        ):
+            actions.append(Scale(key, desired.replicas))
+    actions += [Delete(key, state.uid) for key, state in sorted(observed.objects.items()) if key not in wanted]
+    return actions
+
+
+def digest(manifest: Manifest) -> str:
+    """Equal for equal manifests, and for no others."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _scalable(manifest: Manifest) -> bool:
+    return bool(manifest["kind"] == "Deployment")
+
+
+def _selector(desired: Desired) -> dict[str, str]:
+    """The labels that select engines; processes have none."""
+    for manifest in desired.objects:
+        if _scalable(manifest):
+            return dict(manifest["spec"]["selector"]["matchLabels"])
+    return {}
+
+
+def _taken(desired: Desired, observed: Observed, uid: str) -> str | None:
+    """The sentence about the first name that is somebody else's."""
+    for manifest in desired.objects:
+        key = key_of(manifest)
+        state = observed.objects.get(key)
+        if key in observed.conflicts or (state is not None and state.owner_uid != uid):
+            owner = observed.conflicts.get(key, "somebody else")
+            return f"{key.kind} {key.name} belongs to {owner}: delete or rename it, or give this LLMDeployment another name"
+    return None

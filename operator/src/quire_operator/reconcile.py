@@ -1,0 +1,67 @@
+"""One turn of the loop, the same for a cluster and for one machine: observe, plan, carry out, say so."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, Protocol
+
+from quire_api.deployment import LLMDeployment
+from quire_api.status import DeploymentStatus
+from quire_operator.planner.observed import Key, Observed
+from quire_operator.planner.plan import Action, Desired, Plan, plan
+
+__all__ = ["Backend", "NameTaken", "ResourceKey", "reconcile"]
+
+
+class ResourceKey(NamedTuple):
+    namespace: str
+    name: str
+
+
+class NameTaken(Exception):
+    """An object that was to be created exists and is not ours."""
+
+    def __init__(self, key: Key, owner: str) -> None:
+        super().__init__(f"{key.kind} {key.name} belongs to {owner}")
+        self.key, self.owner = key, owner
+
+
+class Backend(Protocol):
+    def observe(self, key: ResourceKey) -> tuple[Mapping[str, Any], Observed] | None:
+        """The resource and the snapshot; None when it is gone. Reads what is already here, waits for nothing."""
+        ...
+
+    def render(self, deployment: LLMDeployment) -> Desired: ...
+
+    async def execute(self, key: ResourceKey, action: Action) -> None:
+        """Carry out one action; doing it twice does no harm."""
+        ...
+
+    async def write_status(self, key: ResourceKey, status: DeploymentStatus) -> None: ...
+
+
+async def reconcile(
+    key: ResourceKey, backend: Backend, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+) -> float | None:
+    """Seconds until the resource wants to be looked at again; None: when something changes; infinity: it is gone."""
+    seen = backend.observe(key)
+    if seen is None:
+        return math.inf
+    resource, observed = seen
+    while True:
+        decision = plan(resource, observed, backend.render, now().strftime("%Y-%m-%dT%H:%M:%SZ"))
+        try:
+            await _carry_out(key, decision, backend)
+        except NameTaken as taken:
+            observed = replace(observed, conflicts={**observed.conflicts, taken.key: taken.owner})
+            continue
+        if decision.status != observed.status:
+            await backend.write_status(key, decision.status)
+        return decision.requeue_after
+
+
+async def _carry_out(key: ResourceKey, decision: Plan, backend: Backend) -> None:
+    """In order; the first failure stops, and the next turn plans anew."""
+    for action in decision.actions:
+        await backend.execute(key, action)

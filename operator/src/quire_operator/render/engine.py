@@ -1,0 +1,20 @@
+"""The engine's command line, the same for a pod and for a process."""
+
+from quire_api.deployment import LLMDeployment, seconds
+from quire_api.engine import EngineConfig
+from quire_api.flags import to_argv
+
+__all__ = ["engine_argv"]
+
+
+def engine_argv(deployment: LLMDeployment, **place: object) -> list[str]:
+    """`quire serve` with what the user set; `place` is what the backend adds (device, address)."""
+    spec = deployment.spec
+    config = EngineConfig(
+        **spec.engine.model_dump(exclude_unset=True),
+        model=spec.model.source.uri,
+        served_model_name=deployment.model_names,
+        shutdown_timeout=float(seconds(spec.drain.timeout)),
+        **place,
+    )
+    return ["quire", "serve", *to_argv(config)]

@@ -1,0 +1,23 @@
+"""Labels and names: how objects and the resource they belong to find each other."""
+
+from quire_api.deployment import GROUP, LLMDeployment
+
+__all__ = ["MANAGED", "OWNER_LABEL", "ROLE_LABEL", "labels", "selector"]
+
+OWNER_LABEL = f"{GROUP}/llmdeployment"
+ROLE_LABEL = f"{GROUP}/role"
+MANAGED = {"app.kubernetes.io/managed-by": "quire"}  # what the operator's watches select
+
+
+def selector(deployment: LLMDeployment) -> dict[str, str]:
+    """Selects the engine pods; immutable once a Deployment has it, so never add to it."""
+    return {OWNER_LABEL: deployment.metadata.name, ROLE_LABEL: "engine"}
+
+
+def labels(deployment: LLMDeployment) -> dict[str, str]:
+    return {
+        **selector(deployment),
+        **MANAGED,
+        "app.kubernetes.io/name": "quire-engine",
+        "app.kubernetes.io/instance": deployment.metadata.name,
+    }

@@ -1,0 +1,67 @@
+"""The queue between events and reconciles.
+
+A key that is woken many times is reconciled once; one key is never reconciled twice at the same time; a
+failure is tried again later and later, with jitter. `last_turn` tells the liveness probe that the queue turns.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+from quire_operator.reconcile import ResourceKey
+
+__all__ = ["Worker"]
+
+log = logging.getLogger("quire.worker")
+
+RETRY_FIRST_S = 0.5
+RETRY_MOST_S = 300.0
+RESYNC_S = 600.0
+
+
+class Worker:
+    def __init__(self, reconcile: Callable[[ResourceKey], Awaitable[float | None]]) -> None:
+        self._reconcile = reconcile
+        self._due: dict[ResourceKey, float] = {}  # when to look at a key, by the loop's clock
+        self._failures: dict[ResourceKey, int] = {}
+        self._changed = asyncio.Event()
+        self.last_turn = time.monotonic()
+
+    def wake(self, key: ResourceKey, after: float = 0.0) -> None:
+        """Look at `key` no later than `after` seconds from now."""
+        when = time.monotonic() + after
+        if when < self._due.get(key, float("inf")):
+            self._due[key] = when
+            self._changed.set()
+
+    async def run(self) -> None:
+        """For ever, one key after the other."""
+        while True:
+            self.last_turn = now = time.monotonic()
+            key = min(self._due, key=lambda k: self._due[k], default=None)
+            wait = min(self._due[key] - now, 5.0) if key is not None else 5.0
+            if key is None or wait > 0:
+                self._changed.clear()
+                try:
+                    await asyncio.wait_for(self._changed.wait(), wait)
+                except TimeoutError:
+                    pass
+                continue
+            del self._due[key]
+            await self._turn(key)
+
+    async def _turn(self, key: ResourceKey) -> None:
+        try:
+            again = await self._reconcile(key)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # one resource's trouble must not stop the others
+            failures = self._failures[key] = self._failures.get(key, 0) + 1
+            delay = min(RETRY_FIRST_S * 2 ** (failures - 1), RETRY_MOST_S) * random.uniform(0.8, 1.2)
+            log.warning("%s/%s: %s; again in %.1f s", key.namespace, key.name, error, delay)
+            self.wake(key, delay)
+            return
+        self._failures.pop(key, None)
+        self.wake(key, RESYNC_S * random.uniform(0.8, 1.2) if again is None else again)
