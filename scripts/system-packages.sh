@@ -12,7 +12,8 @@ if [[ "${1:-}" == "e2e" ]]; then
     etcd-server                    # the API server's store
     iptables conntrack             # what kube-proxy programs
     iproute2                       # the network namespace the cluster lives in
-    buildah debootstrap            # images without a Docker engine
+    openssl                        # the certificates of the cluster
+  buildah debootstrap            # images without a Docker engine
   )
 fi
 

@@ -71,8 +71,9 @@ def _convert(node: Schema, definitions: dict[str, Schema], model: type[BaseModel
         if model is EngineOptions:  # defaults would be frozen into stored objects; the engine has its own
             for child in result["properties"].values():
                 child.pop("default", None)
-        elif "default" not in result and any("default" in child for child in result["properties"].values()):
-            result["default"] = {}  # else the defaults inside are never reached
+        elif "default" not in result:  # else the defaults inside are never reached; spelled out, for the rules see them
+            inside = {name: child["default"] for name, child in result["properties"].items() if "default" in child}
+            result.update({"default": inside} if inside else {})
         if result.get("required"):
             result.pop("default", None)
     if "items" in result:

@@ -73,6 +73,7 @@ async def run(settings: OperatorSettings, namespaces: list[str], port: int) -> N
 
 def _registry(store: Store, worker: Worker) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
+    kopf.on.login(id="login", errors=kopf.ErrorsMode.PERMANENT, registry=registry)(kopf.login_via_client)
     for group, version, plural in WATCHED:
 
         async def listed(body: Mapping[str, Any], **_: object) -> None:
@@ -101,6 +102,7 @@ def _settings() -> kopf.OperatorSettings:
     settings.networking.connect_timeout = 5
     settings.networking.request_timeout = 30
     settings.watching.chunk_size = 500
+    settings.scanning.disabled = True  # the CRD comes with the chart, before us
     settings.execution.max_workers = 1
     # The default one is shared by all kopf operators: kopf takes it off objects which others still need it on.
     settings.persistence.finalizer = f"{GROUP}/unused"

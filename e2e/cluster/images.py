@@ -1,0 +1,110 @@
+"""Builds images with buildah and hands them to a cluster's containerd. Storage is our own, in the cache.
+
+The base is what `debian:bookworm-slim` is: a minimal Debian, made by debootstrap, so that no registry is needed.
+Layers are cached between runs: an edit of our own code rebuilds the last, thin ones.
+"""
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from layout import CACHE, Layout
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE = "localhost/quire-e2e/debian:bookworm"
+PAUSE_SOURCE = """\
+#include <signal.h>
+#include <unistd.h>
+static void end(int number) { _exit(0); }
+int main(void) { signal(SIGTERM, end); signal(SIGINT, end); for (;;) pause(); }
+"""
+
+
+def build_images() -> dict[str, Path]:
+    """Build engine and operator; image name -> archive."""
+    _ensure_base()
+    return {
+        "localhost/quire-engine:e2e": _build("engine", "localhost/quire-engine:e2e"),
+        "localhost/quire-operator:e2e": _build("operator", "localhost/quire-operator:e2e"),
+    }
+
+
+def import_image(layout: Layout, archive: Path) -> None:
+    _run(["ctr", f"--address={layout.containerd_socket}", "--namespace=k8s.io", "images", "import", "--no-unpack", str(archive)])
+
+
+def import_pause_image(layout: Layout) -> None:
+    """The process that holds a pod's namespaces: ten lines of C, statically linked, alone in an image."""
+    archive = CACHE / "pause.tar"
+    if not archive.exists():
+        context = CACHE / f"pause-{os.getpid()}"
+        context.mkdir(parents=True)
+        (context / "pause.c").write_text(PAUSE_SOURCE)
+        _run(["gcc", "-static", "-Os", "-o", str(context / "pause"), str(context / "pause.c")])
+        (context / "Dockerfile").write_text('FROM scratch\nCOPY pause /pause\nUSER 65535:65535\nENTRYPOINT ["/pause"]\n')
+        _buildah("bud", "--tag=docker.io/quire-e2e/pause:1", str(context))
+        _push("docker.io/quire-e2e/pause:1", archive)
+        shutil.rmtree(context)
+    import_image(layout, archive)
+
+
+def _ensure_base() -> None:
+    if _buildah("images", "--quiet", BASE, check=False).stdout.strip():
+        return
+    print("  making the base image with debootstrap ...", flush=True)
+    tree = CACHE / f"debootstrap-{os.getpid()}"
+    try:
+        _run(["debootstrap", "--variant=minbase", "--include=ca-certificates", "bookworm", str(tree)])
+        context = tree.parent
+        (context / f"{tree.name}.Dockerfile").write_text(f'FROM scratch\nCOPY {tree.name}/ /\nCMD ["bash"]\n')
+        _buildah("bud", f"--file={context / f'{tree.name}.Dockerfile'}", f"--tag={BASE}", f"--ignorefile={os.devnull}", str(context))
+    finally:
+        shutil.rmtree(tree, ignore_errors=True)
+        (tree.parent / f"{tree.name}.Dockerfile").unlink(missing_ok=True)
+
+
+def _build(name: str, tag: str) -> Path:
+    """An archive that is only written again when the image has changed."""
+    started = time.monotonic()
+    certificates = "/etc/ssl/certs:/etc/ssl/certs:ro"  # of this machine: a mirror may have an authority of its own
+    _buildah(
+        "bud", "--layers", f"--build-arg=BASE_IMAGE={BASE}", f"--volume={certificates}",
+        f"--file={ROOT / f'Dockerfile.{name}'}", f"--tag={tag}", str(ROOT),
+    )  # fmt: skip
+    image = _buildah("images", "--quiet", "--no-trunc", tag).stdout.strip().rpartition(":")[2]
+    archive = CACHE / "images" / f"{name}-{image[:16]}.tar"
+    if not archive.exists():
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        for old in archive.parent.glob(f"{name}-*.tar"):
+            old.unlink()
+        _push(tag, archive)
+    print(f"  {name} image ready in {time.monotonic() - started:.0f} s ({archive.stat().st_size / 1e9:.1f} GB)", flush=True)
+    return archive
+
+
+def _push(tag: str, archive: Path) -> None:
+    partial = archive.with_suffix(f".partial-{os.getpid()}")
+    _buildah("push", tag, f"docker-archive:{partial}:{tag}")
+    partial.rename(archive)
+
+
+def _buildah(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    storage = CACHE / "buildah"
+    environment = {**os.environ, "STORAGE_DRIVER": "overlay", "BUILDAH_ISOLATION": "chroot", "TMPDIR": str(_tmp())}
+    command = ["buildah", f"--root={storage / 'root'}", f"--runroot={storage / 'run'}", *arguments]
+    return _run(command, environment, check=check)
+
+
+def _tmp() -> Path:
+    folder = CACHE / "tmp"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _run(command: list[str], environment: dict[str, str] | None = None, *, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if check and done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-3000:]}")
+    return done

@@ -1,0 +1,172 @@
+"""containerd, kubelet, kube-proxy and DNS: one node, with real pods."""
+
+import json
+import subprocess
+
+from layout import BINARIES, DNS_SERVICE, NODE_ADDRESS, POD_RANGE, Layout
+from processes import start, wait_until
+
+PAUSE_IMAGE = "docker.io/quire-e2e/pause:1"
+
+_CONTAINERD = """\
+version = 2
+root = "{folder}/containerd"
+state = "{run}/containerd"
+[grpc]
+  address = "{run}/containerd.sock"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{pause}"
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "overlayfs"
+    default_runtime_name = "runc"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = "{folder}/cni"
+"""
+
+_KUBELET = """\
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+cgroupDriver: cgroupfs
+cgroupRoot: /
+cgroupsPerQOS: false
+enforceNodeAllocatable: []
+failCgroupV1: false
+failSwapOn: false
+localStorageCapacityIsolation: false
+featureGates: {{KubeletInUserNamespace: true}}
+authentication: {{anonymous: {{enabled: false}}, webhook: {{enabled: true}}, x509: {{clientCAFile: {folder}/pki/ca.crt}}}}
+authorization: {{mode: Webhook}}
+clusterDNS: [{dns}]
+clusterDomain: cluster.local
+containerRuntimeEndpoint: unix://{run}/containerd.sock
+podLogsDir: {folder}/pod-logs
+imageGCHighThresholdPercent: 100
+evictionHard: {{memory.available: "50Mi"}}
+serializeImagePulls: false
+"""
+
+_PROXY = """\
+apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+mode: iptables
+clusterCIDR: {pods}
+hostnameOverride: node0
+clientConnection: {{kubeconfig: {folder}/kube-proxy.kubeconfig}}
+conntrack: {{maxPerCore: 0, min: 0}}
+"""
+
+_COREFILE = """\
+cluster.local:53 {{
+    bind {node}
+    errors
+    kubernetes cluster.local {{
+        kubeconfig {folder}/coredns.kubeconfig e2e
+    }}
+}}
+"""
+
+_DNS_SERVICE = """\
+apiVersion: v1
+kind: Service
+metadata: {{name: kube-dns, namespace: kube-system}}
+spec:
+  clusterIP: {dns}
+  ports: [{{name: dns, port: 53, protocol: UDP}}, {{name: dns-tcp, port: 53, protocol: TCP}}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: kube-dns, namespace: kube-system, labels: {{kubernetes.io/service-name: kube-dns}}}}
+addressType: IPv4
+ports: [{{name: dns, port: 53, protocol: UDP}}, {{name: dns-tcp, port: 53, protocol: TCP}}]
+endpoints: [{{addresses: [{node}], conditions: {{ready: true}}}}]
+"""
+
+
+def start_containerd(layout: Layout) -> None:
+    folder = layout.folder
+    (folder / "containerd.toml").write_text(_CONTAINERD.format(folder=folder, run=layout.run, pause=PAUSE_IMAGE))
+    network = {
+        "cniVersion": "0.4.0",
+        "name": "pods",
+        "plugins": [
+            {
+                "type": "bridge",
+                "bridge": "cni0",
+                "isGateway": True,
+                "ipMasq": True,
+                "hairpinMode": True,
+                "ipam": {
+                    "type": "host-local",
+                    "dataDir": f"{layout.run}/cni",
+                    "ranges": [[{"subnet": POD_RANGE}]],
+                    "routes": [{"dst": "0.0.0.0/0"}],
+                },
+            },
+            {"type": "portmap", "capabilities": {"portMappings": True}},
+        ],
+    }
+    (folder / "cni").mkdir()
+    (folder / "cni" / "10-pods.conflist").write_text(json.dumps(network))
+    start(layout, "containerd", ["/usr/bin/containerd", f"--config={folder / 'containerd.toml'}"])
+    wait_until("containerd", lambda: _ctr(layout, "version").returncode == 0, 30, folder / "logs" / "containerd.log")
+
+
+def start_node(layout: Layout) -> None:
+    folder = layout.folder
+    values = {"folder": folder, "run": layout.run, "dns": DNS_SERVICE, "node": NODE_ADDRESS, "pods": POD_RANGE}
+    (folder / "kubelet.yaml").write_text(_KUBELET.format(**values))
+    start(
+        layout,
+        "kubelet",
+        [
+            str(BINARIES / "kubelet"),
+            f"--config={folder / 'kubelet.yaml'}",
+            f"--kubeconfig={folder / 'kubelet.kubeconfig'}",
+            f"--root-dir={folder / 'kubelet'}",
+            "--hostname-override=node0",
+            f"--node-ip={NODE_ADDRESS}",
+            f"--cert-dir={folder / 'kubelet-pki'}",
+        ],
+    )
+    (folder / "kube-proxy.yaml").write_text(_PROXY.format(**values))
+    start(layout, "kube-proxy", [str(BINARIES / "kube-proxy"), f"--config={folder / 'kube-proxy.yaml'}"])
+    (folder / "Corefile").write_text(_COREFILE.format(**values))
+    start(layout, "coredns", [str(BINARIES / "coredns"), "-conf", str(folder / "Corefile")])
+    kubectl(layout, "apply", "-f", "-", stdin=_DNS_SERVICE.format(**values))
+    wait_until("the node", lambda: _node_ready(layout), 60, folder / "logs" / "kubelet.log")
+
+
+def kubectl(layout: Layout, *arguments: str, stdin: str | None = None) -> str:
+    command = [*layout.inside, str(BINARIES / "kubectl"), f"--kubeconfig={layout.kubeconfig}", *arguments]
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"kubectl {' '.join(arguments)}: {done.stderr}")
+    return done.stdout
+
+
+def remove_pods(layout: Layout) -> None:
+    """End every container, through containerd, while it still runs."""
+    if not layout.containerd_socket.exists():
+        return
+    for task in _ctr(layout, "tasks", "list", "-q").stdout.split():
+        _ctr(layout, "tasks", "kill", "--signal=SIGKILL", "--all", task)
+    for task in _ctr(layout, "tasks", "list", "-q").stdout.split():
+        _ctr(layout, "tasks", "delete", "--force", task)
+    for container in _ctr(layout, "containers", "list", "-q").stdout.split():
+        _ctr(layout, "containers", "delete", container)
+
+
+def _ctr(layout: Layout, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["/usr/bin/ctr", f"--address={layout.containerd_socket}", "--namespace=k8s.io", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def _node_ready(layout: Layout) -> bool:
+    path = "jsonpath={.items[*].status.conditions[?(@.type=='Ready')].status}"
+    command = [*layout.inside, str(BINARIES / "kubectl"), f"--kubeconfig={layout.kubeconfig}", "get", "nodes", "-o", path]
+    return subprocess.run(command, capture_output=True, text=True).stdout == "True"

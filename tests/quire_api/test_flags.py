@@ -1,0 +1,79 @@
+"""EngineConfig <-> argv."""
+
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from quire_api import EngineConfig, InvalidInput
+from quire_api.engine import BlockSize, Device, DType
+from quire_api.flags import from_argv, to_argv
+
+text = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=30)
+configs = st.builds(
+    EngineConfig,
+    model=text,
+    served_model_name=st.lists(text, max_size=3).map(tuple),
+    dtype=st.sampled_from(get_args(DType)),
+    device=st.sampled_from(get_args(Device)),
+    block_size=st.sampled_from(get_args(BlockSize)),
+    max_model_len=st.none() | st.integers(16, 100_000),
+    kv_cache_gib=st.none() | st.floats(0.001, 4096),
+    max_num_seqs=st.integers(1, 4096),
+    max_num_batched_tokens=st.integers(4096, 100_000),
+    seed=st.integers(0, 2**32 - 1),
+    host=text,
+    port=st.integers(0, 65535),
+    uds=st.none() | text,
+    shutdown_timeout=st.floats(0, 3600),
+)
+
+
+@given(configs)
+def test_config_to_argv_and_back_is_the_identity(config: EngineConfig) -> None:
+    assert from_argv(to_argv(config)) == config
+
+
+def test_strategy_covers_every_field() -> None:
+    """A new option without a place in the strategy above would go untested."""
+    assert set(EngineConfig.model_fields) == set(
+        "model served_model_name dtype device block_size max_model_len kv_cache_gib max_num_seqs max_num_batched_tokens "
+        "seed host port uds shutdown_timeout".split()
+    )
+
+
+def test_only_set_options_are_rendered() -> None:
+    config = EngineConfig(model="m", max_num_seqs=256)
+
+    assert to_argv(config) == ["--max-num-seqs=256", "--model=m"]
+
+
+def test_a_list_takes_several_values_and_repeats() -> None:
+    together = from_argv(["--model", "m", "--served-model-name", "a", "b"])
+    repeated = from_argv(["--model=m", "--served-model-name=a", "--served-model-name=b"])
+
+    assert together.served_model_name == repeated.served_model_name == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--max-modle-len=5"], '--max-modle-len: unknown flag; did you mean "--max-model-len"?'),
+        (["--zzz"], "--zzz: unknown flag; known here: "),
+        (["--block-size=12"], "--block-size: must be 8, 16 or 32, not 12"),
+        (["--dtype=int4"], "--dtype: must be 'auto', 'float32', 'bfloat16' or 'float16', not 'int4'"),
+        (["--max-num-seqs=many"], "--max-num-seqs: must be a valid integer"),
+        (["--port=70000"], "--port: must be less than or equal to 65535, not '70000'"),
+        (["--max-num-seqs=64", "--max-num-batched-tokens=32"], "maxNumBatchedTokens must be at least maxNumSeqs"),
+        (["--seed"], "--seed: expected one argument"),
+        ([], "--model: required, but not set"),
+        (["stray"], "stray: unexpected argument"),
+    ],
+)
+def test_bad_flag_is_refused_with_its_name_and_the_fix(argv: list[str], says: str) -> None:
+    model = [] if argv == [] else ["--model=m"]
+
+    with pytest.raises(InvalidInput) as refused:
+        from_argv([*model, *argv])
+
+    assert says in str(refused.value)
