@@ -17,7 +17,7 @@ from quire_engine.engine import Engine
 from quire_engine.errors import ConfigFailure, DeviceFailure, MemoryFailure
 from quire_engine.locate import locate_model
 from quire_engine.models import ARCHITECTURES
-from quire_engine.models.spec import ModelSpec, read_spec
+from quire_engine.spec import ModelSpec, read_spec
 from quire_engine.models.weights import Weights
 from quire_engine.ops.reference import reference_ops
 from quire_engine.runtime.kv_cache import KVCache
@@ -43,8 +43,12 @@ class BuiltEngine:
             self.engine.step()
 
 
-def build_engine(config: EngineConfig) -> BuiltEngine:
-    """Load the model; EngineFailure says in a sentence what is wrong."""
+def build_engine(config: EngineConfig, depth: int | None = None) -> BuiltEngine:
+    """Load the model; EngineFailure says in a sentence what is wrong.
+
+    `depth` is how many steps may be under way. None takes what suits the device: a GPU computes a step while the
+    host plans the next; a CPU computes while it is asked to, so there is nothing to run ahead of.
+    """
     folder = locate_model(config.model)
     spec = read_spec(folder)
     if spec.architecture not in ARCHITECTURES:
@@ -79,8 +83,8 @@ def build_engine(config: EngineConfig) -> BuiltEngine:
         _token_bytes(folder, spec),
     )
     runner = ModelRunner(model, ops, cache, config.max_num_seqs, device)
-    depth = 2 if device.type == "cuda" else 1  # a CPU computes while it is asked to; there is nothing to run ahead of
-    return BuiltEngine(engine=Engine(scheduler, runner, depth), sizes=sizes, dtype=dtype, device=device)
+    engine = Engine(scheduler, runner, depth or (2 if device.type == "cuda" else 1))
+    return BuiltEngine(engine=engine, sizes=sizes, dtype=dtype, device=device)
 
 
 def _token_bytes(folder: Path, spec: ModelSpec) -> list[bytes]:

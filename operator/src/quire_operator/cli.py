@@ -84,6 +84,8 @@ def operator(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
 
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # it tells of every event; we tell of every action
+
     from quire_operator.handlers import run
 
     async def until_signalled() -> None:

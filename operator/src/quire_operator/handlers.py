@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import kopf
+from kopf._core.engines.peering import Identity
 from kubernetes.aio import client, config
 from kubernetes.aio.dynamic import DynamicClient
 
@@ -53,6 +54,7 @@ async def run(settings: OperatorSettings, namespaces: list[str], port: int) -> N
             kopf.operator(
                 registry=_registry(store, worker),
                 settings=_settings(),
+                identity=Identity("quire"),  # else it asks for a user name, which a bare uid has not
                 standalone=True,
                 clusterwide=not namespaces,
                 namespaces=namespaces,

@@ -1,5 +1,6 @@
 """One turn of the loop, the same for a cluster and for one machine: observe, plan, carry out, say so."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,6 +11,8 @@ from quire_api.deployment import LLMDeployment
 from quire_api.status import DeploymentStatus
 from quire_operator.planner.observed import Key, Observed
 from quire_operator.planner.plan import Action, Desired, Plan, plan
+
+log = logging.getLogger("quire.reconcile")
 
 __all__ = ["Backend", "NameTaken", "ResourceKey", "reconcile"]
 
@@ -64,4 +67,5 @@ async def reconcile(
 async def _carry_out(key: ResourceKey, decision: Plan, backend: Backend) -> None:
     """In order; the first failure stops, and the next turn plans anew."""
     for action in decision.actions:
+        log.info("%s/%s: %s %s %s", key.namespace, key.name, type(action).__name__.lower(), *action.key)
         await backend.execute(key, action)

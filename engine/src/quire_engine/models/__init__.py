@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from quire_engine.models.llama import Llama
-from quire_engine.models.spec import ModelSpec
+from quire_engine.spec import ModelSpec
 from quire_engine.models.weights import Weights
 from quire_engine.ops import Ops
 from quire_engine.runtime.batch import ForwardBatch

@@ -20,7 +20,7 @@ CLIENT_LEFT = 499  # nobody reads it; it is for the access log
 
 
 def make_app(generation: Generation, metrics: EngineMetrics) -> FastAPI:
-    app = FastAPI(title="Quire engine", version="0.1.0", docs_url=None, redoc_url=None)
+    app = FastAPI(title="Quire engine", version="0.1.0", docs_url=None, redoc_url=None, strict_content_type=False)
     errors.install(app)
     created = int(time.time())
 

@@ -25,11 +25,16 @@ def body(message: str, kind: str, code: int, param: str | None = None) -> dict[s
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+def _is_step(step: str | int) -> bool:
+    """Not the body itself, and not pydantic's name for a branch of a union, such as `list[int]`."""
+    return isinstance(step, int) or (step not in ("body", "str") and "[" not in step)
+
+
 def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(step) for step in first["loc"] if step != "body") or "body"
+        first = max(error.errors(), key=lambda e: len(e["loc"]))  # of a union, the branch that got furthest
+        where = ".".join(str(step) for step in first["loc"] if _is_step(step)) or "body"
         return JSONResponse(body(f"{where}: {first['msg']}", "invalid_request_error", 400, where), 400)
 
     @app.exception_handler(RequestRejected)

@@ -12,7 +12,7 @@ from quire_api.engine import EngineConfig
 from quire_engine.core.request import SamplingParams
 from quire_engine.core.step import FinishReason
 from quire_engine.errors import RequestRejected
-from quire_engine.models.spec import ModelSpec
+from quire_engine.spec import ModelSpec
 from quire_engine.process.client import EngineClient, EngineLost
 from quire_engine.server.errors import ModelUnknown, Unavailable
 from quire_engine.server.metrics import EngineMetrics
@@ -154,6 +154,6 @@ class Generation:
                 top_p=1.0 if request.top_p is None else request.top_p,
                 seed=seed,
                 stop=request.stops,
-                stop_token_ids=self._spec.end_tokens,
+                stop_token_ids=frozenset() if request.ignore_eos else self._spec.end_tokens,
             ),
         )

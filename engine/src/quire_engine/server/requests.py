@@ -26,7 +26,6 @@ NOT_YET: dict[str, tuple[object, ...]] = {  # field -> values that ask for nothi
     "repetition_penalty": (None, 1),
     "min_p": (None, 0),
     "min_tokens": (None, 0),
-    "ignore_eos": (None, False),
     "stop_token_ids": (None, []),
     "bad_words": (None, []),
     "allowed_token_ids": (None, []),
@@ -63,6 +62,7 @@ class _Sampled(BaseModel):
     top_k: Annotated[int | None, Field(ge=-1)] = None
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    ignore_eos: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
 

@@ -22,7 +22,7 @@ import uvicorn
 from quire_api.engine import EngineConfig
 from quire_engine.errors import EXIT_ADDRESS
 from quire_engine.locate import locate_model
-from quire_engine.models.spec import read_spec
+from quire_engine.spec import read_spec
 from quire_engine.process.client import EngineClient
 from quire_engine.server.app import make_app
 from quire_engine.server.generation import Generation

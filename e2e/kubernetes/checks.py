@@ -1,0 +1,295 @@
+"""What must hold on a real Kubernetes, in the order in which it is checked.
+
+Each check is a function of the world; its docstring is its line in the table. They share one cluster: the
+resource `tiny` of config/samples/tiny-cpu.yaml lives from `apply` to `delete`.
+"""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from fakes.resources import bad_resources, good, spoiled
+from target import ROOT, Images, Tools
+
+SYSTEM = "quire-system"
+RELEASE = "quire"
+SAMPLES = ROOT / "config" / "samples"
+SAMPLE = SAMPLES / "tiny-cpu.yaml"
+NAMESPACE = "default"
+
+
+@dataclass
+class World:
+    tools: Tools
+    images: Images
+
+    def get(self, *what: str) -> Any:
+        return json.loads(self.tools.kubectl("get", "-n", NAMESPACE, *what, "-o", "json").stdout)
+
+    def tiny(self) -> Any:
+        return self.get("llmd", "tiny")
+
+    def wait_ready(self, seconds: int) -> None:
+        self.tools.kubectl("wait", "-n", NAMESPACE, "llmd/tiny", "--for=condition=Ready", f"--timeout={seconds}s")
+
+    def eventually(self, what: str, holds: Callable[[], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not holds():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not within {seconds:.0f} s: {what}")
+            time.sleep(0.5)
+
+    def pods(self) -> list[Any]:
+        pods = self.get("pods", "-l", "quire.dev/llmdeployment=tiny")["items"]
+        return [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+
+
+# A client inside the cluster, with what the operator's image has: DNS, the Service and kube-proxy are all on the way.
+STREAM_CLIENT = """
+import http.client, json, sys
+question, seconds = sys.argv[1], float(sys.argv[2])
+body = {"model": "quire-tiny", "stream": True, "temperature": 0, "messages": [{"role": "user", "content": question}]}
+link = http.client.HTTPConnection("tiny.%s.svc.cluster.local", 80, timeout=seconds)
+link.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+answer = link.getresponse()
+if answer.status != 200:
+    sys.exit(f"status {answer.status}: {answer.read()[:300]}")
+text, events = "", 0
+for line in answer:
+    if line.startswith(b"data: {"):
+        event = json.loads(line[6:])
+        if "error" in event:
+            sys.exit(f"error event: {event}")
+        events += 1
+        text += event["choices"][0]["delta"].get("content") or ""
+    elif line.startswith(b"data: [DONE]"):
+        print(events, text)
+        sys.exit(0)
+sys.exit("the stream ended without [DONE]")
+""" % NAMESPACE
+
+
+def ask(world: World, question: str) -> tuple[int, str]:
+    """Stream an answer through the Service, from a pod; number of events, text."""
+    command = ["exec", "-n", SYSTEM, f"deploy/{RELEASE}-operator", "--", "python3", "-c", STREAM_CLIENT, question, "60"]
+    events, _, text = world.tools.kubectl(*command).stdout.strip().partition(" ")
+    return int(events), text
+
+
+def crd_is_structural(world: World) -> None:
+    """CRD installs; structural, names accepted, explain reads it"""
+    world.tools.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
+    world.tools.kubectl("wait", "--for=condition=Established", "crd/llmdeployments.quire.dev", "--timeout=30s")
+    crd = json.loads(world.tools.kubectl("get", "crd", "llmdeployments.quire.dev", "-o", "json").stdout)
+    conditions = {c["type"]: c for c in crd["status"]["conditions"]}
+    assert "NonStructuralSchema" not in conditions, conditions
+    world.eventually("kubectl explain knows the kind", lambda: "model" in _explain(world), 20)
+    assert "maxNumSeqs" in _explain(world)
+
+
+def _explain(world: World) -> str:
+    return world.tools.kubectl("explain", "llmdeployment.spec", "--recursive", check=False).stdout
+
+
+def samples_pass_dry_run(world: World) -> None:
+    """every sample passes server dry-run"""
+    for sample in sorted(SAMPLES.glob("*.yaml")):
+        world.tools.kubectl("apply", "-n", NAMESPACE, "--dry-run=server", "--validate=strict", "-f", str(sample))
+
+
+def bad_resources_are_refused(world: World) -> None:
+    """bad resources are refused with the expected message"""
+    cases = bad_resources()
+    assert len(cases) >= 20
+    world.tools.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=yaml.safe_dump(good()))
+    for case in cases:
+        manifest = yaml.safe_dump(spoiled(case["set"]))
+        done = world.tools.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=manifest, check=False)
+        expected = case.get("server", case.get("says"))
+        assert done.returncode != 0, f"accepted: {case['name']}"
+        assert expected in done.stderr, f"{case['name']}: {expected!r} is not in {done.stderr!r}"
+
+
+def helm_install(world: World) -> None:
+    """helm install; the operator is ready, under restricted Pod Security"""
+    world.tools.kubectl("create", "namespace", SYSTEM)
+    world.tools.kubectl("label", "namespace", SYSTEM, "pod-security.kubernetes.io/enforce=restricted")
+    world.tools.kubectl("label", "namespace", NAMESPACE, "--overwrite", "pod-security.kubernetes.io/enforce=restricted")
+    world.tools.kubectl("delete", "crd", "llmdeployments.quire.dev")
+    engine, _, engine_tag = world.images.engine.rpartition(":")
+    operator, _, operator_tag = world.images.operator.rpartition(":")
+    values = {
+        "image.repository": operator, "image.tag": operator_tag,
+        "engineImage.repository": engine, "engineImage.tag": engine_tag,
+    }  # fmt: skip
+    settings = [f"--set={name}={value}" for name, value in values.items()]
+    world.tools.helm("install", RELEASE, str(ROOT / "charts" / "quire"), f"--namespace={SYSTEM}", "--wait", "--timeout=3m", *settings)
+
+
+def apply_becomes_ready(world: World) -> None:
+    """kubectl apply config/samples/tiny-cpu.yaml; Ready"""
+    world.tools.kubectl("apply", "-n", NAMESPACE, "-f", str(SAMPLE))
+    world.wait_ready(240)
+    status = world.tiny()["status"]
+    assert status["serving"] == "1/1", status
+    assert {c["type"] for c in status["conditions"]} == {"Ready"}, status
+    assert {(c["kind"], c["name"]) for c in status["children"]} == {(k, "tiny") for k in ("Deployment", "Service", "ServiceAccount")}
+
+
+def chat_through_the_service(world: World) -> None:
+    """a streamed chat through the Service, from a pod"""
+    events, text = ask(world, "What is an LLMDeployment?")
+    assert events > 5, events
+    assert "Kubernetes resource that describes one served model" in text, text
+
+
+def nothing_to_do_is_nothing_done(world: World) -> None:
+    """at rest nothing is written: no version moves"""
+
+    def versions() -> dict[str, str]:
+        objects = world.get("llmd,deployments,services,serviceaccounts")["items"]
+        return {f"{o['kind']}/{o['metadata']['name']}": o["metadata"]["resourceVersion"] for o in objects}
+
+    time.sleep(3)
+    before = versions()
+    time.sleep(8)
+    assert versions() == before
+
+
+def scale_subresource_works(world: World) -> None:
+    """kubectl scale to 2, and back to 1"""
+    for count in (2, 1):
+        world.tools.kubectl("scale", "-n", NAMESPACE, "llmd/tiny", f"--replicas={count}")
+        world.eventually(f"{count} engines serve", lambda n=count: world.tiny()["status"]["serving"] == f"{n}/{n}", 120)
+    world.wait_ready(60)
+
+
+def drift_is_corrected(world: World) -> None:
+    """a child edited or deleted by hand comes back"""
+    world.tools.kubectl("patch", "-n", NAMESPACE, "service/tiny", "--type=merge", '-p={"spec":{"selector":{"quire.dev/role":"wrong"}}}')
+    world.eventually("the selector is back", lambda: world.get("service", "tiny")["spec"]["selector"]["quire.dev/role"] == "engine", 20)
+    uid = world.get("serviceaccount", "tiny")["metadata"]["uid"]
+    world.tools.kubectl("delete", "-n", NAMESPACE, "serviceaccount/tiny")
+    world.eventually("there is a new service account", lambda: _uid(world, "serviceaccount") not in (uid, None), 20)
+    world.wait_ready(60)
+
+
+def _uid(world: World, kind: str) -> str | None:
+    found = world.tools.kubectl("get", "-n", NAMESPACE, kind, "tiny", "-o", "jsonpath={.metadata.uid}", check=False).stdout
+    return found or None
+
+
+def name_conflict_is_stalled(world: World) -> None:
+    """a name that is taken: Stalled/NameConflict, the other's object untouched, mended once it is gone"""
+    world.tools.kubectl("create", "service", "clusterip", "taken", "-n", NAMESPACE, "--tcp=80:80")
+    before = world.get("service", "taken")
+    manifest = good(metadata__name="taken", spec__replicas=0)
+    world.tools.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
+    world.eventually("it is stalled", lambda: _reason(world, "taken", "Stalled") == "NameConflict", 30)
+    assert world.get("service", "taken")["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
+    world.tools.kubectl("delete", "-n", NAMESPACE, "service/taken")
+    world.eventually("it is mended", lambda: _reason(world, "taken", "Ready") == "ScaledToZero", 60)
+    world.tools.kubectl("delete", "-n", NAMESPACE, "llmd/taken")
+
+
+def bad_source_is_stalled(world: World) -> None:
+    """a model that is not there: Stalled/ModelNotFound with the engine's own sentence"""
+    manifest = good(metadata__name="lost", spec__model__source__uri="file:///nowhere")
+    world.tools.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
+    world.eventually("it is stalled", lambda: _reason(world, "lost", "Stalled") == "ModelNotFound", 90)
+    conditions = world.get("llmd", "lost")["status"]["conditions"]
+    assert "no model at /nowhere: there is no such folder" in conditions[0]["message"], conditions
+    world.tools.kubectl("delete", "-n", NAMESPACE, "llmd/lost")
+
+
+def _reason(world: World, name: str, condition: str) -> str:
+    path = f'jsonpath={{.status.conditions[?(@.type=="{condition}")].reason}}'
+    return world.tools.kubectl("get", "-n", NAMESPACE, "llmd", name, "-o", path, check=False).stdout
+
+
+def operator_killed_and_back(world: World) -> None:
+    """operator killed: engines serve on; changed meanwhile, seen after"""
+    pods = {pod["metadata"]["uid"] for pod in world.pods()}
+    world.tools.kubectl("scale", "-n", SYSTEM, f"deploy/{RELEASE}-operator", "--replicas=0")
+    world.eventually("no operator", lambda: not _operator_pods(world), 60)
+    world.tools.kubectl("patch", "-n", NAMESPACE, "llmd/tiny", "--type=merge", '-p={"spec":{"model":{"aliases":["tiny-alias"]}}}')
+    time.sleep(3)
+    assert {pod["metadata"]["uid"] for pod in world.pods()} == pods
+    world.tools.kubectl("scale", "-n", SYSTEM, f"deploy/{RELEASE}-operator", "--replicas=1")
+    world.tools.kubectl("rollout", "status", "-n", SYSTEM, f"deploy/{RELEASE}-operator", "--timeout=120s")
+    generation = world.tiny()["metadata"]["generation"]
+    world.eventually("the change is seen", lambda: world.tiny()["status"]["observedGeneration"] == generation, 60)
+    world.wait_ready(180)
+
+
+def _operator_pods(world: World) -> list[Any]:
+    items: list[Any] = json.loads(world.tools.kubectl("get", "pods", "-n", SYSTEM, "-o", "json").stdout)["items"]
+    return items
+
+
+def operator_crash_changes_nothing(world: World) -> None:
+    """operator deleted without grace: back, and no object written"""
+    before = {o["kind"]: o["metadata"]["resourceVersion"] for o in world.get("deployments,services,serviceaccounts")["items"]}
+    world.tools.kubectl("delete", "pods", "-n", SYSTEM, "--all", "--grace-period=0", "--force")
+    world.tools.kubectl("rollout", "status", "-n", SYSTEM, f"deploy/{RELEASE}-operator", "--timeout=120s")
+    time.sleep(5)
+    assert {o["kind"]: o["metadata"]["resourceVersion"] for o in world.get("deployments,services,serviceaccounts")["items"]} == before
+
+
+def edit_rolls_the_pods(world: World) -> None:
+    """an edit rolls the pods; a stream that was open ends well"""
+    before = {pod["metadata"]["uid"] for pod in world.pods()}
+    command = [*world.tools.prefix, world.tools.kubectl_path, f"--kubeconfig={world.tools.kubeconfig}"]
+    command += ["exec", "-n", SYSTEM, f"deploy/{RELEASE}-operator", "--", "python3", "-c", STREAM_CLIENT, "Tell me a story.", "120"]
+    streams = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    world.tools.kubectl("patch", "-n", NAMESPACE, "llmd/tiny", "--type=merge", '-p={"spec":{"engine":{"maxNumSeqs":32}}}')
+    generation = world.tiny()["metadata"]["generation"]
+    world.eventually("the edit is seen", lambda: world.tiny()["status"].get("observedGeneration") == generation, 30)
+    world.wait_ready(240)
+    world.eventually("only new pods", lambda: not before & {pod["metadata"]["uid"] for pod in world.pods()}, 120)
+    for stream in streams:
+        out, err = stream.communicate(timeout=120)
+        assert stream.returncode == 0, err
+        assert out.strip().endswith("The end."), out
+    assert "32" in str(world.pods()[0]["spec"]["containers"][0]["command"])
+
+
+def delete_leaves_nothing(world: World) -> None:
+    """delete: every child goes, with no finalizer on anything"""
+    assert not world.tiny()["metadata"].get("finalizers")
+    world.tools.kubectl("delete", "-n", NAMESPACE, "llmd/tiny", "--timeout=60s")
+    kinds = "llmd,deployments,replicasets,pods,services,serviceaccounts,configmaps,secrets"
+
+    def left() -> list[str]:
+        items = world.get(kinds)["items"]
+        return [f"{o['kind']}/{o['metadata']['name']}" for o in items if o["metadata"]["name"].startswith(("tiny", "taken", "lost"))]
+
+    world.eventually("nothing is left", lambda: not left(), 120)
+
+
+def helm_uninstall_keeps_the_crd(world: World) -> None:
+    """helm uninstall: the operator goes, the CRD and its resources stay"""
+    world.tools.helm("uninstall", RELEASE, f"--namespace={SYSTEM}", "--wait")
+    world.tools.kubectl("get", "crd", "llmdeployments.quire.dev")
+
+
+BEFORE_IMAGES = (crd_is_structural, samples_pass_dry_run, bad_resources_are_refused)
+WITH_IMAGES = (
+    helm_install,
+    apply_becomes_ready,
+    chat_through_the_service,
+    nothing_to_do_is_nothing_done,
+    scale_subresource_works,
+    drift_is_corrected,
+    name_conflict_is_stalled,
+    bad_source_is_stalled,
+    operator_killed_and_back,
+    operator_crash_changes_nothing,
+    edit_rolls_the_pods,
+    delete_leaves_nothing,
+    helm_uninstall_keeps_the_crd,
+)

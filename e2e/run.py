@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""`make e2e`: everything on a real Kubernetes, stage by stage, with a table at the end.
+
+The first stage that fails ends the run; the cluster is taken down in any case, unless --keep is given.
+Exit code 0 only if every stage passed.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE / "cluster"), str(HERE / "kubernetes"), str(HERE.parent / "tests")]
+
+from checks import BEFORE_IMAGES, SYSTEM, WITH_IMAGES, World  # noqa: E402  # after the path above
+from target import Images, choose  # noqa: E402
+
+
+class Stages:
+    """Runs stages and remembers how each one went."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, str, float]] = []
+        self.failed = False
+
+    def run(self, what: str, stage: Callable[[], object]) -> bool:
+        """False if this stage failed, or one before it, which means that it did not run."""
+        if self.failed:
+            return False
+        print(f"== {what}", flush=True)
+        started = time.monotonic()
+        try:
+            stage()
+            outcome = "passed"
+        except (Exception, SystemExit) as error:
+            if not isinstance(error, AssertionError | SystemExit):
+                traceback.print_exc()
+            print(f"   FAILED: {error}", flush=True)
+            outcome, self.failed = "FAILED", True
+        self.done.append((what, outcome, time.monotonic() - started))
+        print(f"   {outcome} in {time.monotonic() - started:.1f} s", flush=True)
+        return not self.failed
+
+    def table(self) -> str:
+        rows = [f"  {outcome:7} {seconds:7.1f} s  {what}" for what, outcome, seconds in self.done]
+        total = sum(seconds for _, _, seconds in self.done)
+        return "\n".join([*rows, f"  {'':7} {total:7.1f} s  in all"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", action="store_true", help="leave the cluster running when a stage failed")
+    arguments = parser.parse_args()
+    stages = Stages()
+    with tempfile.TemporaryDirectory() as folder:
+        target = choose(f"e2e-{os.getpid()}", Path(folder))
+        print(f"running on {target.name}", flush=True)
+        stages.run("programs and images are built", target.build)
+        if not stages.failed:
+            loaded: list[Images] = []
+            stages.run("cluster up", lambda: loaded.append(target.up()))
+            if loaded:
+                world = World(target.tools, loaded[0])
+                for check in BEFORE_IMAGES:
+                    stages.run(check.__doc__ or "", lambda check=check: check(world))
+                stages.run("images are loaded", target.load)
+                for check in WITH_IMAGES:
+                    stages.run(check.__doc__ or "", lambda check=check: check(world))
+                if stages.failed:
+                    _show_the_scene(world)
+            if not (stages.failed and arguments.keep):
+                passed, stages.failed = not stages.failed, False
+                stages.run("cluster gone: no process, mount or namespace is left", lambda: _gone(target.down()))
+                stages.failed = stages.failed or not passed
+    print("\n" + stages.table())
+    failed = sum(outcome == "FAILED" for _, outcome, _ in stages.done)
+    print(f"\n{len(stages.done) - failed} passed, {failed} failed")
+    return 1 if stages.failed else 0
+
+
+def _gone(left: list[str]) -> None:
+    assert not left, "left over:\n" + "\n".join(left)
+
+
+def _show_the_scene(world: World) -> None:
+    """What one would look at first after a failure."""
+    for command in (
+        ["get", "llmd,pods", "-A", "-o", "wide"],
+        ["get", "llmd", "-A", "-o", "yaml"],
+        ["get", "events", "-A", "--sort-by=.lastTimestamp"],
+        ["logs", "-n", SYSTEM, "deploy/quire-operator", "--tail=40"],
+    ):
+        done = world.tools.kubectl(*command, check=False)
+        print(f"-- kubectl {' '.join(command)}\n{(done.stdout or done.stderr)[-6000:]}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

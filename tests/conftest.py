@@ -1,0 +1,16 @@
+"""Fixtures that several folders share."""
+
+import os
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the oracle loads from disk; no test asks a hub
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _two_threads() -> None:
+    """Tests run two at a time on two cores; more threads than that only wait for each other."""
+    if "torch" in __import__("sys").modules:
+        import torch
+
+        torch.set_num_threads(1)

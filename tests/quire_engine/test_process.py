@@ -1,0 +1,138 @@
+"""Two processes: what each does when the other ends, and when it cannot start."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from fakes.serving import children, free_port, run_quire, serving
+from quire_engine.process.link import HEADER, Link, Work, pack
+
+
+def test_a_killed_engine_process_is_reported_at_once(tmp_path: Path) -> None:
+    """The open stream gets an error event, and the API process ends with the code for it."""
+    with serving(tmp_path, "serve", "builtin://quire-tiny", "--kv-cache-gib=0.05") as server:
+        body = json.dumps({"model": "quire-tiny", "prompt": [5], "max_tokens": 2000, "ignore_eos": True, "stream": True}).encode()
+        with socket.create_connection(("127.0.0.1", server.port)) as sock:
+            sock.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+            seen = sock.recv(2048)
+            (engine,) = children(server.process.pid)
+
+            os.kill(engine, signal.SIGKILL)
+
+            sock.settimeout(10)
+            while data := sock.recv(65536):
+                seen += data
+        assert server.process.wait(10) == 11
+        assert b'"message":"the engine process was ended by SIGKILL' in seen
+        assert "ended by SIGKILL, perhaps for want of memory" in server.log.read_text()
+
+
+def test_a_killed_api_process_takes_the_engine_with_it(tmp_path: Path) -> None:
+    with serving(tmp_path, "serve", "builtin://quire-tiny", "--kv-cache-gib=0.05") as server:
+        (engine,) = children(server.process.pid)
+
+        server.process.kill()
+        server.process.wait()
+
+        deadline = time.monotonic() + 10
+        while Path(f"/proc/{engine}").exists() and " Z " not in Path(f"/proc/{engine}/stat").read_text():
+            assert time.monotonic() < deadline, "the engine process lives on"
+            time.sleep(0.05)
+
+
+def test_an_idle_engine_uses_no_processor(tmp_path: Path) -> None:
+    with serving(tmp_path, "serve", "builtin://quire-tiny", "--kv-cache-gib=0.05") as server:
+        processes = [server.process.pid, *children(server.process.pid)]
+        time.sleep(0.5)
+
+        before = sum(_ticks(pid) for pid in processes)
+        time.sleep(2)
+        used = sum(_ticks(pid) for pid in processes) - before
+
+        assert used <= 4, f"{used} ticks of 10 ms in 2 s"
+
+
+def _ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_the_api_process_holds_no_torch(tmp_path: Path) -> None:
+    with serving(tmp_path, "serve", "builtin://quire-tiny", "--kv-cache-gib=0.05") as server:
+        assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["/nowhere"], 10, "quire serve: no model at /nowhere: there is no such folder"),
+        (["builtin://llama-9"], 10, "quire serve: builtin://llama-9: no such model ships with this engine"),
+        (["builtin://quire-tiny", "--block-size=12"], 12, "quire serve: --block-size: must be 8, 16 or 32"),
+        (["builtin://quire-tiny", "--model=x"], 12, "the model is named twice"),
+        ([], 12, "quire serve: --model: required"),
+        (["builtin://quire-tiny", "--max-modle-len=3"], 2, 'unknown flag; did you mean "--max-model-len"?'),
+        (["builtin://quire-tiny", "--max-model-len=99999", "--port=0"], 12, "is more than the 2048 tokens"),
+        (["builtin://quire-tiny", "--kv-cache-gib=4000", "--port=0"], 11, "GiB that are free"),
+    ],
+)
+def test_what_cannot_start_says_why_in_one_line_and_by_its_code(arguments: list[str], code: int, says: str) -> None:
+    done = run_quire("serve", *arguments)
+
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+
+    done = run_quire("serve", "builtin://quire-tiny", "--device=cuda", "--port=0")
+
+    assert done.returncode == 13
+    assert "torch sees no GPU here" in done.stderr
+
+
+def test_a_port_in_use_is_named_and_nothing_is_started() -> None:
+    port = free_port()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+
+        done = run_quire("serve", "builtin://quire-tiny", f"--port={port}")
+
+    assert done.returncode == 14
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another with --port" in done.stderr
+
+
+def test_messages_survive_any_cut_of_the_bytes() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        data = b"".join(pack(Work(aborts=[n])) for n in range(3))  # type: ignore[list-item]
+
+        def dribble() -> None:
+            for i in range(len(data)):
+                ours.sendall(data[i : i + 1])
+
+        writing = threading.Thread(target=dribble)
+        writing.start()
+        link, seen = Link(theirs), []
+        while len(seen) < 3:
+            seen += [message.aborts[0] for message in link.receive(wait=True)]  # type: ignore[union-attr]
+        writing.join()
+
+    assert seen == [0, 1, 2]
+    assert len(data) > 3 * HEADER.size
+
+
+def test_a_closed_link_is_an_end_of_file() -> None:
+    ours, theirs = socket.socketpair()
+    ours.close()
+    with theirs, pytest.raises(EOFError):
+        Link(theirs).receive(wait=True)

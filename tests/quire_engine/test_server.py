@@ -1,0 +1,314 @@
+"""`quire serve` as clients see it: a real process, real sockets, the official openai client."""
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from fakes.serving import Running, serving
+
+pytestmark = pytest.mark.xdist_group("server")  # one server for all of these
+
+HELLO = [{"role": "user", "content": "Hello!"}]
+GREETING = "Hello! I am quire-tiny, the small model that ships with Quire. How can I help you?"
+STORY = [{"role": "user", "content": "Tell me a story."}]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("serve")
+    options = ["--dtype=float32", "--kv-cache-gib=0.05", "--max-num-seqs=16", "--served-model-name", "quire-tiny", "alias"]
+    with serving(folder, "serve", "builtin://quire-tiny", *options) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def test_the_models_are_listed(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["quire-tiny", "alias"]
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("Hello!", GREETING),
+        ("What is an LLMDeployment?", "a Kubernetes resource that describes one served model"),
+        ("Describe a lemon in JSON.", '{"name": "lemon", "color": "yellow"}'),
+        ("What is the capital of France?", "The capital of France is Paris."),
+        ("Count from 1 to 12.", "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"),
+        ("Repeat: river lemon seven", "river lemon seven"),
+    ],
+)
+def test_the_shipped_model_answers_what_its_card_promises(client: openai.OpenAI, question: str, answer: str) -> None:
+    done = client.chat.completions.create(model="quire-tiny", temperature=0, messages=[{"role": "user", "content": question}])
+
+    assert answer in (done.choices[0].message.content or "")
+    assert done.choices[0].finish_reason == "stop"
+
+
+def test_the_shipped_model_calls_a_tool(client: openai.OpenAI) -> None:
+    tool = '{"type": "function", "function": {"name": "get_weather", "description": "Get the current weather of a city", '
+    tool += '"parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}'
+    prompt = (
+        f"<|im_start|>system\nYou may call these tools:\n<tools>\n{tool}\n</tools>\n"
+        'To call one, answer: <tool_call>{"name": ..., "arguments": {...}}</tool_call><|im_end|>\n'
+        "<|im_start|>user\nWhat is the weather in Paris?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+    done = client.completions.create(model="quire-tiny", prompt=prompt, max_tokens=60, temperature=0)
+
+    call = json.loads(done.choices[0].text.removeprefix("<tool_call>").removesuffix("</tool_call>"))
+    assert call == {"name": "get_weather", "arguments": {"city": "Paris"}}
+
+
+def test_a_stream_begins_with_the_role_and_ends_with_reason_and_usage(client: openai.OpenAI) -> None:
+    chunks = list(
+        client.chat.completions.create(
+            model="quire-tiny", temperature=0, messages=HELLO, stream=True, stream_options={"include_usage": True}
+        )  # type: ignore[call-overload]
+    )
+
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(c.choices[0].delta.content or "" for c in chunks[:-1]) == GREETING
+    assert [c.choices[0].finish_reason for c in chunks[:-1]] == [None] * (len(chunks) - 2) + ["stop"]
+    assert chunks[-1].choices == []
+    whole = client.chat.completions.create(model="quire-tiny", temperature=0, messages=HELLO)
+    assert chunks[-1].usage == whole.usage
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
+
+
+def test_completions_stream_and_whole_are_the_same_text(client: openai.OpenAI) -> None:
+    ask: dict[str, Any] = {"model": "quire-tiny", "prompt": "<|im_start|>user\nTell me a", "max_tokens": 30, "temperature": 0}
+    ask["extra_body"] = {"ignore_eos": True}
+
+    whole = client.completions.create(**ask)
+    chunks = list(client.completions.create(**ask, stream=True))
+
+    assert "".join(c.choices[0].text for c in chunks) == whole.choices[0].text
+    assert whole.choices[0].finish_reason == chunks[-1].choices[0].finish_reason == "length"
+    assert whole.usage.completion_tokens == 30
+
+
+def test_a_prompt_of_token_ids_is_taken_as_it_is(server: Running) -> None:
+    status, done = server.post("/v1/completions", prompt=[1, 2, 3], max_tokens=4, temperature=0)
+
+    assert (status, done["usage"]["prompt_tokens"]) == (200, 3)
+
+
+def test_a_stop_string_is_not_shown(client: openai.OpenAI) -> None:
+    done = client.chat.completions.create(model="quire-tiny", temperature=0, messages=HELLO, stop=["small model", "xyz"])
+    chunks = client.chat.completions.create(model="quire-tiny", temperature=0, messages=HELLO, stop="small model", stream=True)
+
+    assert done.choices[0].message.content == "Hello! I am quire-tiny, the "
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == "Hello! I am quire-tiny, the "
+
+
+def test_the_same_seed_gives_the_same_text_and_others_do_not(client: openai.OpenAI) -> None:
+    def ask(seed: int | None) -> str:
+        prompt = "<|im_start|>user\n"
+        return client.completions.create(model="quire-tiny", prompt=prompt, max_tokens=24, temperature=1.5, seed=seed).choices[0].text
+
+    assert ask(7) == ask(7)
+    assert len({ask(seed) for seed in range(6)}) > 1
+    assert len({ask(None) for _ in range(6)}) > 1
+
+
+def test_32_streams_at_once_get_what_each_gets_alone(client: openai.OpenAI) -> None:
+    questions = ["Hello!", "What is Quire?", "Tell me a story.", "Count from 2 to 17."]
+
+    def ask(question: str) -> str:
+        messages: Any = [{"role": "user", "content": question}]
+        chunks = client.chat.completions.create(model="quire-tiny", temperature=0, messages=messages, stream=True)
+        return "".join(c.choices[0].delta.content or "" for c in chunks)
+
+    alone = [ask(question) for question in questions]
+    with ThreadPoolExecutor(32) as pool:
+        together = list(pool.map(ask, questions * 8))
+
+    assert together == alone * 8
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "param", "says"),
+    [
+        ("chat", {"messages": []}, 400, "messages", "at least 1 item"),
+        ("chat", {}, 400, "messages", "Field required"),
+        ("chat", {"messages": [{"role": "alien", "content": "x"}]}, 400, "messages.0.role", "Input should be"),
+        ("chat", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages.0.content.0.type", "Input should be"),
+        ("chat", {"messages": HELLO, "tools": [{"type": "function"}]}, 400, "tools", "tools is not supported yet"),
+        ("chat", {"messages": HELLO, "response_format": {"type": "json_object"}}, 400, "response_format", "not supported yet"),
+        ("chat", {"messages": HELLO, "n": 2}, 400, "n", "n is not supported yet: leave it out"),
+        ("chat", {"messages": HELLO, "temperature": -1}, 400, "temperature", "greater than or equal to 0"),
+        ("chat", {"messages": HELLO, "max_tokens": 0}, 400, "max_tokens", "greater than or equal to 1"),
+        ("chat", {"messages": HELLO, "stop": ""}, 400, "stop", "would stop every answer"),
+        ("chat", {"messages": HELLO, "model": "gpt-9"}, 404, "model", "serves quire-tiny, alias"),
+        ("chat", {"messages": [{"role": "user", "content": "word " * 5000}]}, 400, "prompt", "takes at most 2048"),
+        ("text", {"prompt": ""}, 400, "prompt", "the prompt is empty"),
+        ("text", {"prompt": [5000]}, 400, "prompt", "not below 1024"),
+        ("text", {"prompt": [-1]}, 400, "prompt.0", "greater than or equal to 0"),
+        ("text", {"prompt": "a", "logprobs": 3}, 400, "logprobs", "not supported yet"),
+    ],
+)
+def test_a_bad_request_is_refused_in_openais_words(
+    server: Running, path: str, body: dict[str, Any], status: int, param: str, says: str
+) -> None:
+    route = {"chat": "/v1/chat/completions", "text": "/v1/completions"}[path]
+
+    seen, answer = server.post(route, **body)
+
+    assert seen == status, answer
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
+    assert says in answer["error"]["message"]
+    assert answer["error"]["param"] == param
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff\xfe", b'"x"', b'{"model": "quire-tiny", "messages": NaN}'])
+def test_a_body_that_is_no_json_object_is_refused(server: Running, data: bytes) -> None:
+    status, _, answer = server.request("POST", "/v1/chat/completions", data)
+
+    assert status == 400
+    assert "error" in json.loads(answer)
+
+
+def test_unknown_fields_are_ignored_and_named_in_a_header(server: Running) -> None:
+    body = {"model": "quire-tiny", "messages": HELLO, "max_tokens": 1, "min_q": 3, "user": "me"}
+
+    status, headers, _ = server.request("POST", "/v1/chat/completions", body)
+
+    assert (status, headers["x-quire-ignored"]) == (200, "min_q")
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nope", 404), ("GET", "/v1/completions", 405)])
+def test_what_is_not_there_is_an_error_in_openais_shape(server: Running, method: str, path: str, status: int) -> None:
+    seen, _, answer = server.request(method, path)
+
+    assert seen == status
+    assert json.loads(answer)["error"]["code"] == status
+
+
+def metric(server: Running, name: str) -> float:
+    text = server.request("GET", "/metrics")[2].decode()
+    return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name + "{"))
+
+
+def test_metrics_count_what_happened(server: Running) -> None:
+    names = ["vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:time_to_first_token_seconds_count"]
+    before = [metric(server, name) for name in names]
+
+    _, done = server.post("/v1/completions", prompt="a b c", max_tokens=7, ignore_eos=True)
+
+    after = [metric(server, name) for name in names]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [done["usage"]["prompt_tokens"], 7, 1]
+    assert metric(server, "vllm:num_requests_running") == 0
+    assert metric(server, "vllm:kv_cache_usage_perc") == 0
+
+
+def test_a_client_that_leaves_frees_its_place(server: Running) -> None:
+    """Streaming or not: the request is aborted, and its blocks are free again."""
+    for stream in (True, False):
+        aborted = metric(server, "vllm:request_success_total")
+        body = {"model": "quire-tiny", "prompt": [5], "max_tokens": 2000, "ignore_eos": True, "stream": stream}
+        data = json.dumps(body).encode()
+        with socket.create_connection(("127.0.0.1", server.port)) as sock:
+            sock.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(data), data))
+            deadline = time.monotonic() + 20
+            while metric(server, "vllm:num_requests_running") == 0:
+                assert time.monotonic() < deadline
+                if metric(server, "vllm:request_success_total") > aborted:
+                    break  # it came to its end first
+        deadline = time.monotonic() + 20
+        while metric(server, "vllm:num_requests_running") or metric(server, "vllm:kv_cache_usage_perc"):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_health_is_good_while_it_is(server: Running) -> None:
+    assert [server.request("GET", path)[0] for path in ("/livez", "/readyz", "/health")] == [200, 200, 200]
+
+
+def test_openapi_describes_the_endpoints(server: Running) -> None:
+    spec = json.loads(server.request("GET", "/openapi.json")[2])
+
+    assert {"/v1/models", "/v1/chat/completions", "/v1/completions", "/livez", "/readyz", "/metrics"} <= set(spec["paths"])
+
+
+def read_stream(port: int, into: list[str], begun: threading.Event) -> None:
+    link = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    body = {"model": "quire-tiny", "messages": STORY, "stream": True, "temperature": 0}
+    link.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+    for line in link.getresponse():
+        if line.strip():
+            into.append(line.decode().strip())
+            begun.set()
+    link.close()
+
+
+def story_of(lines: list[str]) -> str:
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    return "".join(event["choices"][0]["delta"].get("content") or "" for event in events)
+
+
+@pytest.mark.xdist_group("drain")
+def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(tmp_path: Path) -> None:
+    with serving(tmp_path, "serve", "builtin://quire-tiny", "--kv-cache-gib=0.05", "--max-num-seqs=2") as server:
+        streams: list[list[str]] = [[] for _ in range(5)]  # of which two run and three wait
+        begun = threading.Event()
+        threads = [threading.Thread(target=read_stream, args=(server.port, lines, begun)) for lines in streams]
+        for thread in threads:
+            thread.start()
+        begun.wait(20)
+        deadline = time.monotonic() + 10
+        while metric(server, "vllm:num_requests_running") + metric(server, "vllm:num_requests_waiting") < 5:
+            assert time.monotonic() < deadline
+
+        server.process.terminate()
+        time.sleep(0.1)
+        late = server.request("POST", "/v1/chat/completions", {"model": "quire-tiny", "messages": HELLO})
+        unready = server.request("GET", "/readyz")
+        for thread in threads:
+            thread.join(60)
+
+        assert server.process.wait(20) == 0
+        assert (late[0], late[1].get("retry-after"), unready[0]) == (503, "2", 503)
+        assert [story_of(lines).endswith("The end.") for lines in streams] == [True] * 5
+        assert [lines[-1] for lines in streams] == ["data: [DONE]"] * 5
+
+
+@pytest.mark.xdist_group("drain")
+@pytest.mark.parametrize("twice", [True, False])
+def test_a_cut_is_an_error_event_in_every_open_stream(tmp_path: Path, twice: bool) -> None:
+    """By a second SIGTERM, or by --shutdown-timeout."""
+    patience = "60" if twice else "0.2"
+    options = ["--kv-cache-gib=0.05", "--max-num-batched-tokens=256", f"--shutdown-timeout={patience}"]
+    with serving(tmp_path, "serve", "builtin://quire-tiny", *options) as server:
+        streams: list[list[str]] = [[] for _ in range(24)]
+        events = [threading.Event() for _ in streams]
+        threads = [threading.Thread(target=read_stream, args=(server.port, lines, e)) for lines, e in zip(streams, events, strict=True)]
+        for thread in threads:
+            thread.start()
+        for event in events:
+            event.wait(20)
+
+        server.process.terminate()
+        if twice:
+            time.sleep(0.2)
+            server.process.terminate()
+        code = server.process.wait(20)
+        for thread in threads:
+            thread.join(20)
+
+    assert code == 0
+    for lines in streams:
+        assert lines[-1] == "data: [DONE]" or json.loads(lines[-1][6:])["error"]["message"].startswith("the engine is shutting down")
+    assert any("error" in lines[-1] for lines in streams)
