@@ -12,7 +12,14 @@ from pathlib import Path
 
 from layout import BINARIES, COREDNS, HELM, KUBERNETES
 
-KUBERNETES_PROGRAMS = ("kubectl", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
+KUBERNETES_PROGRAMS = (
+    "kubectl",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kube-proxy",
+)
 MODULES = {
     "helm": f"helm.sh/helm/v3/cmd/helm@{HELM}",
     "coredns": f"github.com/coredns/coredns@{COREDNS}",
@@ -25,7 +32,9 @@ def ensure_binaries() -> None:
     if not missing:
         return
     if shutil.which("go") is None:
-        raise SystemExit("the e2e cluster is built from source and needs Go >= 1.24: apt-get install golang-go, or go.dev/dl")
+        raise SystemExit(
+            "the e2e cluster is built from source and needs Go >= 1.24: apt-get install golang-go, or go.dev/dl"
+        )
     BINARIES.mkdir(parents=True, exist_ok=True)
     for name in missing:
         started = time.monotonic()
@@ -44,7 +53,14 @@ def _build(name: str) -> None:
         cwd = partial
     else:
         version = f"-X k8s.io/component-base/version.gitVersion={KUBERNETES} -X k8s.io/client-go/pkg/version.gitVersion={KUBERNETES}"
-        command = ["go", "build", f"-ldflags=-s -w {version}", "-o", str(partial / name), f"k8s.io/kubernetes/cmd/{name}"]
+        command = [
+            "go",
+            "build",
+            f"-ldflags=-s -w {version}",
+            "-o",
+            str(partial / name),
+            f"k8s.io/kubernetes/cmd/{name}",
+        ]
         cwd = here
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     if done.returncode != 0:

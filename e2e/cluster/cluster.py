@@ -134,7 +134,11 @@ def main() -> None:
                 raise SystemExit("left over:\n" + "\n".join(left))
             print(f"cluster {layout.name} is gone")
         case "kubectl":
-            command = [str(BINARIES / "kubectl"), f"--kubeconfig={layout.kubeconfig}", *[word for word in rest if word != "--"]]
+            command = [
+                str(BINARIES / "kubectl"),
+                f"--kubeconfig={layout.kubeconfig}",
+                *[word for word in rest if word != "--"],
+            ]
             sys.exit(subprocess.run([*layout.inside, *command]).returncode)
 
 

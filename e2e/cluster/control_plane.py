@@ -70,5 +70,11 @@ def start_control_plane(layout: Layout, pki: Path) -> None:
 
 
 def _healthy(layout: Layout) -> bool:
-    command = [str(BINARIES / "kubectl"), f"--kubeconfig={layout.kubeconfig}", "get", "--raw=/readyz", "--request-timeout=2s"]
+    command = [
+        str(BINARIES / "kubectl"),
+        f"--kubeconfig={layout.kubeconfig}",
+        "get",
+        "--raw=/readyz",
+        "--request-timeout=2s",
+    ]
     return subprocess.run([*layout.inside, *command], capture_output=True).returncode == 0

@@ -32,7 +32,17 @@ def build_images() -> dict[str, Path]:
 
 
 def import_image(layout: Layout, archive: Path) -> None:
-    _run(["ctr", f"--address={layout.containerd_socket}", "--namespace=k8s.io", "images", "import", "--no-unpack", str(archive)])
+    _run(
+        [
+            "ctr",
+            f"--address={layout.containerd_socket}",
+            "--namespace=k8s.io",
+            "images",
+            "import",
+            "--no-unpack",
+            str(archive),
+        ]
+    )
 
 
 def import_pause_image(layout: Layout) -> None:
@@ -43,7 +53,9 @@ def import_pause_image(layout: Layout) -> None:
         context.mkdir(parents=True)
         (context / "pause.c").write_text(PAUSE_SOURCE)
         _run(["gcc", "-static", "-Os", "-o", str(context / "pause"), str(context / "pause.c")])
-        (context / "Dockerfile").write_text('FROM scratch\nCOPY pause /pause\nUSER 65535:65535\nENTRYPOINT ["/pause"]\n')
+        (context / "Dockerfile").write_text(
+            'FROM scratch\nCOPY pause /pause\nUSER 65535:65535\nENTRYPOINT ["/pause"]\n'
+        )
         _buildah("bud", "--tag=docker.io/quire-e2e/pause:1", str(context))
         _push("docker.io/quire-e2e/pause:1", archive)
         shutil.rmtree(context)
@@ -59,7 +71,13 @@ def _ensure_base() -> None:
         _run(["debootstrap", "--variant=minbase", "--include=ca-certificates", "bookworm", str(tree)])
         context = tree.parent
         (context / f"{tree.name}.Dockerfile").write_text(f'FROM scratch\nCOPY {tree.name}/ /\nCMD ["bash"]\n')
-        _buildah("bud", f"--file={context / f'{tree.name}.Dockerfile'}", f"--tag={BASE}", f"--ignorefile={os.devnull}", str(context))
+        _buildah(
+            "bud",
+            f"--file={context / f'{tree.name}.Dockerfile'}",
+            f"--tag={BASE}",
+            f"--ignorefile={os.devnull}",
+            str(context),
+        )
     finally:
         shutil.rmtree(tree, ignore_errors=True)
         (tree.parent / f"{tree.name}.Dockerfile").unlink(missing_ok=True)
@@ -80,7 +98,10 @@ def _build(name: str, tag: str) -> Path:
         for old in archive.parent.glob(f"{name}-*.tar"):
             old.unlink()
         _push(tag, archive)
-    print(f"  {name} image ready in {time.monotonic() - started:.0f} s ({archive.stat().st_size / 1e9:.1f} GB)", flush=True)
+    print(
+        f"  {name} image ready in {time.monotonic() - started:.0f} s ({archive.stat().st_size / 1e9:.1f} GB)",
+        flush=True,
+    )
     return archive
 
 
@@ -103,7 +124,9 @@ def _tmp() -> Path:
     return folder
 
 
-def _run(command: list[str], environment: dict[str, str] | None = None, *, check: bool = True) -> subprocess.CompletedProcess[str]:
+def _run(
+    command: list[str], environment: dict[str, str] | None = None, *, check: bool = True
+) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if check and done.returncode != 0:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-3000:]}")

@@ -168,5 +168,13 @@ def _ctr(layout: Layout, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def _node_ready(layout: Layout) -> bool:
     path = "jsonpath={.items[*].status.conditions[?(@.type=='Ready')].status}"
-    command = [*layout.inside, str(BINARIES / "kubectl"), f"--kubeconfig={layout.kubeconfig}", "get", "nodes", "-o", path]
+    command = [
+        *layout.inside,
+        str(BINARIES / "kubectl"),
+        f"--kubeconfig={layout.kubeconfig}",
+        "get",
+        "nodes",
+        "-o",
+        path,
+    ]
     return subprocess.run(command, capture_output=True, text=True).stdout == "True"

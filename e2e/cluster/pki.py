@@ -48,7 +48,10 @@ def make_pki(layout: Layout) -> Path:
 def _certificate(pki: Path, name: str, subject: str, alternatives: str) -> None:
     (pki / f"{name}.ext").write_text(f"subjectAltName={alternatives}\nextendedKeyUsage=serverAuth,clientAuth\n")
     _openssl(pki, f"req -newkey rsa:2048 -nodes -keyout {name}.key -out {name}.csr -subj {subject}")
-    _openssl(pki, f"x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 -extfile {name}.ext -out {name}.crt")
+    _openssl(
+        pki,
+        f"x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 -extfile {name}.ext -out {name}.crt",
+    )
 
 
 def _openssl(pki: Path, arguments: str) -> None:

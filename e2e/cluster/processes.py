@@ -16,7 +16,12 @@ def start(layout: Layout, name: str, command: list[str]) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     with (logs / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(
-            [*layout.inside, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
+            [*layout.inside, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd="/",
         )
     pids = layout.folder / "pids"
     pids.mkdir(exist_ok=True)

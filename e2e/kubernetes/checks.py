@@ -49,28 +49,28 @@ class World:
 
 
 # A client inside the cluster, with what the operator's image has: DNS, the Service and kube-proxy are all on the way.
-STREAM_CLIENT = """
+STREAM_CLIENT = f"""
 import http.client, json, sys
 question, seconds = sys.argv[1], float(sys.argv[2])
-body = {"model": "quire-tiny", "stream": True, "temperature": 0, "messages": [{"role": "user", "content": question}]}
-link = http.client.HTTPConnection("tiny.%s.svc.cluster.local", 80, timeout=seconds)
-link.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+body = {{"model": "quire-tiny", "stream": True, "temperature": 0, "messages": [{{"role": "user", "content": question}}]}}
+link = http.client.HTTPConnection("tiny.{NAMESPACE}.svc.cluster.local", 80, timeout=seconds)
+link.request("POST", "/v1/chat/completions", json.dumps(body), {{"content-type": "application/json"}})
 answer = link.getresponse()
 if answer.status != 200:
-    sys.exit(f"status {answer.status}: {answer.read()[:300]}")
+    sys.exit(f"status {{answer.status}}: {{answer.read()[:300]}}")
 text, events = "", 0
 for line in answer:
-    if line.startswith(b"data: {"):
+    if line.startswith(b"data: {{"):
         event = json.loads(line[6:])
         if "error" in event:
-            sys.exit(f"error event: {event}")
+            sys.exit(f"error event: {{event}}")
         events += 1
         text += event["choices"][0]["delta"].get("content") or ""
     elif line.startswith(b"data: [DONE]"):
         print(events, text)
         sys.exit(0)
 sys.exit("the stream ended without [DONE]")
-""" % NAMESPACE
+"""
 
 
 def ask(world: World, question: str) -> tuple[int, str]:
@@ -108,7 +108,9 @@ def bad_resources_are_refused(world: World) -> None:
     world.tools.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=yaml.safe_dump(good()))
     for case in cases:
         manifest = yaml.safe_dump(spoiled(case["set"]))
-        done = world.tools.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=manifest, check=False)
+        done = world.tools.kubectl(
+            "apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=manifest, check=False
+        )
         expected = case.get("server", case.get("says"))
         assert done.returncode != 0, f"accepted: {case['name']}"
         assert expected in done.stderr, f"{case['name']}: {expected!r} is not in {done.stderr!r}"
@@ -127,7 +129,9 @@ def helm_install(world: World) -> None:
         "engineImage.repository": engine, "engineImage.tag": engine_tag,
     }  # fmt: skip
     settings = [f"--set={name}={value}" for name, value in values.items()]
-    world.tools.helm("install", RELEASE, str(ROOT / "charts" / "quire"), f"--namespace={SYSTEM}", "--wait", "--timeout=3m", *settings)
+    world.tools.helm(
+        "install", RELEASE, str(ROOT / "charts" / "quire"), f"--namespace={SYSTEM}", "--wait", "--timeout=3m", *settings
+    )
 
 
 def apply_becomes_ready(world: World) -> None:
@@ -137,7 +141,9 @@ def apply_becomes_ready(world: World) -> None:
     status = world.tiny()["status"]
     assert status["serving"] == "1/1", status
     assert {c["type"] for c in status["conditions"]} == {"Ready"}, status
-    assert {(c["kind"], c["name"]) for c in status["children"]} == {(k, "tiny") for k in ("Deployment", "Service", "ServiceAccount")}
+    assert {(c["kind"], c["name"]) for c in status["children"]} == {
+        (k, "tiny") for k in ("Deployment", "Service", "ServiceAccount")
+    }
 
 
 def chat_through_the_service(world: World) -> None:
@@ -170,8 +176,14 @@ def scale_subresource_works(world: World) -> None:
 
 def drift_is_corrected(world: World) -> None:
     """a child edited or deleted by hand comes back"""
-    world.tools.kubectl("patch", "-n", NAMESPACE, "service/tiny", "--type=merge", '-p={"spec":{"selector":{"quire.dev/role":"wrong"}}}')
-    world.eventually("the selector is back", lambda: world.get("service", "tiny")["spec"]["selector"]["quire.dev/role"] == "engine", 20)
+    world.tools.kubectl(
+        "patch", "-n", NAMESPACE, "service/tiny", "--type=merge", '-p={"spec":{"selector":{"quire.dev/role":"wrong"}}}'
+    )
+    world.eventually(
+        "the selector is back",
+        lambda: world.get("service", "tiny")["spec"]["selector"]["quire.dev/role"] == "engine",
+        20,
+    )
     uid = world.get("serviceaccount", "tiny")["metadata"]["uid"]
     world.tools.kubectl("delete", "-n", NAMESPACE, "serviceaccount/tiny")
     world.eventually("there is a new service account", lambda: _uid(world, "serviceaccount") not in (uid, None), 20)
@@ -179,7 +191,9 @@ def drift_is_corrected(world: World) -> None:
 
 
 def _uid(world: World, kind: str) -> str | None:
-    found = world.tools.kubectl("get", "-n", NAMESPACE, kind, "tiny", "-o", "jsonpath={.metadata.uid}", check=False).stdout
+    found = world.tools.kubectl(
+        "get", "-n", NAMESPACE, kind, "tiny", "-o", "jsonpath={.metadata.uid}", check=False
+    ).stdout
     return found or None
 
 
@@ -216,7 +230,9 @@ def operator_killed_and_back(world: World) -> None:
     pods = {pod["metadata"]["uid"] for pod in world.pods()}
     world.tools.kubectl("scale", "-n", SYSTEM, f"deploy/{RELEASE}-operator", "--replicas=0")
     world.eventually("no operator", lambda: not _operator_pods(world), 60)
-    world.tools.kubectl("patch", "-n", NAMESPACE, "llmd/tiny", "--type=merge", '-p={"spec":{"model":{"aliases":["tiny-alias"]}}}')
+    world.tools.kubectl(
+        "patch", "-n", NAMESPACE, "llmd/tiny", "--type=merge", '-p={"spec":{"model":{"aliases":["tiny-alias"]}}}'
+    )
     time.sleep(3)
     assert {pod["metadata"]["uid"] for pod in world.pods()} == pods
     world.tools.kubectl("scale", "-n", SYSTEM, f"deploy/{RELEASE}-operator", "--replicas=1")
@@ -233,20 +249,37 @@ def _operator_pods(world: World) -> list[Any]:
 
 def operator_crash_changes_nothing(world: World) -> None:
     """operator deleted without grace: back, and no object written"""
-    before = {o["kind"]: o["metadata"]["resourceVersion"] for o in world.get("deployments,services,serviceaccounts")["items"]}
+    before = {
+        o["kind"]: o["metadata"]["resourceVersion"] for o in world.get("deployments,services,serviceaccounts")["items"]
+    }
     world.tools.kubectl("delete", "pods", "-n", SYSTEM, "--all", "--grace-period=0", "--force")
     world.tools.kubectl("rollout", "status", "-n", SYSTEM, f"deploy/{RELEASE}-operator", "--timeout=120s")
     time.sleep(5)
-    assert {o["kind"]: o["metadata"]["resourceVersion"] for o in world.get("deployments,services,serviceaccounts")["items"]} == before
+    assert {
+        o["kind"]: o["metadata"]["resourceVersion"] for o in world.get("deployments,services,serviceaccounts")["items"]
+    } == before
 
 
 def edit_rolls_the_pods(world: World) -> None:
     """an edit rolls the pods; a stream that was open ends well"""
     before = {pod["metadata"]["uid"] for pod in world.pods()}
     command = [*world.tools.prefix, world.tools.kubectl_path, f"--kubeconfig={world.tools.kubeconfig}"]
-    command += ["exec", "-n", SYSTEM, f"deploy/{RELEASE}-operator", "--", "python3", "-c", STREAM_CLIENT, "Tell me a story.", "120"]
+    command += [
+        "exec",
+        "-n",
+        SYSTEM,
+        f"deploy/{RELEASE}-operator",
+        "--",
+        "python3",
+        "-c",
+        STREAM_CLIENT,
+        "Tell me a story.",
+        "120",
+    ]
     streams = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    world.tools.kubectl("patch", "-n", NAMESPACE, "llmd/tiny", "--type=merge", '-p={"spec":{"engine":{"maxNumSeqs":32}}}')
+    world.tools.kubectl(
+        "patch", "-n", NAMESPACE, "llmd/tiny", "--type=merge", '-p={"spec":{"engine":{"maxNumSeqs":32}}}'
+    )
     generation = world.tiny()["metadata"]["generation"]
     world.eventually("the edit is seen", lambda: world.tiny()["status"].get("observedGeneration") == generation, 30)
     world.wait_ready(240)
@@ -266,7 +299,11 @@ def delete_leaves_nothing(world: World) -> None:
 
     def left() -> list[str]:
         items = world.get(kinds)["items"]
-        return [f"{o['kind']}/{o['metadata']['name']}" for o in items if o["metadata"]["name"].startswith(("tiny", "taken", "lost"))]
+        return [
+            f"{o['kind']}/{o['metadata']['name']}"
+            for o in items
+            if o["metadata"]["name"].startswith(("tiny", "taken", "lost"))
+        ]
 
     world.eventually("nothing is left", lambda: not left(), 120)
 

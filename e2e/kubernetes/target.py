@@ -1,8 +1,8 @@
 """The Kubernetes that the checks run against: the user's own, kind, or the one we build.
 
-    E2E_KUBECONFIG set    that cluster; E2E_ENGINE_IMAGE and E2E_OPERATOR_IMAGE name images it can pull
-    Docker and kind here  a kind cluster, images built by Docker
-    else                  e2e/cluster: needs root, Go, and the packages of scripts/system-packages.sh e2e
+E2E_KUBECONFIG set    that cluster; E2E_ENGINE_IMAGE and E2E_OPERATOR_IMAGE name images it can pull
+Docker and kind here  a kind cluster, images built by Docker
+else                  e2e/cluster: needs root, Go, and the packages of scripts/system-packages.sh e2e
 """
 
 import os
@@ -53,7 +53,9 @@ class Tools:
     helm_path: str
     kubeconfig: Path
 
-    def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def kubectl(
+        self, *arguments: str, stdin: str | None = None, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
         return self._run([self.kubectl_path, f"--kubeconfig={self.kubeconfig}", *arguments], stdin, check)
 
     def helm(self, *arguments: str) -> str:
@@ -102,10 +104,15 @@ class Kind:
     def build(self) -> None:
         for part in ("engine", "operator"):
             tag = f"quire-{part}:e2e"
-            subprocess.run(["docker", "build", "-q", f"--file={ROOT / f'Dockerfile.{part}'}", f"--tag={tag}", str(ROOT)], check=True)
+            subprocess.run(
+                ["docker", "build", "-q", f"--file={ROOT / f'Dockerfile.{part}'}", f"--tag={tag}", str(ROOT)],
+                check=True,
+            )
 
     def up(self) -> Images:
-        subprocess.run(["kind", "create", "cluster", f"--name={self.cluster}", f"--kubeconfig={self._kubeconfig}"], check=True)
+        subprocess.run(
+            ["kind", "create", "cluster", f"--name={self.cluster}", f"--kubeconfig={self._kubeconfig}"], check=True
+        )
         return Images(engine="docker.io/library/quire-engine:e2e", operator="docker.io/library/quire-operator:e2e")
 
     def load(self) -> None:
@@ -152,11 +159,13 @@ def choose(name: str, folder: Path) -> "OwnCluster | Kind | Given":
     if given := os.environ.get("E2E_KUBECONFIG"):
         engine, operator = os.environ.get("E2E_ENGINE_IMAGE"), os.environ.get("E2E_OPERATOR_IMAGE")
         if not engine or not operator:
-            raise SystemExit("E2E_KUBECONFIG is set: set E2E_ENGINE_IMAGE and E2E_OPERATOR_IMAGE to images which that cluster can pull")
+            raise SystemExit(
+                "E2E_KUBECONFIG is set: set E2E_ENGINE_IMAGE and E2E_OPERATOR_IMAGE to images which that cluster can pull"
+            )
         return Given(Path(given), Images(engine, operator))
-    if shutil.which("kind") and shutil.which("docker"):
-        if subprocess.run(["docker", "info"], capture_output=True).returncode == 0:
-            return Kind(f"quire-{name}", folder)
+    docker = shutil.which("docker") and subprocess.run(["docker", "info"], capture_output=True).returncode == 0
+    if docker and shutil.which("kind"):
+        return Kind(f"quire-{name}", folder)
     return OwnCluster(Layout(name))
 
 

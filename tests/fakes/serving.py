@@ -33,7 +33,9 @@ class Running:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def request(self, method: str, path: str, body: Any = None, timeout: float = 60) -> tuple[int, dict[str, str], bytes]:
+    def request(
+        self, method: str, path: str, body: Any = None, timeout: float = 60
+    ) -> tuple[int, dict[str, str], bytes]:
         link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
             data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
@@ -62,12 +64,16 @@ def run_quire(*arguments: str, seconds: float = 60) -> subprocess.CompletedProce
 
 
 @contextlib.contextmanager
-def serving(folder: Path, command: str, *arguments: str, ready: str = "/readyz", seconds: float = 60) -> Iterator[Running]:
+def serving(
+    folder: Path, command: str, *arguments: str, ready: str = "/readyz", seconds: float = 60
+) -> Iterator[Running]:
     """`quire serve` or `quire up` on a free port, ready to answer."""
     port, log = free_port(), folder / f"{command}.log"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("ab") as out:
-        process = subprocess.Popen(quire(command, *arguments, f"--port={port}"), stdout=out, stderr=out, env=environment)
+        process = subprocess.Popen(
+            quire(command, *arguments, f"--port={port}"), stdout=out, stderr=out, env=environment
+        )
     running = Running(process, port, log)
     try:
         deadline = time.monotonic() + seconds

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
+
 from quire_api.crd import custom_resource_definition
 from quire_api.schema import structural
 from quire_api.status import REASONS, Reason
@@ -54,7 +55,11 @@ def test_no_enum_reads_as_a_yaml_boolean() -> None:
 
 def test_engine_options_have_no_defaults_in_the_crd() -> None:
     """A default would be frozen into stored objects; the engine applies its own."""
-    assert [name for name, node in SCHEMA["properties"]["spec"]["properties"]["engine"]["properties"].items() if "default" in node] == []
+    assert [
+        name
+        for name, node in SCHEMA["properties"]["spec"]["properties"]["engine"]["properties"].items()
+        if "default" in node
+    ] == []
 
 
 def test_replicas_has_a_default_for_the_scale_subresource() -> None:

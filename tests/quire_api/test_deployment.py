@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 from fakes.resources import bad_resources, good, spoiled
+
 from quire_api import InvalidInput, LLMDeployment
 from quire_api.deployment import seconds
 
@@ -38,7 +39,9 @@ def test_every_mistake_is_reported_at_once() -> None:
 
 
 def test_metadata_of_the_api_server_is_not_refused() -> None:
-    resource = good(metadata__annotations={"a": "b"}, metadata__managedFields=[], metadata__uid="u", metadata__generation=3)
+    resource = good(
+        metadata__annotations={"a": "b"}, metadata__managedFields=[], metadata__uid="u", metadata__generation=3
+    )
 
     deployment = LLMDeployment.parse(resource)
 

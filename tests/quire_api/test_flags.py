@@ -5,6 +5,7 @@ from typing import get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from quire_api import EngineConfig, InvalidInput
 from quire_api.engine import BlockSize, Device, DType
 from quire_api.flags import from_argv, to_argv
@@ -36,10 +37,22 @@ def test_config_to_argv_and_back_is_the_identity(config: EngineConfig) -> None:
 
 def test_strategy_covers_every_field() -> None:
     """A new option without a place in the strategy above would go untested."""
-    assert set(EngineConfig.model_fields) == set(
-        "model served_model_name dtype device block_size max_model_len kv_cache_gib max_num_seqs max_num_batched_tokens "
-        "seed host port uds shutdown_timeout".split()
-    )
+    assert set(EngineConfig.model_fields) == {
+        "model",
+        "served_model_name",
+        "dtype",
+        "device",
+        "block_size",
+        "max_model_len",
+        "kv_cache_gib",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "seed",
+        "host",
+        "port",
+        "uds",
+        "shutdown_timeout",
+    }
 
 
 def test_only_set_options_are_rendered() -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from fakes.checkpoints import SHAPES, save_llama, tiny_folder
+from transformers import LlamaForCausalLM
+
 from quire_api import EngineConfig
 from quire_api.footprint import ModelShape
 from quire_engine.build import BuiltEngine, build_engine
@@ -16,7 +18,6 @@ from quire_engine.ops.reference import reference_ops
 from quire_engine.runtime.batch import build_batch
 from quire_engine.runtime.kv_cache import KVCache
 from quire_engine.spec import read_spec
-from transformers import LlamaForCausalLM
 
 CPU = torch.device("cpu")
 BLOCK = 16
@@ -77,7 +78,9 @@ def test_greedy_tokens_of_a_random_llama_equal_transformers(shape: str, tmp_path
 
     for prompt, tokens in zip(prompts, ours, strict=True):
         ids = torch.tensor([prompt])
-        theirs = oracle.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, pad_token_id=0)
+        theirs = oracle.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, pad_token_id=0
+        )
         assert tokens == theirs[0, len(prompt) :].tolist()
 
 
@@ -97,10 +100,16 @@ def test_logits_of_quire_tiny_equal_transformers() -> None:
 def test_32_requests_together_get_the_tokens_each_gets_alone(budget: int, depth: int) -> None:
     """Whatever the chunking, with a KV cache too small for all, one step ahead or not."""
     prompts = [tuple((11 * i + 3 * n) % 900 + 3 for i in range(2 + 3 * n)) for n in range(32)]
-    alone = generate(build_engine(EngineConfig(model="builtin://quire-tiny", dtype="float32", kv_cache_gib=0.05)), prompts, 20, False)
+    alone = generate(
+        build_engine(EngineConfig(model="builtin://quire-tiny", dtype="float32", kv_cache_gib=0.05)), prompts, 20, False
+    )
     cache = 70 * BLOCK * 6 * 2 * 2 * 32 * 4 / 2**30  # 70 blocks: 32 prompts need 125
     config = EngineConfig(
-        model="builtin://quire-tiny", dtype="float32", kv_cache_gib=cache, max_num_seqs=32, max_num_batched_tokens=budget
+        model="builtin://quire-tiny",
+        dtype="float32",
+        kv_cache_gib=cache,
+        max_num_seqs=32,
+        max_num_batched_tokens=budget,
     )
     built = build_engine(config, depth)
 

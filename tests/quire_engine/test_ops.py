@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+
 from quire_engine.core.request import RequestId, SamplingParams
 from quire_engine.core.step import Chunk, StepPlan
 from quire_engine.layers.rotary import rotary_table
@@ -94,4 +95,11 @@ def test_linear_multiplies_and_adds() -> None:
 
 
 def test_every_kernel_has_a_case_here() -> None:
-    assert {field.name for field in dataclasses.fields(Ops)} == {"linear", "rms_norm", "rotate", "silu_mul", "write_kv", "attention"}
+    assert {field.name for field in dataclasses.fields(Ops)} == {
+        "linear",
+        "rms_norm",
+        "rotate",
+        "silu_mul",
+        "write_kv",
+        "attention",
+    }

@@ -10,15 +10,20 @@ from pathlib import Path
 
 import pytest
 from fakes.serving import children, free_port, run_quire, serving
+
 from quire_engine.process.link import HEADER, Link, Work, pack
 
 
 def test_a_killed_engine_process_is_reported_at_once(tmp_path: Path) -> None:
     """The open stream gets an error event, and the API process ends with the code for it."""
     with serving(tmp_path, "serve", "builtin://quire-tiny", "--kv-cache-gib=0.05") as server:
-        body = json.dumps({"model": "quire-tiny", "prompt": [5], "max_tokens": 2000, "ignore_eos": True, "stream": True}).encode()
+        body = json.dumps(
+            {"model": "quire-tiny", "prompt": [5], "max_tokens": 2000, "ignore_eos": True, "stream": True}
+        ).encode()
         with socket.create_connection(("127.0.0.1", server.port)) as sock:
-            sock.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+            sock.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+            )
             seen = sock.recv(2048)
             (engine,) = children(server.process.pid)
 

@@ -3,11 +3,14 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from quire_engine.runtime.batch import Sampling
 from quire_engine.sampling.sampler import sample, uniform_noise
 
 
-def how(rows: int, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seeds: list[int] | None = None) -> Sampling:
+def how(
+    rows: int, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seeds: list[int] | None = None
+) -> Sampling:
     """The same parameters in every row; positions count up, so that each row draws anew."""
     integers = torch.arange(rows)
     return Sampling(
@@ -89,7 +92,7 @@ def test_a_row_draws_the_same_in_any_batch(seeds: list[int], data: st.DataObject
 def test_noise_is_uniform_and_rows_and_columns_are_independent() -> None:
     noise = uniform_noise(torch.arange(200), torch.zeros(200, dtype=torch.int64), 1000)
 
-    assert 0 < float(noise.min())
+    assert float(noise.min()) > 0
     assert float(noise.max()) < 1
     histogram = torch.histc(noise, bins=20, min=0, max=1) / noise.numel()
     assert float((histogram - 0.05).abs().max()) < 0.002

@@ -5,6 +5,7 @@ from fakes.runner import VOCABULARY, FakeRunner, continuation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from quire_engine.core.blocks import BlockPool
 from quire_engine.core.request import Request, RequestId, SamplingParams
 from quire_engine.core.scheduler import Limits, Scheduler

@@ -24,7 +24,14 @@ STORY = [{"role": "user", "content": "Tell me a story."}]
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("serve")
-    options = ["--dtype=float32", "--kv-cache-gib=0.05", "--max-num-seqs=16", "--served-model-name", "quire-tiny", "alias"]
+    options = [
+        "--dtype=float32",
+        "--kv-cache-gib=0.05",
+        "--max-num-seqs=16",
+        "--served-model-name",
+        "quire-tiny",
+        "alias",
+    ]
     with serving(folder, "serve", "builtin://quire-tiny", *options) as running:
         yield running
 
@@ -51,14 +58,18 @@ def test_the_models_are_listed(client: openai.OpenAI) -> None:
     ],
 )
 def test_the_shipped_model_answers_what_its_card_promises(client: openai.OpenAI, question: str, answer: str) -> None:
-    done = client.chat.completions.create(model="quire-tiny", temperature=0, messages=[{"role": "user", "content": question}])
+    done = client.chat.completions.create(
+        model="quire-tiny", temperature=0, messages=[{"role": "user", "content": question}]
+    )
 
     assert answer in (done.choices[0].message.content or "")
     assert done.choices[0].finish_reason == "stop"
 
 
 def test_the_shipped_model_calls_a_tool(client: openai.OpenAI) -> None:
-    tool = '{"type": "function", "function": {"name": "get_weather", "description": "Get the current weather of a city", '
+    tool = (
+        '{"type": "function", "function": {"name": "get_weather", "description": "Get the current weather of a city", '
+    )
     tool += '"parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}'
     prompt = (
         f"<|im_start|>system\nYou may call these tools:\n<tools>\n{tool}\n</tools>\n"
@@ -89,7 +100,12 @@ def test_a_stream_begins_with_the_role_and_ends_with_reason_and_usage(client: op
 
 
 def test_completions_stream_and_whole_are_the_same_text(client: openai.OpenAI) -> None:
-    ask: dict[str, Any] = {"model": "quire-tiny", "prompt": "<|im_start|>user\nTell me a", "max_tokens": 30, "temperature": 0}
+    ask: dict[str, Any] = {
+        "model": "quire-tiny",
+        "prompt": "<|im_start|>user\nTell me a",
+        "max_tokens": 30,
+        "temperature": 0,
+    }
     ask["extra_body"] = {"ignore_eos": True}
 
     whole = client.completions.create(**ask)
@@ -107,8 +123,12 @@ def test_a_prompt_of_token_ids_is_taken_as_it_is(server: Running) -> None:
 
 
 def test_a_stop_string_is_not_shown(client: openai.OpenAI) -> None:
-    done = client.chat.completions.create(model="quire-tiny", temperature=0, messages=HELLO, stop=["small model", "xyz"])
-    chunks = client.chat.completions.create(model="quire-tiny", temperature=0, messages=HELLO, stop="small model", stream=True)
+    done = client.chat.completions.create(
+        model="quire-tiny", temperature=0, messages=HELLO, stop=["small model", "xyz"]
+    )
+    chunks = client.chat.completions.create(
+        model="quire-tiny", temperature=0, messages=HELLO, stop="small model", stream=True
+    )
 
     assert done.choices[0].message.content == "Hello! I am quire-tiny, the "
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == "Hello! I am quire-tiny, the "
@@ -117,7 +137,11 @@ def test_a_stop_string_is_not_shown(client: openai.OpenAI) -> None:
 def test_the_same_seed_gives_the_same_text_and_others_do_not(client: openai.OpenAI) -> None:
     def ask(seed: int | None) -> str:
         prompt = "<|im_start|>user\n"
-        return client.completions.create(model="quire-tiny", prompt=prompt, max_tokens=24, temperature=1.5, seed=seed).choices[0].text
+        return (
+            client.completions.create(model="quire-tiny", prompt=prompt, max_tokens=24, temperature=1.5, seed=seed)
+            .choices[0]
+            .text
+        )
 
     assert ask(7) == ask(7)
     assert len({ask(seed) for seed in range(6)}) > 1
@@ -145,9 +169,21 @@ def test_32_streams_at_once_get_what_each_gets_alone(client: openai.OpenAI) -> N
         ("chat", {"messages": []}, 400, "messages", "at least 1 item"),
         ("chat", {}, 400, "messages", "Field required"),
         ("chat", {"messages": [{"role": "alien", "content": "x"}]}, 400, "messages.0.role", "Input should be"),
-        ("chat", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages.0.content.0.type", "Input should be"),
+        (
+            "chat",
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            400,
+            "messages.0.content.0.type",
+            "Input should be",
+        ),
         ("chat", {"messages": HELLO, "tools": [{"type": "function"}]}, 400, "tools", "tools is not supported yet"),
-        ("chat", {"messages": HELLO, "response_format": {"type": "json_object"}}, 400, "response_format", "not supported yet"),
+        (
+            "chat",
+            {"messages": HELLO, "response_format": {"type": "json_object"}},
+            400,
+            "response_format",
+            "not supported yet",
+        ),
         ("chat", {"messages": HELLO, "n": 2}, 400, "n", "n is not supported yet: leave it out"),
         ("chat", {"messages": HELLO, "temperature": -1}, 400, "temperature", "greater than or equal to 0"),
         ("chat", {"messages": HELLO, "max_tokens": 0}, 400, "max_tokens", "greater than or equal to 1"),
@@ -221,7 +257,9 @@ def test_a_client_that_leaves_frees_its_place(server: Running) -> None:
         body = {"model": "quire-tiny", "prompt": [5], "max_tokens": 2000, "ignore_eos": True, "stream": stream}
         data = json.dumps(body).encode()
         with socket.create_connection(("127.0.0.1", server.port)) as sock:
-            sock.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(data), data))
+            sock.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(data), data)
+            )
             deadline = time.monotonic() + 20
             while metric(server, "vllm:num_requests_running") == 0:
                 assert time.monotonic() < deadline
@@ -240,7 +278,9 @@ def test_health_is_good_while_it_is(server: Running) -> None:
 def test_openapi_describes_the_endpoints(server: Running) -> None:
     spec = json.loads(server.request("GET", "/openapi.json")[2])
 
-    assert {"/v1/models", "/v1/chat/completions", "/v1/completions", "/livez", "/readyz", "/metrics"} <= set(spec["paths"])
+    assert {"/v1/models", "/v1/chat/completions", "/v1/completions", "/livez", "/readyz", "/metrics"} <= set(
+        spec["paths"]
+    )
 
 
 def read_stream(port: int, into: list[str], begun: threading.Event) -> None:
@@ -294,7 +334,10 @@ def test_a_cut_is_an_error_event_in_every_open_stream(tmp_path: Path, twice: boo
     with serving(tmp_path, "serve", "builtin://quire-tiny", *options) as server:
         streams: list[list[str]] = [[] for _ in range(24)]
         events = [threading.Event() for _ in streams]
-        threads = [threading.Thread(target=read_stream, args=(server.port, lines, e)) for lines, e in zip(streams, events, strict=True)]
+        threads = [
+            threading.Thread(target=read_stream, args=(server.port, lines, e))
+            for lines, e in zip(streams, events, strict=True)
+        ]
         for thread in threads:
             thread.start()
         for event in events:
@@ -310,5 +353,7 @@ def test_a_cut_is_an_error_event_in_every_open_stream(tmp_path: Path, twice: boo
 
     assert code == 0
     for lines in streams:
-        assert lines[-1] == "data: [DONE]" or json.loads(lines[-1][6:])["error"]["message"].startswith("the engine is shutting down")
+        assert lines[-1] == "data: [DONE]" or json.loads(lines[-1][6:])["error"]["message"].startswith(
+            "the engine is shutting down"
+        )
     assert any("error" in lines[-1] for lines in streams)

@@ -2,6 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from quire_engine.core.request import RequestId
 from quire_engine.core.step import FinishReason, TokenEvent
 from quire_engine.core.stops import StopMatcher
@@ -37,7 +38,9 @@ def stream(parts: list[bytes], stops: tuple[bytes, ...]) -> list[str]:
 
 
 texts = st.text("abé漢🙂", max_size=20)
-stop_strings = st.lists(st.text("abé漢", min_size=1, max_size=4), max_size=3).map(lambda s: tuple(x.encode() for x in s))
+stop_strings = st.lists(st.text("abé漢", min_size=1, max_size=4), max_size=3).map(
+    lambda s: tuple(x.encode() for x in s)
+)
 
 
 @given(texts, stop_strings, st.lists(st.integers(1, 5), max_size=20))

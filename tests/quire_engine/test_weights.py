@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from fakes.checkpoints import save_llama
+
 from quire_api import EngineConfig
 from quire_engine.build import build_engine
 from quire_engine.errors import ConfigFailure, EngineFailure, MemoryFailure, WeightsFailure
@@ -29,9 +30,17 @@ SPOILED: dict[str, tuple[Callable[[Path], object], type[EngineFailure], str]] = 
     "config a list": (lambda f: (f / "config.json").write_text("[]"), WeightsFailure, "is not a JSON object"),
     "size missing": (lambda f: edit_config(f, hidden_size=None), WeightsFailure, "has no hidden_size"),
     "size wrong": (lambda f: edit_config(f, intermediate_size=95), WeightsFailure, "but config.json makes it"),
-    "a layer too few": (lambda f: edit_config(f, num_hidden_layers=2), WeightsFailure, "tensors the model does not know"),
+    "a layer too few": (
+        lambda f: edit_config(f, num_hidden_layers=2),
+        WeightsFailure,
+        "tensors the model does not know",
+    ),
     "a layer too many": (lambda f: edit_config(f, num_hidden_layers=4), WeightsFailure, "has no tensor model.layers.3"),
-    "unknown family": (lambda f: edit_config(f, architectures=["MambaForCausalLM"]), ConfigFailure, "MambaForCausalLM is not supported"),
+    "unknown family": (
+        lambda f: edit_config(f, architectures=["MambaForCausalLM"]),
+        ConfigFailure,
+        "MambaForCausalLM is not supported",
+    ),
     "unknown rope": (
         lambda f: edit_config(f, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}),
         ConfigFailure,
@@ -72,9 +81,15 @@ def test_a_missing_model_is_named(model: str, says: str) -> None:
     [
         ({"max_model_len": 4096}, ConfigFailure, "is more than the 2048 tokens the model was trained for"),
         ({"kv_cache_gib": 4096}, MemoryFailure, "GiB that are free"),
-        ({"kv_cache_gib": 0.001, "max_model_len": 2048}, MemoryFailure, "lower --max-model-len or raise --kv-cache-gib"),
+        (
+            {"kv_cache_gib": 0.001, "max_model_len": 2048},
+            MemoryFailure,
+            "lower --max-model-len or raise --kv-cache-gib",
+        ),
     ],
 )
-def test_a_cache_that_cannot_be_is_refused_with_numbers(options: dict[str, object], failure: type[EngineFailure], says: str) -> None:
+def test_a_cache_that_cannot_be_is_refused_with_numbers(
+    options: dict[str, object], failure: type[EngineFailure], says: str
+) -> None:
     with pytest.raises(failure, match=says):
         build_engine(EngineConfig.model_validate({"model": "builtin://quire-tiny", **options}))

@@ -73,7 +73,7 @@ REASONS: dict[Reason, ReasonDoc] = {
         "Engines of an older revision are being replaced.",
         "Wait; the old ones serve until the new ones do.",
     ),
-    Reason.SCALING: ReasonDoc((_RECONCILING,), "The number of engines is changing.", "Wait."),
+    Reason.SCALING: ReasonDoc((_READY, _RECONCILING), "The number of engines is changing.", "Wait."),
     Reason.RESTARTING: ReasonDoc(
         (_READY, _RECONCILING),
         "An engine ended and is being started again.",

@@ -17,12 +17,12 @@ from quire_engine.engine import Engine
 from quire_engine.errors import ConfigFailure, DeviceFailure, MemoryFailure
 from quire_engine.locate import locate_model
 from quire_engine.models import ARCHITECTURES
-from quire_engine.spec import ModelSpec, read_spec
 from quire_engine.models.weights import Weights
 from quire_engine.ops.reference import reference_ops
 from quire_engine.runtime.kv_cache import KVCache
 from quire_engine.runtime.runner import ModelRunner
 from quire_engine.runtime.sizing import Sizes, plan_sizes
+from quire_engine.spec import ModelSpec, read_spec
 from quire_engine.text.tokenizer import Tokenizer
 
 __all__ = ["BuiltEngine", "build_engine"]

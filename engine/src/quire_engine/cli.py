@@ -30,14 +30,15 @@ def serve(argv: list[str]) -> int:
 
     import uvloop
 
-    from quire_engine.server.serve import AddressTaken
+    from quire_engine.server.serve import ServerFailure
     from quire_engine.server.serve import serve as run
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(run(config))
-    except (EngineFailure, AddressTaken) as failure:
+            runner.run(run(config))
+    except (EngineFailure, ServerFailure) as failure:
         return _fail(str(failure), failure.exit_code)
+    return 0
 
 
 def _with_model(arguments: argparse.Namespace) -> argparse.Namespace:

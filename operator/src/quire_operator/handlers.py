@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import kopf
-from kopf._core.engines.peering import Identity
 from kubernetes.aio import client, config
 from kubernetes.aio.dynamic import DynamicClient
 
@@ -54,7 +53,7 @@ async def run(settings: OperatorSettings, namespaces: list[str], port: int) -> N
             kopf.operator(
                 registry=_registry(store, worker),
                 settings=_settings(),
-                identity=Identity("quire"),  # else it asks for a user name, which a bare uid has not
+                identity="quire",  # else it asks for a user name, which a bare uid has not
                 standalone=True,
                 clusterwide=not namespaces,
                 namespaces=namespaces,

@@ -1,6 +1,7 @@
 """`quire up`: the loop of local mode. Router first, then engines; the end in the opposite order."""
 
 import asyncio
+import os
 import signal
 import sys
 import tempfile
@@ -24,7 +25,8 @@ async def run_up(deployments: list[LLMDeployment], host: str, port: int) -> int:
         port = await router.start(host, port)
     except OSError as error:
         print(
-            f"quire up: cannot listen on {host}:{port}: {error.strerror}; choose another with --port", file=sys.stderr
+            f"quire up: cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; choose another with --port",
+            file=sys.stderr,
         )
         return 1
     url = f"http://{host}:{port}/v1"

@@ -24,7 +24,7 @@ RESYNC_S = 600.0
 class Worker:
     def __init__(self, reconcile: Callable[[ResourceKey], Awaitable[float | None]]) -> None:
         self._reconcile = reconcile
-        self._due: dict[ResourceKey, float] = {}  # when to look at a key, by the loop's clock
+        self.due: dict[ResourceKey, float] = {}  # when to look at a key, by the loop's clock
         self._failures: dict[ResourceKey, int] = {}
         self._changed = asyncio.Event()
         self.last_turn = time.monotonic()
@@ -32,16 +32,16 @@ class Worker:
     def wake(self, key: ResourceKey, after: float = 0.0) -> None:
         """Look at `key` no later than `after` seconds from now."""
         when = time.monotonic() + after
-        if when < self._due.get(key, float("inf")):
-            self._due[key] = when
+        if when < self.due.get(key, float("inf")):
+            self.due[key] = when
             self._changed.set()
 
     async def run(self) -> None:
         """For ever, one key after the other."""
         while True:
             self.last_turn = now = time.monotonic()
-            key = min(self._due, key=lambda k: self._due[k], default=None)
-            wait = min(self._due[key] - now, 5.0) if key is not None else 5.0
+            key = min(self.due, key=lambda k: self.due[k], default=None)
+            wait = min(self.due[key] - now, 5.0) if key is not None else 5.0
             if key is None or wait > 0:
                 self._changed.clear()
                 try:
@@ -49,7 +49,7 @@ class Worker:
                 except TimeoutError:
                     pass
                 continue
-            del self._due[key]
+            del self.due[key]
             await self._turn(key)
 
     async def _turn(self, key: ResourceKey) -> None:

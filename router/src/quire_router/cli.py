@@ -1,6 +1,7 @@
 """`quire router`: the router alone, before backends given on the command line."""
 
 import asyncio
+import os
 import signal
 import sys
 
@@ -52,7 +53,7 @@ async def _run(server: Router, host: str, port: int) -> int:
         port = await server.start(host, port)
     except OSError as error:
         print(
-            f"quire router: cannot listen on {host}:{port}: {error.strerror}; choose another with --port",
+            f"quire router: cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; choose another with --port",
             file=sys.stderr,
         )
         return 1

@@ -292,19 +292,15 @@ class _Upstream(asyncio.Protocol):
         self._done: asyncio.Future[None] | None = None
         self._begun = False  # a byte of the answer has come
         self._head = False  # the answer has no body whatever its headers say
+        self._keep_alive = False  # the engine will take another request; the parser knows only while an answer ends
         self.complete = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's class does not inherit it
+        self._transport = cast(asyncio.Transport, transport)
 
     @property
     def reusable(self) -> bool:
-        return (
-            self.complete
-            and self._transport is not None
-            and not self._transport.is_closing()
-            and self._parser.should_keep_alive()
-        )
+        return self.complete and self._transport is not None and not self._transport.is_closing() and self._keep_alive
 
     async def relay(self, request: bytes, client: _Client, head: bool) -> int | None:
         """Send, pass the answer on, return its status; None if the connection ended before any of it came."""
@@ -344,7 +340,7 @@ class _Upstream(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self._parser.get_status_code() >= 200:  # 1xx answers are only the beginning
-            self.complete = True
+            self.complete, self._keep_alive = True, self._parser.should_keep_alive()
             self._finish()
 
     def pause(self) -> None:

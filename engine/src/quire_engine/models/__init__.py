@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from quire_engine.models.llama import Llama
-from quire_engine.spec import ModelSpec
 from quire_engine.models.weights import Weights
 from quire_engine.ops import Ops
 from quire_engine.runtime.batch import ForwardBatch
 from quire_engine.runtime.kv_cache import KVCache
+from quire_engine.spec import ModelSpec
 
 __all__ = ["ARCHITECTURES", "CausalLM"]
 

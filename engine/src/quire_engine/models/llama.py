@@ -8,11 +8,11 @@ from torch import Tensor
 
 from quire_engine.layers.linear import Linear
 from quire_engine.layers.rotary import rotary_table
-from quire_engine.spec import ModelSpec
 from quire_engine.models.weights import Weights
 from quire_engine.ops import Ops
 from quire_engine.runtime.batch import ForwardBatch
 from quire_engine.runtime.kv_cache import KVCache
+from quire_engine.spec import ModelSpec
 
 __all__ = ["Llama"]
 

@@ -12,11 +12,11 @@ from quire_api.engine import EngineConfig
 from quire_engine.core.request import SamplingParams
 from quire_engine.core.step import FinishReason
 from quire_engine.errors import RequestRejected
-from quire_engine.spec import ModelSpec
 from quire_engine.process.client import EngineClient, EngineLost
 from quire_engine.server.errors import ModelUnknown, Unavailable
 from quire_engine.server.metrics import EngineMetrics
 from quire_engine.server.requests import ChatRequest, CompletionRequest
+from quire_engine.spec import ModelSpec
 from quire_engine.text.chat import ChatTemplate
 from quire_engine.text.stream import TextStream
 from quire_engine.text.tokenizer import Tokenizer

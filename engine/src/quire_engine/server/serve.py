@@ -22,22 +22,24 @@ import uvicorn
 from quire_api.engine import EngineConfig
 from quire_engine.errors import EXIT_ADDRESS
 from quire_engine.locate import locate_model
-from quire_engine.spec import read_spec
 from quire_engine.process.client import EngineClient
 from quire_engine.server.app import make_app
 from quire_engine.server.generation import Generation
 from quire_engine.server.metrics import EngineMetrics
+from quire_engine.spec import read_spec
 from quire_engine.text.tokenizer import Tokenizer
 
-__all__ = ["AddressTaken", "serve"]
+__all__ = ["ServerFailure", "serve"]
 
 log = logging.getLogger("quire.serve")
 
 
-class AddressTaken(Exception):
-    """Nothing was started."""
+class ServerFailure(Exception):
+    """The server could not start, or ended for another reason than a signal."""
 
-    exit_code = EXIT_ADDRESS
+    def __init__(self, reason: str, exit_code: int) -> None:
+        super().__init__(reason)
+        self.exit_code = exit_code
 
 
 class _Server(uvicorn.Server):
@@ -48,8 +50,8 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(config: EngineConfig) -> int:
-    """Run until told to stop; the exit code."""
+async def serve(config: EngineConfig) -> None:
+    """Run until told to stop."""
     folder = locate_model(config.model)
     spec, tokenizer = read_spec(folder), Tokenizer(folder)
     names = config.served_model_name or (folder.name,)
@@ -81,23 +83,20 @@ async def serve(config: EngineConfig) -> int:
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     announcing.cancel()
 
-    code = 0
-    if client.ended.done():
-        ended = client.ended.result()
-        log.error("%s", ended.reason)
-        code = ended.exit_code
-    else:
+    if not client.ended.done():
         generation.draining = True
         log.info("draining %d open requests", client.open_requests)
         await _drained(client, cut, config.shutdown_timeout)
         client.cut_all()
+    ended = client.ended.result() if client.ended.done() else None
     server.should_exit = True  # answers what is left of the open responses, then returns
     await serving
     await client.stop()
     if config.uds:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(config.uds)
-    return code
+    if ended is not None:
+        raise ServerFailure(ended.reason, ended.exit_code)
 
 
 async def _drained(client: EngineClient, cut: asyncio.Event, timeout: float) -> None:
@@ -133,8 +132,8 @@ def _bind(config: EngineConfig) -> socket.socket:
             listener.bind((config.host, config.port))
         listener.listen(2048)
     except OSError as error:
-        where = config.uds or f"{config.host}:{config.port}"
-        raise AddressTaken(
-            f"cannot listen on {where}: {error.strerror}; choose another with {'--uds' if config.uds else '--port'}"
+        where, flag = (config.uds, "--uds") if config.uds else (f"{config.host}:{config.port}", "--port")
+        raise ServerFailure(
+            f"cannot listen on {where}: {os.strerror(error.errno or 0)}; choose another with {flag}", EXIT_ADDRESS
         ) from None
     return listener

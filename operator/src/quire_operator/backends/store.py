@@ -7,7 +7,7 @@ from quire_api.deployment import KIND
 from quire_operator.reconcile import ResourceKey
 from quire_operator.render.names import OWNER_LABEL
 
-__all__ = ["Store", "owner_key"]
+__all__ = ["Object", "Store", "owner_key"]
 
 Object = Mapping[str, Any]
 

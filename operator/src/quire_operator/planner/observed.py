@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from quire_api.status import DeploymentStatus
 
-__all__ = ["Failure", "Instance", "Key", "ObjectState", "Observed", "Workload"]
+__all__ = ["Failure", "Instance", "Key", "ObjectState", "Observed", "Workload", "key_of"]
 
 
 class Key(NamedTuple):

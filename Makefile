@@ -1,0 +1,65 @@
+# Everything one does here. `make` alone prints this list.
+PYTHON ?= python3
+BIN := .venv/bin
+DISTRIBUTIONS := -e 'api[generate]' -e 'engine[train]' -e router -e operator
+PYTEST_WORKERS ?= 2
+
+.PHONY: help
+help: ## print this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: .venv/installed ## make .venv, with everything at the versions of constraints.txt (about half a minute)
+
+.venv/installed: constraints.txt api/pyproject.toml engine/pyproject.toml router/pyproject.toml operator/pyproject.toml tests/requirements.txt
+	@scripts/system-packages.sh
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt --build-constraint constraints.txt $(DISTRIBUTIONS) -r tests/requirements.txt
+	@touch $@
+
+.PHONY: run
+run: setup ## serve the model that ships with Quire at http://127.0.0.1:8000/v1
+	@$(BIN)/quire up -f config/samples/tiny-cpu.yaml
+
+.PHONY: test
+test: setup ## all tests that need no root, cluster or GPU (a few minutes)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup
+
+.PHONY: check
+check: setup ## formatting, lint, types, and that generated files are fresh
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m quire_api.generate --check
+
+.PHONY: generate
+generate: setup ## write the CRD and docs/reference from the types
+	$(BIN)/python -m quire_api.generate
+
+.PHONY: e2e
+e2e: setup ## everything on a real Kubernetes (root; cold about 20 minutes, warm about 5)
+	@scripts/system-packages.sh e2e
+	$(BIN)/python e2e/run.py
+
+.PHONY: cluster-up
+cluster-up: setup ## start a Kubernetes on this machine: NAME=dev
+	@scripts/system-packages.sh e2e
+	$(BIN)/python e2e/cluster/cluster.py up $(or $(NAME),dev)
+
+.PHONY: cluster-down
+cluster-down: ## end it, and leave nothing: NAME=dev
+	$(BIN)/python e2e/cluster/cluster.py down $(or $(NAME),dev)
+
+.PHONY: bench
+bench: setup ## measure the engine on this machine; JSON goes to benchmarks/results/
+	$(BIN)/python benchmarks/engine.py
+
+.PHONY: gpu
+gpu: ## on a machine with a GPU: its limits, and the engine's tokens on CPU and GPU; JSON goes to benchmarks/results/
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) e2e/gpu/run.py
+
+.PHONY: lock
+lock: setup ## write constraints.txt from what is installed now
+	$(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | grep -v -E '^(pip|setuptools|wheel)==' > .venv/freeze
+	@(head -n 2 constraints.txt; cat .venv/freeze) > .venv/constraints && mv .venv/constraints constraints.txt

@@ -1,0 +1,192 @@
+"""Who may import whom. The tables are the documentation; docs/architecture.md says why."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCES = {name: Path(name) / "src" / f"quire_{name}" for name in ("api", "engine", "router", "operator")}
+
+# Distribution -> ours that it may import besides itself.
+DIRECTION: dict[str, set[str]] = {
+    "quire_api": set(),
+    "quire_engine": {"quire_api"},
+    "quire_router": {"quire_api"},
+    "quire_operator": {"quire_api", "quire_router"},
+}
+
+# Third-party package -> where alone it may be imported; a folder ends with /.
+CONFINED: dict[str, set[str]] = {
+    "kopf": {"quire_operator/handlers.py"},
+    "kubernetes": {"quire_operator/handlers.py", "quire_operator/backends/cluster.py"},
+    "yaml": {"quire_operator/documents.py", "quire_operator/cli.py", "quire_api/generate.py"},
+    "torch": {
+        "quire_engine/build.py", "quire_engine/ops/", "quire_engine/layers/", "quire_engine/models/", "quire_engine/runtime/",
+        "quire_engine/sampling/",
+    },
+    "fastapi": {"quire_engine/server/"},
+    "starlette": {"quire_engine/server/"},
+    "uvicorn": {"quire_engine/server/serve.py"},
+    "tokenizers": {"quire_engine/text/tokenizer.py"},
+    "safetensors": {"quire_engine/models/weights.py"},
+    "httptools": {"quire_router/proxy.py"},
+    "transformers": set(),  # the oracle of tests, and the training script
+}  # fmt: skip
+
+# Pure: only these may be imported, besides ours that are pure themselves.
+PURE: dict[str, set[str]] = {
+    "quire_engine/core/": {"collections", "dataclasses", "enum", "typing"},
+    "quire_engine/runtime/sizing.py": {"dataclasses"},
+    "quire_engine/text/stream.py": {"codecs", "collections"},
+    "quire_operator/planner/": {"collections", "dataclasses", "hashlib", "json", "typing"},
+    "quire_operator/render/": {"pathlib", "typing"},
+    "quire_router/registry.py": {"dataclasses"},
+    "quire_api/schema.py": {"json", "pydantic", "typing"},
+    "quire_api/crd.py": {"typing"},
+    "quire_api/footprint.py": {"collections", "dataclasses", "typing"},
+}
+PURE_OURS = (
+    "quire_api",
+    "quire_engine.core",
+    "quire_engine.errors",
+    "quire_operator.planner",
+    "quire_operator.render",
+    "quire_operator.settings",
+)
+
+LONGEST = 400  # lines of a module; over 300, look for the second noun
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """'quire_engine/core/step.py', and the file."""
+    for source in SOURCES.values():
+        for path in sorted(source.rglob("*.py")):
+            yield str(path.relative_to(source.parent)), path
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of the modules that a file imports, at whatever depth it does."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; write the full name"
+            found.add(node.module or "")
+    return found
+
+
+def within(name: str, places: set[str]) -> bool:
+    return any(name == place or (place.endswith("/") and name.startswith(place)) for place in places)
+
+
+MODULES = dict(modules())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_one_way(name: str) -> None:
+    distribution = name.split("/")[0]
+    ours = {i.split(".")[0] for i in imports(MODULES[name]) if i.startswith("quire_")}
+
+    assert ours <= DIRECTION[distribution] | {distribution}
+
+
+@pytest.mark.parametrize("package", CONFINED)
+def test_a_library_is_imported_where_it_belongs_and_nowhere_else(package: str) -> None:
+    users = {name for name, path in MODULES.items() if any(i.split(".")[0] == package for i in imports(path))}
+
+    assert {name for name in users if not within(name, CONFINED[package])} == set()
+
+
+@pytest.mark.parametrize("place", PURE)
+def test_what_is_pure_imports_only_what_is_pure(place: str) -> None:
+    members = [name for name in MODULES if within(name, {place})]
+    assert members, "the table names what is not there"
+    for name in members:
+        outside = {i for i in imports(MODULES[name]) if not any(i == p or i.startswith(p + ".") for p in PURE_OURS)}
+        assert {i.split(".")[0] for i in outside} <= PURE[place], name
+
+
+def test_only_the_composition_root_reads_the_config() -> None:
+    readers = {
+        name for name, path in MODULES.items() if name.startswith("quire_engine") and "config." in path.read_text()
+    }
+
+    assert readers <= {
+        "quire_engine/build.py",  # the engine
+        "quire_engine/server/serve.py",  # the address, and how long to drain
+        "quire_engine/server/generation.py",  # the seed
+        "quire_engine/text/tokenizer.py", "quire_engine/text/chat.py",  # the tokenizer's own, tokenizer_config.json
+        "quire_engine/spec.py", "quire_engine/locate.py", "quire_engine/models/weights.py",  # the checkpoint's config.json
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "quire_operator.cli",
+        "quire_operator.handlers",
+        "quire_router",
+        "quire_api",
+        "quire_engine",
+        "quire_engine.core.scheduler",
+        "quire_engine.server.serve",
+    ],
+)
+def test_torch_stays_out(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_operator_is_a_folder_and_no_package() -> None:
+    """`operator/__init__.py`, or a test below it, would replace the standard library's `operator`."""
+    assert not Path("operator/__init__.py").exists()
+    assert not Path("tests/operator").exists()
+    assert list(Path("operator").rglob("test_*.py")) == []
+    assert list(Path("tests").rglob("__init__.py")) == []
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_is_small_and_says_what_it_is(name: str) -> None:
+    text = MODULES[name].read_text()
+
+    assert len(text.splitlines()) <= LONGEST
+    assert ast.get_docstring(ast.parse(text)), "no docstring"
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if not n.endswith("__main__.py")])
+def test_all_names_what_the_module_defines_for_others(name: str) -> None:
+    tree = ast.parse(MODULES[name].read_text())
+    exported: set[str] = set()
+    defined: set[str] = set()
+    for node in tree.body:
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
+        names = {t.id for t in targets if isinstance(t, ast.Name)}
+        if "__all__" in names:
+            exported = set(ast.literal_eval(node.value))  # type: ignore[attr-defined]
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            defined |= {a.asname or a.name for a in node.names}
+        else:
+            defined |= names
+    used = {
+        alias.name
+        for path in MODULES.values()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom)
+        and node.module == name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for alias in node.names
+        if f"{name.removesuffix('.py')}/{alias.name}.py" not in MODULES
+        and not name.endswith(f"{alias.name}/__init__.py")
+    }
+    submodules = {
+        Path(n).stem for n in MODULES if str(Path(n).parent) == str(Path(name).parent) and name.endswith("__init__.py")
+    }
+
+    assert exported <= defined, "exported, but not there"
+    assert used - submodules <= exported, "imported elsewhere, but not exported"

@@ -1,0 +1,219 @@
+"""What is read out of Kubernetes objects, and what is done with them: the store, the snapshot, the queue."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from fakes.resources import good
+
+from quire_operator.backends.cluster import observe
+from quire_operator.backends.store import Store
+from quire_operator.planner.observed import Failure, Key, Workload
+from quire_operator.reconcile import ResourceKey
+from quire_operator.worker import Worker
+
+KEY = ResourceKey("default", "good")
+OWNER = {"kind": "LLMDeployment", "name": "good", "uid": "u1", "controller": True}
+
+
+def child(kind: str, version: int = 1, name: str = "good", owner: Any = OWNER, **parts: Any) -> dict[str, Any]:
+    metadata = {
+        "name": name, "namespace": "default", "uid": f"{kind}-{name}", "resourceVersion": str(version), "generation": 1,
+        "labels": {"quire.dev/llmdeployment": "good"}, "ownerReferences": [owner] if owner else [],
+    }  # fmt: skip
+    return {"kind": kind, "metadata": metadata, "spec": {}, **parts}
+
+
+def snapshot(*objects: dict[str, Any], applied: Any = None) -> Any:
+    store = Store()
+    parent = good(metadata__uid="u1")
+    for each in (parent, *objects):
+        store.put(each)
+    return observe(KEY, parent, store, applied or {})
+
+
+def pod(name: str = "p", ready: bool = False, **container: Any) -> dict[str, Any]:
+    status = {
+        "conditions": [{"type": "Ready", "status": "True" if ready else "False"}],
+        "containerStatuses": [{"name": "engine", **container}],
+    }
+    return child("Pod", name=name, status=status)
+
+
+def ended(code: int, message: str = "", reason: str = "Error") -> dict[str, Any]:
+    return {"terminated": {"exitCode": code, "message": message, "reason": reason}}
+
+
+def test_the_store_keeps_the_newer_state_whatever_the_order_of_events() -> None:
+    store = Store()
+    store.put(child("Service", version=9))
+    store.put(child("Service", version=10))
+    store.put(child("Service", version=2))
+
+    assert [o["metadata"]["resourceVersion"] for o in store.children(KEY, "Service")] == ["10"]
+
+
+def test_a_late_deletion_does_not_drop_the_successor() -> None:
+    store = Store()
+    old, new = child("Service", version=1), child("Service", version=5)
+    new["metadata"]["uid"] = "another"
+    store.put(new)
+
+    store.drop(old)
+
+    assert len(list(store.children(KEY, "Service"))) == 1
+
+
+def test_objects_of_nobody_concern_nobody() -> None:
+    stranger = child("Pod")
+    stranger["metadata"]["labels"] = {}
+
+    assert Store().put(stranger) is None
+
+
+def test_an_object_that_changed_since_it_was_applied_is_to_be_applied_again() -> None:
+    live = child("Service")
+    mark = json.dumps(
+        ["Service-good", 1, live["metadata"]["labels"], live["metadata"]["ownerReferences"]], sort_keys=True
+    )
+    applied = {(KEY, Key("Service", "good")): ("digest", mark)}
+
+    same = snapshot(live, applied=applied)
+    relabelled = child("Service")
+    relabelled["metadata"]["labels"]["extra"] = "x"
+    edited = child("Service")
+    edited["metadata"]["generation"] = 2
+
+    assert same.objects[Key("Service", "good")].applied == "digest"
+    assert snapshot(relabelled, applied=applied).objects[Key("Service", "good")].applied is None
+    assert snapshot(edited, applied=applied).objects[Key("Service", "good")].applied is None
+    assert snapshot(live).objects[Key("Service", "good")].applied is None
+
+
+def test_who_controls_an_object_is_seen() -> None:
+    other = {**OWNER, "uid": "u2"}
+    seen = snapshot(child("Service", owner=other), child("ServiceAccount", owner=None))
+
+    assert seen.objects[Key("Service", "good")].owner_uid == "u2"
+    assert seen.objects[Key("ServiceAccount", "good")].owner_uid is None
+
+
+def test_progress_is_read_from_the_deployment() -> None:
+    status = {"observedGeneration": 1, "replicas": 3, "updatedReplicas": 2, "readyReplicas": 3, "availableReplicas": 2}
+    seen = snapshot(child("Deployment", spec={"replicas": 2}, status=status))
+
+    assert seen.workload == Workload(current=True, replicas=3, updated=2, ready=2, updated_ready=1)
+    assert seen.objects[Key("Deployment", "good")].replicas == 2
+
+
+def test_a_deployment_whose_controller_lags_is_not_current() -> None:
+    stale = child(
+        "Deployment", spec={"replicas": 1}, status={"observedGeneration": 0, "replicas": 1, "updatedReplicas": 1}
+    )
+
+    assert not snapshot(stale).workload.current
+
+
+@pytest.mark.parametrize(
+    ("container", "failure"),
+    [
+        ({"state": {"running": {}}}, None),
+        ({"state": {"waiting": {"reason": "ContainerCreating"}}}, None),
+        ({"state": {"terminated": {"exitCode": 0}}}, None),
+        (
+            {"state": ended(10, "log\nquire serve: no model")},
+            Failure(message="quire serve: no model", exit_code=10, cause="Error"),
+        ),
+        (
+            {
+                "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}},
+                "lastState": ended(12, "bad flag"),
+            },
+            Failure(message="bad flag", exit_code=12, cause="Error"),
+        ),
+        (
+            {"state": {"running": {}}, "lastState": ended(137, "", "OOMKilled")},
+            Failure(message="", exit_code=137, cause="OOMKilled"),
+        ),
+        (
+            {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "denied"}}},
+            Failure(message="denied", cause="ImagePullBackOff"),
+        ),
+    ],
+)
+def test_how_a_container_failed_is_read_from_its_status(container: dict[str, Any], failure: Failure | None) -> None:
+    assert snapshot(pod(**container)).instances[0].failure == failure
+
+
+def test_a_ready_pod_has_no_failure_and_a_terminating_one_is_no_instance() -> None:
+    going = pod("going", state={"running": {}})
+    going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+
+    seen = snapshot(pod("fine", ready=True, state={"running": {}}, lastState=ended(1)), going)
+
+    assert [(i.name, i.ready, i.failure) for i in seen.instances] == [("fine", True, None)]
+
+
+def test_the_queue_turns_once_for_many_wakes_and_retries_what_failed() -> None:
+    seen: list[ResourceKey] = []
+    other = ResourceKey("default", "other")
+
+    async def turn(key: ResourceKey) -> float | None:
+        seen.append(key)
+        if key == other and seen.count(other) == 1:
+            raise RuntimeError("the first time")
+        return None
+
+    async def main() -> None:
+        worker = Worker(turn)
+        for _ in range(5):
+            worker.wake(KEY)
+        worker.wake(other)
+        running = asyncio.create_task(worker.run())
+        for _ in range(300):
+            if seen.count(other) == 2:
+                break
+            await asyncio.sleep(0.01)
+        running.cancel()
+
+    asyncio.run(main())
+
+    assert seen == [KEY, other, other]
+
+
+def test_a_wake_during_a_turn_is_not_lost() -> None:
+    turns = 0
+
+    async def main() -> None:
+        async def turn(key: ResourceKey) -> float | None:
+            nonlocal turns
+            turns += 1
+            if turns == 1:
+                worker.wake(key)
+            return None
+
+        worker = Worker(turn)
+        worker.wake(KEY)
+        running = asyncio.create_task(worker.run())
+        await asyncio.sleep(0.1)
+        running.cancel()
+
+    asyncio.run(main())
+
+    assert turns == 2
+
+
+def test_what_is_gone_is_not_looked_at_again() -> None:
+    async def main() -> Worker:
+        async def turn(key: ResourceKey) -> float | None:
+            return float("inf")
+
+        worker = Worker(turn)
+        worker.wake(KEY)
+        running = asyncio.create_task(worker.run())
+        await asyncio.sleep(0.05)
+        running.cancel()
+        return worker
+
+    assert asyncio.run(main()).due == {}

@@ -1,0 +1,369 @@
+"""The plan: what a resource becomes, and what is said of it, for whatever is observed."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fakes.resources import bad_resources, good, spoiled
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quire_api import LLMDeployment
+from quire_api.status import REASONS, ConditionType, DeploymentStatus, Reason
+from quire_operator.planner.observed import Failure, Instance, Key, ObjectState, Observed, Workload
+from quire_operator.planner.plan import Apply, Create, Delete, Desired, Plan, Scale, digest, plan
+from quire_operator.render import kubernetes
+from quire_operator.settings import OperatorSettings
+
+NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z"
+UID = "uid-of-the-resource"
+SETTINGS = OperatorSettings(engine_image="engine:1")
+
+
+def render(deployment: LLMDeployment) -> Desired:
+    return kubernetes.render(deployment, SETTINGS)
+
+
+def resource(**changes: Any) -> dict[str, Any]:
+    return good(metadata__uid=UID, metadata__generation=1, **changes)
+
+
+def decide(what: dict[str, Any], observed: Observed, now: str = NOW) -> Plan:
+    return plan(what, observed, render, now)
+
+
+class FakeCluster:
+    """Carries plans out, as an API server and its controllers would, and shows the result."""
+
+    def __init__(self) -> None:
+        self.observed = Observed(status=None)
+
+    def turn(self, what: dict[str, Any], now: str = NOW) -> Plan:
+        decided = decide(what, self.observed, now)
+        objects = dict(self.observed.objects)
+        for action in decided.actions:
+            match action:
+                case Create(key, manifest):
+                    assert key not in objects
+                    objects[key] = ObjectState(
+                        uid=f"uid-{key.name}",
+                        owner_uid=UID,
+                        applied=digest(manifest),
+                        replicas=0 if key.kind == "Deployment" else None,
+                    )
+                case Apply(key, manifest):
+                    objects[key] = replace(objects[key], applied=digest(manifest))
+                case Scale(key, count):
+                    objects[key] = replace(objects[key], replicas=count)
+                case Delete(key, uid):
+                    assert objects.pop(key).uid == uid
+        self.observed = replace(self.observed, objects=objects, status=decided.status)
+        return decided
+
+    def run(self, workload: Workload, *instances: Instance) -> None:
+        self.observed = replace(self.observed, workload=workload, instances=instances)
+
+
+def serving(count: int) -> Workload:
+    return Workload(current=True, replicas=count, updated=count, ready=count, updated_ready=count)
+
+
+def conditions(status: DeploymentStatus) -> dict[str, tuple[str, str]]:
+    return {c.type: (c.status, c.reason) for c in status.conditions}
+
+
+def settled(**changes: Any) -> tuple[FakeCluster, dict[str, Any]]:
+    """A cluster on which the resource serves."""
+    cluster, what = FakeCluster(), resource(**changes)
+    for _ in range(2):
+        cluster.turn(what)
+    cluster.run(serving(what["spec"].get("replicas", 1)))
+    cluster.turn(what)
+    return cluster, what
+
+
+def test_the_first_word_is_that_nothing_is_known_yet() -> None:
+    """A resource without status counts as healthy for kstatus, so it gets one before anything else."""
+    decided = decide(resource(), Observed(status=None))
+
+    assert decided.actions == ()
+    assert conditions(decided.status) == {"Ready": ("Unknown", "NotObserved"), "Reconciling": ("True", "NotObserved")}
+    assert decided.requeue_after == 0
+
+
+def test_a_new_resource_is_created_and_scaled_in_order() -> None:
+    cluster = FakeCluster()
+    cluster.turn(resource(spec__replicas=2))
+
+    decided = cluster.turn(resource(spec__replicas=2))
+
+    assert [(type(a).__name__, a.key.kind) for a in decided.actions] == [
+        ("Create", "ServiceAccount"), ("Create", "Service"), ("Create", "Deployment"), ("Scale", "Deployment"),
+    ]  # fmt: skip
+    assert conditions(decided.status) == {"Ready": ("False", "Starting"), "Reconciling": ("True", "Starting")}
+
+
+def test_replicas_are_never_part_of_what_is_applied() -> None:
+    for manifest in render(LLMDeployment.parse(resource(spec__replicas=3))).objects:
+        assert "replicas" not in manifest.get("spec", {})
+
+
+changes = st.fixed_dictionaries(
+    {},
+    optional={
+        "spec.replicas": st.integers(0, 3),
+        "spec.image": st.sampled_from(["a:1", "b:2"]),
+        "spec.engine.maxNumSeqs": st.integers(1, 256),
+        "spec.model.aliases": st.lists(st.sampled_from("abc"), unique=True),
+        "spec.accelerator.profile": st.sampled_from(["cpu", "nvidia"]),
+        "spec.drain.timeout": st.sampled_from(["10s", "5m"]),
+    },
+)
+
+
+@given(st.lists(changes, min_size=1, max_size=4))
+def test_a_plan_that_was_carried_out_leaves_nothing_to_do(edits: list[dict[str, Any]]) -> None:
+    cluster = FakeCluster()
+    for generation, edit in enumerate(edits, start=1):
+        what = spoiled({**edit, "metadata.uid": UID, "metadata.generation": generation})
+        for _ in range(2):
+            cluster.turn(what)
+        cluster.run(serving(what["spec"].get("replicas", 1)))
+        cluster.turn(what)
+        before = cluster.observed
+
+        again = cluster.turn(what, LATER)
+
+        assert again.actions == ()
+        assert again.status == before.status
+        assert conditions(again.status)["Ready"][0] == "True"
+
+
+def test_an_edit_applies_the_deployment_alone() -> None:
+    cluster, _ = settled()
+
+    decided = cluster.turn(resource(spec__engine__maxNumSeqs=32))
+
+    assert [(type(a).__name__, a.key.kind) for a in decided.actions] == [("Apply", "Deployment")]
+    assert conditions(decided.status)["Ready"] == ("False", "RollingOut")
+
+
+def test_a_child_that_was_edited_is_applied_again() -> None:
+    cluster, what = settled()
+    key = Key("Service", "good")
+    cluster.observed = replace(
+        cluster.observed,
+        objects={**cluster.observed.objects, key: replace(cluster.observed.objects[key], applied=None)},
+    )
+
+    decided = cluster.turn(what)
+
+    assert [(type(a).__name__, a.key) for a in decided.actions] == [("Apply", key)]
+
+
+def test_a_child_that_is_no_longer_wanted_is_deleted_by_its_uid() -> None:
+    cluster, what = settled()
+    cluster.observed = replace(
+        cluster.observed,
+        objects={
+            **cluster.observed.objects,
+            Key("ConfigMap", "old"): ObjectState(uid="u7", owner_uid=UID, applied=None),
+        },
+    )
+
+    assert cluster.turn(what).actions == (Delete(Key("ConfigMap", "old"), "u7"),)
+
+
+@pytest.mark.parametrize("case", bad_resources(), ids=lambda case: case["name"])
+def test_a_bad_spec_is_a_condition_and_no_action(case: dict[str, Any]) -> None:
+    cluster, _ = settled()
+    bad = spoiled({**case["set"], "metadata.uid": UID, "metadata.generation": 2})
+
+    decided = decide(bad, cluster.observed, LATER)
+
+    assert decided.actions == ()
+    assert conditions(decided.status) == {"Ready": ("False", "InvalidSpec"), "Stalled": ("True", "InvalidSpec")}
+    assert case.get("quire", case.get("says")) in decided.status.conditions[0].message
+    assert decided.status.observed_generation == 2
+
+
+@pytest.mark.parametrize("seen_by_watch", [True, False])
+def test_a_name_that_is_taken_is_a_condition_and_no_action(seen_by_watch: bool) -> None:
+    cluster = FakeCluster()
+    cluster.turn(resource())
+    key = Key("Service", "good")
+    if seen_by_watch:
+        cluster.observed = replace(
+            cluster.observed, objects={key: ObjectState(uid="x", owner_uid="other", applied=None)}
+        )
+    else:
+        cluster.observed = replace(cluster.observed, conflicts={key: "Deployment web"})
+
+    decided = cluster.turn(resource())
+
+    assert decided.actions == ()
+    assert conditions(decided.status)["Stalled"] == ("True", "NameConflict")
+    assert "Service good belongs to" in decided.status.conditions[0].message
+    assert decided.requeue_after is not None
+
+
+@pytest.mark.parametrize(
+    ("workload", "instances", "ready", "second"),
+    [
+        (serving(2), (), ("True", "Serving"), None),
+        (Workload(current=True, replicas=2, updated=2), (), ("False", "Starting"), "Reconciling"),
+        (
+            Workload(current=True, replicas=1, updated=1, ready=1, updated_ready=1),
+            (),
+            ("False", "Scaling"),
+            "Reconciling",
+        ),
+        (Workload(current=True, replicas=3, updated=1, ready=2), (), ("False", "RollingOut"), "Reconciling"),
+        (
+            Workload(current=False, replicas=2, updated=2, ready=2, updated_ready=2),
+            (),
+            ("False", "RollingOut"),
+            "Reconciling",
+        ),
+        (
+            Workload(current=True, replicas=2, updated=2, deadline_exceeded=True),
+            (),
+            ("False", "ProgressDeadlineExceeded"),
+            "Stalled",
+        ),
+        (
+            Workload(current=True, replicas=2, updated=2),
+            (Failure(message="boom", exit_code=1),),
+            ("False", "Restarting"),
+            "Reconciling",
+        ),
+        (
+            Workload(current=True, replicas=2, updated=2),
+            (Failure(message="gone", exit_code=10),),
+            ("False", "ModelNotFound"),
+            "Stalled",
+        ),
+        (
+            Workload(current=True, replicas=2, updated=2),
+            (Failure(message="big", exit_code=11),),
+            ("False", "OutOfMemory"),
+            "Stalled",
+        ),
+        (
+            Workload(current=True, replicas=2, updated=2),
+            (Failure(message="bad", exit_code=12),),
+            ("False", "EngineRejectedConfig"),
+            "Stalled",
+        ),
+        (
+            Workload(current=True, replicas=2, updated=2),
+            (Failure(message="gpu", exit_code=13),),
+            ("False", "DeviceUnavailable"),
+            "Stalled",
+        ),
+        (
+            Workload(current=True, replicas=2, updated=2),
+            (Failure(message="", exit_code=137, cause="OOMKilled"),),
+            ("False", "OutOfMemory"),
+            "Stalled",
+        ),
+        (
+            Workload(current=True, replicas=2, updated=2),
+            (Failure(message="denied", cause="ImagePullBackOff"),),
+            ("False", "ImagePullDenied"),
+            "Stalled",
+        ),
+    ],
+)
+def test_what_is_seen_is_what_is_said(
+    workload: Workload, instances: tuple[Failure, ...], ready: tuple[str, str], second: str | None
+) -> None:
+    cluster, what = settled(spec__replicas=2)
+    cluster.run(workload, *(Instance(name=f"pod-{n}", ready=False, failure=f) for n, f in enumerate(instances)))
+
+    said = conditions(cluster.turn(what).status)
+
+    assert said == {"Ready": ready, **({second: ("True", ready[1])} if second else {})}
+
+
+def test_a_failure_is_told_in_the_engines_own_words() -> None:
+    cluster, what = settled()
+    failure = Failure(message="quire serve: no model at /x: there is no such folder", exit_code=10)
+    cluster.run(Workload(current=True, replicas=1, updated=1), Instance(name="pod-0", ready=False, failure=failure))
+
+    message = cluster.turn(what).status.conditions[0].message
+
+    assert message == "pod-0: quire serve: no model at /x: there is no such folder (exit code 10)"
+
+
+def test_an_old_failure_does_not_outlive_recovery() -> None:
+    cluster, what = settled()
+    cluster.run(serving(1), Instance(name="pod-0", ready=True, failure=Failure(message="once", exit_code=10)))
+
+    assert conditions(cluster.turn(what).status) == {"Ready": ("True", "Serving")}
+
+
+def test_zero_replicas_is_ready_once_nothing_runs() -> None:
+    cluster, what = settled(spec__replicas=0)
+    cluster.run(Workload(current=True, replicas=1, updated=1, ready=1, updated_ready=1))
+    going = conditions(cluster.turn(what).status)
+    cluster.run(Workload(current=True))
+
+    gone = conditions(cluster.turn(what).status)
+
+    assert going["Ready"] == ("False", "Scaling")
+    assert gone == {"Ready": ("True", "ScaledToZero")}
+
+
+def test_a_condition_keeps_its_time_until_its_status_changes() -> None:
+    cluster, what = settled()
+    since = cluster.observed.status and cluster.observed.status.condition(ConditionType.READY)
+    assert since is not None
+
+    same = cluster.turn(what, LATER).status.condition(ConditionType.READY)
+    cluster.run(Workload(current=True, replicas=1, updated=1))
+    changed = cluster.turn(what, LATER).status.condition(ConditionType.READY)
+
+    assert same is not None
+    assert changed is not None
+    assert (same.last_transition_time, changed.last_transition_time) == (since.last_transition_time, LATER)
+
+
+workloads = st.builds(
+    Workload,
+    current=st.booleans(),
+    replicas=st.integers(0, 4),
+    updated=st.integers(0, 4),
+    ready=st.integers(0, 4),
+    updated_ready=st.integers(0, 4),
+    deadline_exceeded=st.booleans(),
+)
+failures = st.none() | st.builds(
+    Failure,
+    message=st.text(max_size=3000),
+    exit_code=st.none() | st.integers(0, 255),
+    cause=st.sampled_from(["", "OOMKilled", "Error"]),
+)
+
+
+@given(
+    workloads,
+    st.lists(st.builds(Instance, name=st.just("p"), ready=st.booleans(), failure=failures), max_size=3),
+    st.integers(0, 3),
+)
+def test_whatever_is_observed_the_status_is_one_clear_verdict(
+    workload: Workload, instances: list[Instance], wanted: int
+) -> None:
+    cluster, what = settled(spec__replicas=wanted)
+    cluster.run(workload, *instances)
+
+    said = conditions(cluster.turn(what).status)
+
+    assert len(said) == (1 if said["Ready"][0] == "True" else 2)
+    assert set(said) <= {"Ready", "Reconciling", "Stalled"}
+    for kind, (_, reason) in said.items():
+        assert ConditionType(kind) in REASONS[Reason(reason)].conditions
+    if said["Ready"] == ("True", "Serving"):
+        assert workload.updated_ready >= wanted
+    json.dumps(said)

@@ -1,0 +1,376 @@
+"""The proxy over real sockets: bytes untouched, nothing answered twice, nothing left open."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar
+
+import pytest
+from fakes.backend import Backend, chunked, plain
+
+from quire_router import Registry, Route, Router
+
+BODY = json.dumps({"model": "m", "prompt": "é 漢", "extra": [1, 2]}).encode()
+
+
+async def _never(request: bytes, writer: asyncio.StreamWriter) -> None:
+    await asyncio.sleep(60)
+
+
+def says(*answers: bytes) -> Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]:
+    """One answer after the other, the last one again and again."""
+    left = list(answers)
+
+    async def script(request: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(left.pop(0) if len(left) > 1 else left[0])
+        await writer.drain()
+
+    return script
+
+
+class Client:
+    opened: ClassVar[list["Client"]] = []  # of the scenario that runs, to be closed with it
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def connect(cls, port: int) -> "Client":
+        client = cls(*await asyncio.open_connection("127.0.0.1", port))
+        cls.opened.append(client)
+        return client
+
+    def send(self, body: bytes = BODY, path: str = "/v1/completions", method: str = "POST", head: str = "") -> None:
+        framing = f"content-length: {len(body)}\r\n" if body else ""
+        self.writer.write(f"{method} {path} HTTP/1.1\r\nhost: x\r\n{framing}{head}\r\n".encode() + body)
+
+    async def answer(self) -> tuple[int, bytes, bytes]:
+        """Status, head, body of one answer framed by content-length."""
+        head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 10)
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
+        return int(head.split(b" ")[1]), head, await self.reader.readexactly(length)
+
+    async def refusal(self) -> tuple[int, Any]:
+        status, _, body = await self.answer()
+        return status, json.loads(body)["error"]
+
+
+def run(scenario: Callable[[Router, int], Awaitable[None]]) -> None:
+    async def main() -> None:
+        router = Router(Registry())
+        port = await router.start("127.0.0.1", 0)
+        try:
+            await asyncio.wait_for(scenario(router, port), 30)
+        finally:
+            await asyncio.wait_for(router.stop(), 10)
+            while Client.opened:
+                Client.opened.pop().writer.close()
+            await asyncio.sleep(0.01)  # until the transports are gone
+
+    asyncio.run(main())
+
+
+def route(router: Router, *addresses: str) -> None:
+    router.registry.replace([Route(names=("m",), addresses=addresses)])
+
+
+def test_request_and_answer_pass_untouched() -> None:
+    async def scenario(router: Router, port: int) -> None:
+        async with Backend(says(plain(b"\x00\xff answer"))) as backend:
+            route(router, backend.address)
+            client = await Client.connect(port)
+            client.send(path="/v1/completions?x=1", head="X-Request-Id: 7\r\nAuthorization: Bearer k\r\n")
+
+            status, head, body = await client.answer()
+
+        assert (status, body) == (200, b"\x00\xff answer")
+        assert b"x-backend: yes" in head
+        seen = backend.requests[0]
+        assert seen.startswith(b"POST /v1/completions?x=1 HTTP/1.1\r\n")
+        assert b"X-Request-Id: 7\r\n" in seen
+        assert b"Authorization: Bearer k\r\n" in seen
+        assert seen.endswith(BODY)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096])
+def test_a_chunked_answer_arrives_whole_however_it_is_cut(size: int) -> None:
+    whole = chunked(b"data: one\n\n", b"data: two\n\n" * 300, b"data: [DONE]\n\n")
+
+    async def dribble(request: bytes, writer: asyncio.StreamWriter) -> None:
+        for start in range(0, len(whole), size):
+            writer.write(whole[start : start + size])
+            await asyncio.sleep(0)
+
+    async def scenario(router: Router, port: int) -> None:
+        async with Backend(dribble) as backend:
+            route(router, backend.address)
+            client = await Client.connect(port)
+            for _ in range(2):  # the second one over the same connections
+                client.send()
+                assert await asyncio.wait_for(client.reader.readexactly(len(whole)), 10) == whole
+            assert backend.connections == 1
+
+    run(scenario)
+
+
+def test_a_stream_is_passed_on_as_it_comes() -> None:
+    async def scenario(router: Router, port: int) -> None:
+        go_on = asyncio.Event()
+
+        async def halting(request: bytes, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\none")
+            await go_on.wait()
+            writer.write(b"two")
+
+        async with Backend(halting) as backend:
+            route(router, backend.address)
+            client = await Client.connect(port)
+            client.send()
+
+            assert (await asyncio.wait_for(client.reader.readuntil(b"one"), 10)).endswith(b"one")
+            go_on.set()
+            assert await asyncio.wait_for(client.reader.readexactly(3), 10) == b"two"
+
+    run(scenario)
+
+
+def test_a_chunked_request_is_framed_anew_for_the_engine() -> None:
+    async def scenario(router: Router, port: int) -> None:
+        async with Backend(says(plain(b"ok"))) as backend:
+            route(router, backend.address)
+            client = await Client.connect(port)
+            head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nexpect: 100-continue\r\n\r\n"
+            client.writer.write(head)
+            assert (await client.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+            client.writer.write(b"%x\r\n%s\r\n%x\r\n%s\r\n0\r\n\r\n" % (9, BODY[:9], len(BODY) - 9, BODY[9:]))
+
+            assert (await client.answer())[0] == 200
+
+        assert backend.requests[0].endswith(b"\r\n\r\n" + BODY)
+        assert b"content-length: %d" % len(BODY) in backend.requests[0]
+
+    run(scenario)
+
+
+def test_pipelined_requests_are_answered_in_order() -> None:
+    async def scenario(router: Router, port: int) -> None:
+        async with Backend(says(plain(b"1"), plain(b"2"), plain(b"3"))) as backend:
+            route(router, backend.address)
+            client = await Client.connect(port)
+            for _ in range(3):
+                client.send()
+
+            assert [(await client.answer())[2] for _ in range(3)] == [b"1", b"2", b"3"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (b'{"model": "other"}', 404, "the model 'other' does not exist; served here: m"),
+        (b"{}", 400, "model: name one of m"),
+        (b"not json", 400, "model: name one of m"),
+        (b'{"model": 7}', 400, "model: name one of m"),
+        (b"[]", 400, "model: name one of m"),
+    ],
+)
+def test_a_request_for_no_known_model_is_refused(body: bytes, status: int, message: str) -> None:
+    async def scenario(router: Router, port: int) -> None:
+        route(router, "127.0.0.1:1")
+        client = await Client.connect(port)
+        client.send(body)
+
+        seen, error = await client.refusal()
+
+        assert (seen, error["message"], error["param"]) == (status, message, "model")
+
+    run(scenario)
+
+
+def test_a_model_without_a_ready_engine_is_503_with_retry_after() -> None:
+    async def scenario(router: Router, port: int) -> None:
+        route(router)
+        client = await Client.connect(port)
+        client.send()
+
+        status, head, body = await client.answer()
+
+        assert status == 503
+        assert b"retry-after: 2" in head
+        assert json.loads(body)["error"]["message"] == "no engine of m is ready yet: try again in a moment"
+
+    run(scenario)
+
+
+def test_an_engine_that_is_not_there_is_502() -> None:
+    async def scenario(router: Router, port: int) -> None:
+        route(router, "127.0.0.1:1")
+        client = await Client.connect(port)
+        client.send()
+
+        assert (await client.refusal())[0] == 502
+
+    run(scenario)
+
+
+def test_a_kept_connection_that_died_is_replaced_and_the_request_sent_once_more() -> None:
+    async def scenario(router: Router, port: int) -> None:
+        calls = 0
+
+        async def dies_idle(request: bytes, writer: asyncio.StreamWriter) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 2:  # the kept connection: ended without an answer, as an idle time-out would
+                writer.close()
+            else:
+                writer.write(plain(b"%d" % calls))
+
+        async with Backend(dies_idle) as backend:
+            route(router, backend.address)
+            client = await Client.connect(port)
+            bodies = []
+            for _ in range(2):
+                client.send()
+                bodies.append((await client.answer())[2])
+
+            assert bodies == [b"1", b"3"]
+            assert backend.connections == 2
+
+    run(scenario)
+
+
+def test_an_engine_that_hangs_up_on_a_fresh_connection_is_502_and_asked_once() -> None:
+    async def scenario(router: Router, port: int) -> None:
+        async def hang_up(request: bytes, writer: asyncio.StreamWriter) -> None:
+            writer.close()
+
+        async with Backend(hang_up) as backend:
+            route(router, backend.address)
+            client = await Client.connect(port)
+            client.send()
+
+            assert (await client.refusal())[0] == 502
+            assert len(backend.requests) == 1
+
+    run(scenario)
+
+
+def test_an_answer_that_is_cut_ends_the_connection_and_is_not_retried() -> None:
+    async def scenario(router: Router, port: int) -> None:
+        async def cut(request: bytes, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf")
+            await writer.drain()
+            writer.close()
+
+        async with Backend(cut) as backend:
+            route(router, backend.address)
+            client = await Client.connect(port)
+            client.send()
+
+            assert (await asyncio.wait_for(client.reader.read(), 10)).endswith(b"half")
+            assert len(backend.requests) == 1
+
+    run(scenario)
+
+
+def test_a_client_that_leaves_ends_the_request_at_the_engine() -> None:
+    async def scenario(router: Router, port: int) -> None:
+        async with Backend(_never) as backend:
+            route(router, backend.address)
+            client = await Client.connect(port)
+            client.send()
+            while not backend.requests:
+                await asyncio.sleep(0.01)
+
+            client.writer.close()
+
+            await asyncio.wait_for(backend.lost.wait(), 5)
+            picked = router.registry.pick("m")
+            assert picked is not None
+            assert picked.open == 0
+
+    run(scenario)
+
+
+def test_a_slow_reader_holds_the_engine_back_and_loses_nothing() -> None:
+    size = 64 << 20
+
+    async def flood(request: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size)
+        for _ in range(size >> 16):
+            writer.write(bytes(1 << 16))
+            await writer.drain()
+            sent[0] += 1 << 16
+
+    sent = [0]
+
+    async def scenario(router: Router, port: int) -> None:
+        async with Backend(flood) as backend:
+            route(router, backend.address)
+            client = await Client.connect(port)
+            client.send()
+            await asyncio.sleep(0.5)
+            held = sent[0]
+            await client.reader.readuntil(b"\r\n\r\n")
+            got = len(await client.reader.readexactly(size))
+
+        assert held < size // 2
+        assert got == size
+
+    run(scenario)
+
+
+def test_stop_waits_for_open_answers_and_takes_no_more() -> None:
+    async def scenario(router: Router, port: int) -> None:
+        async def slowly(request: bytes, writer: asyncio.StreamWriter) -> None:
+            await asyncio.sleep(0.3)
+            writer.write(plain(b"done"))
+
+        async with Backend(slowly) as backend:
+            route(router, backend.address)
+            client = await Client.connect(port)
+            client.send()
+            while not backend.requests:
+                await asyncio.sleep(0.01)
+
+            stopping = asyncio.create_task(router.stop())
+
+            assert (await client.answer())[2] == b"done"
+            await stopping
+            with pytest.raises(ConnectionRefusedError):
+                await Client.connect(port)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("garbage", [b"nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00\x01"])
+def test_what_is_no_http_is_refused(garbage: bytes) -> None:
+    async def scenario(router: Router, port: int) -> None:
+        client = await Client.connect(port)
+        client.writer.write(garbage)
+
+        assert (await asyncio.wait_for(client.reader.read(), 10)).startswith(b"HTTP/1.1 400 ")
+
+    run(scenario)
+
+
+def test_its_own_endpoints() -> None:
+    async def scenario(router: Router, port: int) -> None:
+        async with Backend(says(plain(b"ok"))) as backend:
+            route(router, backend.address)
+            client = await Client.connect(port)
+            client.send()
+            await client.answer()
+            answers = {}
+            for path in ("/livez", "/readyz", "/v1/models", "/metrics"):
+                client.send(b"", path, "GET")
+                answers[path] = await client.answer()
+
+        assert {status for status, _, _ in answers.values()} == {200}
+        assert [m["id"] for m in json.loads(answers["/v1/models"][2])["data"]] == ["m"]
+        assert b'quire_router_requests_total{model="m",code="200"} 1' in answers["/metrics"][2]
+
+    run(scenario)
