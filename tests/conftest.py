@@ -8,7 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the oracle loads from disk; no t
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _two_threads() -> None:
+def _one_thread() -> None:
     """Tests run two at a time on two cores; more threads than that only wait for each other."""
     if "torch" in __import__("sys").modules:
         import torch

@@ -1,7 +1,9 @@
 """containerd, kubelet, kube-proxy and DNS: one node, with real pods."""
 
+import contextlib
 import json
 import subprocess
+from pathlib import Path
 
 from layout import BINARIES, DNS_SERVICE, NODE_ADDRESS, POD_RANGE, Layout
 from processes import start, wait_until
@@ -150,15 +152,31 @@ def kubectl(layout: Layout, *arguments: str, stdin: str | None = None) -> str:
 
 
 def remove_pods(layout: Layout) -> None:
-    """End every container, through containerd, while it still runs."""
+    """End every container, through containerd, while it still runs; then what pods leave outside of our folders."""
     if not layout.containerd_socket.exists():
         return
+    networks = _pod_networks(layout)
     for task in _ctr(layout, "tasks", "list", "-q").stdout.split():
         _ctr(layout, "tasks", "kill", "--signal=SIGKILL", "--all", task)
     for task in _ctr(layout, "tasks", "list", "-q").stdout.split():
         _ctr(layout, "tasks", "delete", "--force", task)
     for container in _ctr(layout, "containers", "list", "-q").stdout.split():
         _ctr(layout, "containers", "delete", container)
+    for network in networks:
+        subprocess.run(["ip", "netns", "delete", network], capture_output=True)
+    for controller in Path("/sys/fs/cgroup").glob("*/k8s.io"):
+        with contextlib.suppress(OSError):  # another cluster's containers are in it
+            controller.rmdir()
+
+
+def _pod_networks(layout: Layout) -> set[str]:
+    """Names of the network namespaces which containerd made for pods."""
+    found = set()
+    for container in _ctr(layout, "containers", "list", "-q").stdout.split():
+        spec = json.loads(_ctr(layout, "containers", "info", container).stdout)["Spec"]
+        paths = [n["path"] for n in spec["linux"]["namespaces"] if n["type"] == "network" and n.get("path")]
+        found |= {Path(path).name for path in paths if "/netns/cni-" in path}
+    return found
 
 
 def _ctr(layout: Layout, *arguments: str) -> subprocess.CompletedProcess[str]:

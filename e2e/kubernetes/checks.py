@@ -134,6 +134,22 @@ def helm_install(world: World) -> None:
     )
 
 
+def operator_image_has_no_torch(world: World) -> None:
+    """the operator's image has no torch"""
+    command = [
+        "exec",
+        "-n",
+        SYSTEM,
+        f"deploy/{RELEASE}-operator",
+        "--",
+        "python3",
+        "-c",
+        "import quire_operator, torch",
+    ]
+    done = world.tools.kubectl(*command, check=False)
+    assert "No module named 'torch'" in done.stderr, done.stderr
+
+
 def apply_becomes_ready(world: World) -> None:
     """kubectl apply config/samples/tiny-cpu.yaml; Ready"""
     world.tools.kubectl("apply", "-n", NAMESPACE, "-f", str(SAMPLE))
@@ -317,6 +333,7 @@ def helm_uninstall_keeps_the_crd(world: World) -> None:
 BEFORE_IMAGES = (crd_is_structural, samples_pass_dry_run, bad_resources_are_refused)
 WITH_IMAGES = (
     helm_install,
+    operator_image_has_no_torch,
     apply_becomes_ready,
     chat_through_the_service,
     nothing_to_do_is_nothing_done,

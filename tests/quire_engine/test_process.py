@@ -4,12 +4,13 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from fakes.serving import children, free_port, run_quire, serving
+from fakes.serving import children, free_port, quire, run_quire, serving
 
 from quire_engine.process.link import HEADER, Link, Work, pack
 
@@ -50,6 +51,33 @@ def test_a_killed_api_process_takes_the_engine_with_it(tmp_path: Path) -> None:
             time.sleep(0.05)
 
 
+@pytest.mark.parametrize("pause", [0.15, 0.6, 2.0])
+def test_sigterm_while_loading_ends_at_once_and_well(tmp_path: Path, pause: float) -> None:
+    """As process 1 of a container, too: there the kernel drops signals that have no handler."""
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(quire("serve", "builtin://quire-tiny", f"--uds={tmp_path}/s"), stderr=out)
+    time.sleep(pause)
+    engines = children(process.pid)
+
+    process.terminate()
+
+    assert process.wait(4) in ((0,) if pause > 0.5 else (0, -signal.SIGTERM))  # before Python is up there is no handler
+    assert [e for e in engines if Path(f"/proc/{e}").exists()] == []
+    assert "Traceback" not in log.read_text()
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_socket_of_a_killed_server_is_taken_over(tmp_path: Path) -> None:
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(f"{tmp_path}/s")
+    left.close()
+
+    done = run_quire("serve", "builtin://quire-tiny", f"--uds={tmp_path}/s", "--kv-cache-gib=4000")
+
+    assert done.returncode == 11, done.stderr
+
+
 def test_an_idle_engine_uses_no_processor(tmp_path: Path) -> None:
     with serving(tmp_path, "serve", "builtin://quire-tiny", "--kv-cache-gib=0.05") as server:
         processes = [server.process.pid, *children(server.process.pid)]
@@ -80,7 +108,9 @@ def test_the_api_process_holds_no_torch(tmp_path: Path) -> None:
         (["builtin://quire-tiny", "--block-size=12"], 12, "quire serve: --block-size: must be 8, 16 or 32"),
         (["builtin://quire-tiny", "--model=x"], 12, "the model is named twice"),
         ([], 12, "quire serve: --model: required"),
-        (["builtin://quire-tiny", "--max-modle-len=3"], 2, 'unknown flag; did you mean "--max-model-len"?'),
+        (["builtin://quire-tiny", "--host=nowhere.invalid"], 14, "cannot listen on nowhere.invalid:8000: "),
+        (["builtin://quire-tiny", f"--uds=/tmp/{'x' * 120}"], 14, "AF_UNIX path too long; choose another with --uds"),
+        (["builtin://quire-tiny", "--max-modle-len=3"], 12, 'unknown flag; did you mean "--max-model-len"?'),
         (["builtin://quire-tiny", "--max-model-len=99999", "--port=0"], 12, "is more than the 2048 tokens"),
         (["builtin://quire-tiny", "--kv-cache-gib=4000", "--port=0"], 11, "GiB that are free"),
     ],
@@ -113,7 +143,10 @@ def test_a_port_in_use_is_named_and_nothing_is_started() -> None:
         done = run_quire("serve", "builtin://quire-tiny", f"--port={port}")
 
     assert done.returncode == 14
-    assert f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another with --port" in done.stderr
+    assert (
+        f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another with --host or --port"
+        in done.stderr
+    )
 
 
 def test_messages_survive_any_cut_of_the_bytes() -> None:

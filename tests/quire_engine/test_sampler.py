@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire_engine.runtime.batch import Sampling
-from quire_engine.sampling.sampler import sample, uniform_noise
+from quire_engine.sampling.sampler import sample, to_unit, uniform_noise
 
 
 def how(
@@ -17,6 +17,7 @@ def how(
         rows=integers, slots=integers, positions=integers, temperature=torch.full((rows,), temperature),
         top_k=torch.full((rows,), top_k), top_p=torch.full((rows,), top_p),
         seeds=torch.tensor(seeds if seeds is not None else [0] * rows), all_greedy=temperature == 0,
+        any_top=top_k > 0 or top_p < 1,
     )  # fmt: skip
 
 
@@ -83,7 +84,7 @@ def test_a_row_draws_the_same_in_any_batch(seeds: list[int], data: st.DataObject
 
     shuffled = Sampling(
         rows=params.rows, slots=params.slots, positions=params.positions[order], temperature=params.temperature,
-        top_k=params.top_k, top_p=params.top_p, seeds=params.seeds[order], all_greedy=False,
+        top_k=params.top_k, top_p=params.top_p, seeds=params.seeds[order], all_greedy=False, any_top=False,
     )  # fmt: skip
 
     assert sample(logits[order], shuffled).tolist() == together[order].tolist()
@@ -99,6 +100,25 @@ def test_noise_is_uniform_and_rows_and_columns_are_independent() -> None:
     rows = torch.corrcoef(noise)
     assert float((rows - torch.eye(200)).abs().max()) < 0.2
     assert abs(float(torch.corrcoef(torch.stack((noise[:, :-1].flatten(), noise[:, 1:].flatten())))[0, 1])) < 0.01
+
+
+def test_no_word_becomes_0_or_1() -> None:
+    """At either end the noise would be infinite, and the token drawn whatever its logit."""
+    ends = to_unit(torch.tensor([0, 1, 0xFFFFFFFE, 0xFFFFFFFF]))
+
+    assert bool((ends > 0).all())
+    assert bool((ends < 1).all())
+
+
+def test_a_hopeless_token_is_never_drawn() -> None:
+    logits = torch.zeros(2000, 1024)
+    logits[:, 5] = 60.0
+
+    assert sample(logits, how(2000)).unique().tolist() == [5]
+
+
+def test_the_smallest_top_p_keeps_the_best_token() -> None:
+    assert draws([0.2, 0.5, 0.3], 1000, top_p=1e-50).tolist() == [0, 1, 0]
 
 
 def test_neighbouring_seeds_and_positions_do_not_share_draws() -> None:

@@ -151,11 +151,16 @@ def test_the_youngest_yields_its_blocks_and_goes_on_first() -> None:
     for number in (1, 2):
         scheduler.add(request(number, prompt=3, tokens=4))
     engine = Engine(scheduler, FakeRunner(2, 16))
+    while not scheduler.load.preemptions:
+        engine.step()
+    preempted = scheduler.load
+    scheduler.add(request(3, prompt=1, tokens=4))
 
     events = drain(engine, scheduler)
 
-    assert scheduler.load.preemptions > 0
-    assert [e.token for e in events[2]] == continuation(request(2, prompt=3).prompt, 4)
+    assert (preempted.running, preempted.waiting) == (1, 1)
+    assert list(events).index(2) < list(events).index(3)
+    assert [e.token for e in events[2]] == continuation(request(2, prompt=3).prompt, 4)[-len(events[2]) :]
 
 
 def test_waiting_requests_are_admitted_in_order_of_arrival() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import openai
 import pytest
-from fakes.serving import Running, serving
+from fakes.serving import Running, children, serving
 
 pytestmark = pytest.mark.xdist_group("server")  # one server for all of these
 
@@ -191,7 +191,7 @@ def test_32_streams_at_once_get_what_each_gets_alone(client: openai.OpenAI) -> N
         ("chat", {"messages": HELLO, "model": "gpt-9"}, 404, "model", "serves quire-tiny, alias"),
         ("chat", {"messages": [{"role": "user", "content": "word " * 5000}]}, 400, "prompt", "takes at most 2048"),
         ("text", {"prompt": ""}, 400, "prompt", "the prompt is empty"),
-        ("text", {"prompt": [5000]}, 400, "prompt", "not below 1024"),
+        ("text", {"prompt": [5000]}, 400, "prompt", "is not below 1024"),
         ("text", {"prompt": [-1]}, 400, "prompt.0", "greater than or equal to 0"),
         ("text", {"prompt": "a", "logprobs": 3}, 400, "logprobs", "not supported yet"),
     ],
@@ -250,25 +250,88 @@ def test_metrics_count_what_happened(server: Running) -> None:
     assert metric(server, "vllm:kv_cache_usage_perc") == 0
 
 
-def test_a_client_that_leaves_frees_its_place(server: Running) -> None:
-    """Streaming or not: the request is aborted, and its blocks are free again."""
-    for stream in (True, False):
-        aborted = metric(server, "vllm:request_success_total")
-        body = {"model": "quire-tiny", "prompt": [5], "max_tokens": 2000, "ignore_eos": True, "stream": stream}
-        data = json.dumps(body).encode()
-        with socket.create_connection(("127.0.0.1", server.port)) as sock:
-            sock.sendall(
-                b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(data), data)
-            )
-            deadline = time.monotonic() + 20
-            while metric(server, "vllm:num_requests_running") == 0:
-                assert time.monotonic() < deadline
-                if metric(server, "vllm:request_success_total") > aborted:
-                    break  # it came to its end first
-        deadline = time.monotonic() + 20
-        while metric(server, "vllm:num_requests_running") or metric(server, "vllm:kv_cache_usage_perc"):
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_aborts_its_request(server: Running, stream: bool) -> None:
+    def aborted() -> float:
+        text = server.request("GET", "/metrics")[2].decode()
+        lines = [line for line in text.splitlines() if "request_success_total" in line and 'reason="abort"' in line]
+        return float(lines[0].rpartition(" ")[2]) if lines else 0.0
+
+    before, generated = aborted(), metric(server, "vllm:generation_tokens_total")
+    body = {"model": "quire-tiny", "prompt": [5], "max_tokens": 2000, "ignore_eos": True, "stream": stream}
+    data = json.dumps(body).encode()
+    with socket.create_connection(("127.0.0.1", server.port)) as sock:
+        sock.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(data), data))
+        deadline = time.monotonic() + 10
+        while metric(server, "vllm:generation_tokens_total") == generated:
             assert time.monotonic() < deadline
-            time.sleep(0.02)
+
+    deadline = time.monotonic() + 10
+    while aborted() == before or metric(server, "vllm:num_requests_running"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert metric(server, "vllm:kv_cache_usage_perc") == 0
+    assert metric(server, "vllm:generation_tokens_total") - generated < 2000
+
+
+NUMBERS = [
+    -(2**63),
+    -(2**31),
+    -1,
+    0,
+    0.0,
+    1e-50,
+    1e-9,
+    0.5,
+    1,
+    7,
+    1e9,
+    1e38,
+    2**31 - 1,
+    2**31,
+    2**63 - 1,
+    2**63,
+    1e300,
+    10**400,
+]
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "temperature", "top_p", "top_k", "seed"])
+def test_no_number_in_a_request_brings_the_engine_down(server: Running, field: str) -> None:
+    """Each is answered or refused."""
+    (engine,) = children(server.process.pid)
+    for number in NUMBERS:
+        body = {"model": "quire-tiny", "prompt": "a", "max_tokens": 2, "stop": "zzz", field: number}
+        assert server.request("POST", "/v1/completions", body)[0] in (200, 400), number
+
+    assert children(server.process.pid) == [engine]
+    assert server.request("GET", "/readyz")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        rb'{"model": "quire-tiny", "prompt": "\ud800"}',
+        rb'{"model": "quire-tiny", "prompt": "a", "stop": "\ud800"}',
+        rb'{"model": "quire-tiny", "prompt": "", "stream": true}',
+        rb'{"model": "quire-tiny", "prompt": "a", "logprobs": 0}',
+        rb'{"model": "quire-tiny", "prompt": [1, 99999]}',
+        rb'{"model": "\u6f22", "prompt": "a"}',
+    ],
+)
+def test_odd_text_is_refused_before_the_first_byte(server: Running, data: bytes) -> None:
+    status, _, answer = server.request("POST", "/v1/completions", data)
+
+    assert status in (400, 404)
+    assert json.loads(answer)["error"]["message"]
+
+
+def test_unknown_fields_with_odd_names_do_no_harm(server: Running) -> None:
+    body = {"model": "quire-tiny", "prompt": "a", "max_tokens": 1, "漢": 1, "x\ny: z": 2, "a" * 100: 3, "fine": 4}
+
+    status, headers, _ = server.request("POST", "/v1/completions", body)
+
+    assert (status, headers["x-quire-ignored"]) == (200, "fine")
 
 
 def test_health_is_good_while_it_is(server: Running) -> None:

@@ -11,7 +11,7 @@ from quire_engine.text.stream import TextStream
 from quire_engine.text.tokenizer import Tokenizer
 
 ONE_BYTE = [bytes([byte]) for byte in range(256)]
-TINY = Tokenizer(locate_model("builtin://quire-tiny"))
+TINY = Tokenizer(locate_model("builtin://quire-tiny"), 1024)
 
 
 def cut(data: bytes, sizes: list[int]) -> list[bytes]:

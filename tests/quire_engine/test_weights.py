@@ -36,6 +36,8 @@ SPOILED: dict[str, tuple[Callable[[Path], object], type[EngineFailure], str]] = 
         "tensors the model does not know",
     ),
     "a layer too many": (lambda f: edit_config(f, num_hidden_layers=4), WeightsFailure, "has no tensor model.layers.3"),
+    "size as text": (lambda f: edit_config(f, hidden_size="64"), WeightsFailure, "config.json"),
+    "no family": (lambda f: edit_config(f, architectures=[]), WeightsFailure, "value of the wrong kind"),
     "unknown family": (
         lambda f: edit_config(f, architectures=["MambaForCausalLM"]),
         ConfigFailure,

@@ -2,7 +2,7 @@
 
 A `Rule` is one cross-field constraint, stated twice side by side: as CEL, which the API server
 evaluates, and as a Python predicate, which `quire plan` and local mode evaluate. Both report the
-same message, and tests/quire_api/test_bad_resources.py holds the two to the same verdicts.
+same message, and tests/quire_api/bad_resources.yaml holds the two to the same verdicts.
 """
 
 from collections.abc import Callable

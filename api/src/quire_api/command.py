@@ -1,7 +1,7 @@
 """The one command, `quire`: a table of subcommands, each imported only when it is called.
 
-What is not installed is named with the distribution that has it. Bad input ends with one line per
-mistake and exit code 2; a failure that a subcommand foresees is an `OSError` or `SystemExit` of its own.
+What is not installed is named with the distribution that has it. Bad input ends with one line for each
+mistake and exit code 2; a subcommand that foresees other failures returns a code of its own.
 """
 
 import importlib

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from quire_api.base import Rule, Strict
 from quire_api.engine import EngineOptions
-from quire_api.errors import explain
+from quire_api.errors import InvalidInput, explain
 
 __all__ = [
     "API_VERSION",
@@ -198,7 +198,9 @@ class LLMDeployment(Strict):
     def parse(cls, resource: Mapping[str, Any]) -> Self:
         """Validate as strictly as the API server does; raises InvalidInput with every path and fix."""
         try:
-            return cls.model_validate_json(json.dumps(resource, default=str), strict=True)
+            return cls.model_validate_json(json.dumps(resource, default=str), strict=True, by_alias=True, by_name=False)
+        except TypeError as error:
+            raise InvalidInput([f"resource: {error}; quote what YAML takes for a date or a number"]) from None
         except ValidationError as error:
             raise explain(error, cls, _path) from None
 

@@ -100,7 +100,7 @@ class EngineConfig(EngineOptions):
     )
     served_model_name: tuple[str, ...] = Field(
         (),
-        description="The names which clients may send as `model`; the first one is reported. Unset: the model's folder name.",
+        description="The names which clients may send as `model`; metrics carry the first one. Unset: the model's folder name.",
         examples=[("qwen3-8b",)],
     )
     device: Device = Field(

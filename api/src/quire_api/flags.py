@@ -79,7 +79,7 @@ def config_from(arguments: argparse.Namespace) -> EngineConfig:
     values = {n: v for n, v in vars(arguments).items() if n in EngineConfig.model_fields}
     for name, value in values.items():
         if get_origin(EngineConfig.model_fields[name].annotation) is Literal and _is_int_literal(name):
-            values[name] = int(value) if str(value).isdigit() else value
+            values[name] = int(value) if str(value).isdecimal() else value
     try:
         return EngineConfig.model_validate(values)
     except ValidationError as error:

@@ -1,6 +1,6 @@
 """How many bytes a model needs: arithmetic on the shape in its config.json, nothing loaded.
 
-Exact for the llama family (tests compare with the real files of quire-tiny and of random models).
+Exact for the llama family (tests compare with transformers, and with the file of quire-tiny).
 """
 
 from collections.abc import Mapping
@@ -29,16 +29,22 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Read config.json; KeyError names what is missing."""
-        heads = config["num_attention_heads"]
+        """Read config.json; KeyError names what is missing, TypeError what is no number."""
+
+        def size(name: str) -> int:
+            if type(config[name]) is not int:
+                raise TypeError(f"{name} is {config[name]!r}, and should be a number")
+            return config[name]
+
+        heads, hidden = size("num_attention_heads"), size("hidden_size")
         return cls(
-            layers=config["num_hidden_layers"],
-            hidden=config["hidden_size"],
-            intermediate=config["intermediate_size"],
+            layers=size("num_hidden_layers"),
+            hidden=hidden,
+            intermediate=size("intermediate_size"),
             heads=heads,
             kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            vocabulary=config["vocab_size"],
+            head_dim=config.get("head_dim") or hidden // heads,
+            vocabulary=size("vocab_size"),
             tied=config.get("tie_word_embeddings", False),
             attention_bias=config.get("attention_bias", False),
             mlp_bias=config.get("mlp_bias", False),

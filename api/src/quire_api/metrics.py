@@ -35,7 +35,12 @@ ENGINE: tuple[Metric, ...] = (
         labels=_MODEL,
         help="Requests put back into the queue for want of KV cache.",
     ),
-    Metric(name="vllm:prompt_tokens_total", kind="counter", labels=_MODEL, help="Prompt tokens of accepted requests."),
+    Metric(
+        name="vllm:prompt_tokens_total",
+        kind="counter",
+        labels=_MODEL,
+        help="Prompt tokens of requests that were started.",
+    ),
     Metric(name="vllm:generation_tokens_total", kind="counter", labels=_MODEL, help="Tokens generated."),
     Metric(
         name="vllm:request_success_total",

@@ -56,10 +56,20 @@ def build_engine(config: EngineConfig, depth: int | None = None) -> BuiltEngine:
         raise ConfigFailure(f"architecture {spec.architecture} is not supported yet, only {known}")
     device = _device(config.device)
     dtype = spec.dtype if config.dtype == "auto" else config.dtype
+    _check_memory(spec, dtype, device)
+    try:
+        return _load(config, folder, spec, dtype, device, depth)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise MemoryFailure(f"out of memory while loading: {str(error).splitlines()[0]}") from None
+
+
+def _load(
+    config: EngineConfig, folder: Path, spec: ModelSpec, dtype: str, device: torch.device, depth: int | None
+) -> BuiltEngine:
     torch_dtype: torch.dtype = getattr(torch, dtype)
     ops = reference_ops()
-    _check_memory(spec, dtype, device)
-
     with Weights(folder, torch_dtype, device) as weights:
         model = ARCHITECTURES[spec.architecture](spec, weights, ops, device)
     sizes = plan_sizes(
@@ -80,17 +90,11 @@ def build_engine(config: EngineConfig, depth: int | None = None) -> BuiltEngine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_model_len=sizes.max_model_len,
         ),
-        _token_bytes(folder, spec),
+        Tokenizer(folder, spec.shape.vocabulary).token_bytes,
     )
     runner = ModelRunner(model, ops, cache, config.max_num_seqs, device)
     engine = Engine(scheduler, runner, depth or (2 if device.type == "cuda" else 1))
     return BuiltEngine(engine=engine, sizes=sizes, dtype=dtype, device=device)
-
-
-def _token_bytes(folder: Path, spec: ModelSpec) -> list[bytes]:
-    """One entry for each row of the output head, which may have more rows than the tokenizer has tokens."""
-    table = Tokenizer(folder).token_bytes
-    return table + [b""] * (spec.shape.vocabulary - len(table))
 
 
 def _device(wanted: str) -> torch.device:
@@ -119,14 +123,16 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def _cgroup_free() -> float:
-    """Room left below the container's memory limit, where there is one (cgroup v2, then v1)."""
+    """Room below the container's memory limit, where there is one (cgroup v2, then v1). Cached files make way."""
     base = Path("/sys/fs/cgroup")
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
+    versions = (
+        (base, "memory.max", "memory.current", "inactive_file"),
+        (base / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    )
+    for folder, limit, used, cached in versions:
         try:
-            return float((base / limit).read_text()) - float((base / used).read_text())
-        except (OSError, ValueError):
+            numbers = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            return float((folder / limit).read_text()) - float((folder / used).read_text()) + float(numbers[cached])
+        except (OSError, ValueError, KeyError):
             continue  # absent, or "max"
     return math.inf

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import logging
+import signal
 import sys
 
 from quire_api.errors import InvalidInput
@@ -13,6 +14,8 @@ __all__ = ["serve"]
 
 
 def serve(argv: list[str]) -> int:
+    # As process 1 of a container we get only the signals we handle. Until the server runs, to end is all there is to do.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     parser = FlagParser(
         prog="quire serve",
         usage="quire serve MODEL [--flags]",
@@ -21,10 +24,9 @@ def serve(argv: list[str]) -> int:
     )
     parser.add_argument("model_argument", nargs="?", metavar="MODEL", help="the model, as for --model")
     add_flags(parser)
-    arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
-        config = config_from(_with_model(arguments))
+        config = config_from(_with_model(parser.parse_args(argv)))
     except InvalidInput as error:
         return _fail("; ".join(error.problems), ConfigFailure.exit_code)
 

@@ -30,9 +30,10 @@ def read_spec(folder: Path) -> ModelSpec:
     try:
         return _spec(config, _read_json(folder / "generation_config.json") or {})
     except KeyError as error:
-        raise WeightsFailure(
-            f"{folder / 'config.json'} has no {error.args[0]}: is it the config of a language model?"
-        ) from None
+        path = folder / "config.json"
+        raise WeightsFailure(f"{path} has no {error.args[0]}: is it the config of a language model?") from None
+    except (TypeError, IndexError, AttributeError, ValueError, ZeroDivisionError) as error:
+        raise WeightsFailure(f"{folder / 'config.json'} has a value of the wrong kind: {error}") from None
 
 
 def _spec(config: dict[str, Any], generation: dict[str, Any]) -> ModelSpec:

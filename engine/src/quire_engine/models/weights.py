@@ -18,6 +18,8 @@ from quire_engine.errors import WeightsFailure
 
 __all__ = ["Weights"]
 
+DERIVED = (".rotary_emb.inv_freq",)  # older checkpoints keep what follows from config.json
+
 
 class Weights:
     """The safetensors files of a folder; use as a context."""
@@ -41,7 +43,7 @@ class Weights:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        left = sorted(set(self._files) - self._taken)
+        left = sorted(name for name in set(self._files) - self._taken if not name.endswith(DERIVED))
         self._files.clear()
         if kind is None and left:
             raise WeightsFailure(

@@ -5,28 +5,34 @@ one report feeds the queues of all requests it has news for.
 """
 
 import asyncio
+import logging
 import os
 import pickle
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from itertools import count
 
 from quire_api.engine import EngineConfig
 from quire_api.flags import to_argv
 from quire_engine.core.request import Request, RequestId, SamplingParams
 from quire_engine.core.scheduler import Load
-from quire_engine.core.step import FinishReason, TokenEvent
+from quire_engine.core.step import TokenEvent
 from quire_engine.errors import RequestRejected
 from quire_engine.process.link import HEADER, Ended, Ready, Report, Work, pack
 
 __all__ = ["EngineClient", "EngineLost"]
 
 
+log = logging.getLogger("quire.serve")
+
+CUT = "the engine is shutting down, and the time to finish is over"
+
+
 class EngineLost(Exception):
-    """The engine process ended while a request was under way."""
+    """The engine ended, or is about to, while a request was under way."""
 
 
 _Item = TokenEvent | RequestRejected | EngineLost
@@ -39,6 +45,9 @@ class EngineClient:
         self._ids = count()
         self._queues: dict[RequestId, asyncio.Queue[_Item]] = {}
         self._outbox = Work()
+        self._cut = False
+        self._stopping = False
+        self._failed: Ended | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._process: subprocess.Popen[bytes] | None = None
         loop = asyncio.get_running_loop()
@@ -50,8 +59,9 @@ class EngineClient:
         return not self.ended.done()
 
     @property
-    def open_requests(self) -> int:
-        return len(self._queues)
+    def failed(self) -> Ended | None:
+        """How the engine process ended, unless we ended it."""
+        return self._failed
 
     async def start(self) -> None:
         ours, theirs = socket.socketpair()
@@ -65,18 +75,22 @@ class EngineClient:
         self._listening = asyncio.create_task(self._listen(reader))
 
     async def stop(self) -> None:
-        """Close the link, which ends the engine process; kill it if it does not notice."""
+        """Close the link, which ends the engine process; kill it if it does not notice, or is too busy loading to."""
         if self._process is None:
             return
+        self._stopping = True
+        loaded = self.ready.done() and not self.ready.cancelled()
         if self._writer is not None:
             self._writer.close()
+        if not loaded:
+            self._process.kill()
         try:
             await asyncio.to_thread(self._process.wait, 5)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             await asyncio.to_thread(self._process.wait)
 
-    async def generate(self, prompt: tuple[int, ...], params: SamplingParams) -> AsyncIterator[TokenEvent]:
+    async def generate(self, prompt: tuple[int, ...], params: SamplingParams) -> AsyncGenerator[TokenEvent]:
         """The events of one request, the final one last. Leaving the iteration early aborts the request."""
         request_id = RequestId(next(self._ids))
         queue: asyncio.Queue[_Item] = asyncio.Queue()
@@ -85,6 +99,8 @@ class EngineClient:
         try:
             if not self.alive:
                 raise EngineLost(self.ended.result().reason)
+            if self._cut:
+                raise EngineLost(CUT)
             self._work().requests.append(Request(id=request_id, prompt=prompt, params=params))
             while not finished:
                 item = await queue.get()
@@ -112,7 +128,7 @@ class EngineClient:
             self._writer.write(pack(work))
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
-        ended = None
+        ended: Ended | None = None
         try:
             while ended is None:
                 (length,) = HEADER.unpack(await reader.readexactly(HEADER.size))
@@ -124,8 +140,11 @@ class EngineClient:
                 elif isinstance(message, Ended):
                     ended = message
         except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        self._conclude(ended or await self._autopsy())
+            ended = await self._autopsy()
+        except Exception as error:  # else every request would wait for ever, in good health
+            log.exception("in the link to the engine process")
+            ended = Ended(exit_code=1, reason=f"the link to the engine process failed: {type(error).__name__}: {error}")
+        self._conclude(ended)
 
     async def _autopsy(self) -> Ended:
         """The link broke without a word: find out how the process ended."""
@@ -135,12 +154,9 @@ class EngineClient:
         except subprocess.TimeoutExpired:
             return Ended(exit_code=1, reason="the engine process closed its link")
         if code < 0:
-            killed = signal.Signals(-code)
-            oom = ", perhaps for want of memory" if killed is signal.SIGKILL else ""
-            return Ended(
-                exit_code=11 if killed is signal.SIGKILL else 1,
-                reason=f"the engine process was ended by {killed.name}{oom}",
-            )
+            if -code == signal.SIGKILL:
+                return Ended(exit_code=11, reason="the engine process was ended by SIGKILL, perhaps for want of memory")
+            return Ended(exit_code=1, reason=f"the engine process was ended by signal {-code}")
         return Ended(exit_code=code or 1, reason=f"the engine process ended with code {code}")
 
     def _spread(self, report: Report) -> None:
@@ -162,11 +178,13 @@ class EngineClient:
     def _conclude(self, ended: Ended) -> None:
         if not self.ready.done():
             self.ready.cancel()
+        self._failed = None if self._stopping else ended
         self.ended.set_result(ended)
         for queue in self._queues.values():
             queue.put_nowait(EngineLost(ended.reason))
 
     def cut_all(self) -> None:
-        """End every open request with an error: the time to finish is over."""
-        for request_id, queue in self._queues.items():
-            queue.put_nowait(TokenEvent(request_id=request_id, token=None, finish=FinishReason.ERROR))
+        """End every open request, and every one to come, with an error."""
+        self._cut = True
+        for queue in self._queues.values():
+            queue.put_nowait(EngineLost(CUT))

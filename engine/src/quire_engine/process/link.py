@@ -36,7 +36,6 @@ class Ready:
     block_size: int
     dtype: str
     device: str
-    load_seconds: float
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,7 +77,7 @@ class Link:
         self._sock.sendall(pack(message))
 
     def receive(self, wait: bool) -> list[Message]:
-        """All messages that have come; EOFError when the other end is gone."""
+        """What has come, at least one message if `wait`; EOFError when the other end is gone."""
         self._sock.setblocking(wait)
         while True:
             try:

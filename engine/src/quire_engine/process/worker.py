@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import sys
-import time
 import traceback
 from array import array
 from typing import NoReturn
@@ -24,7 +23,6 @@ __all__ = ["main"]
 def main(argv: list[str]) -> int:
     """`argv`: the number of the inherited socket, then the engine's flags."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the API process decides when to end; it closes the link
-    started = time.monotonic()
     link = Link(socket.socket(fileno=int(argv[0])))
     try:
         built = build_engine(from_argv(argv[1:]))
@@ -35,18 +33,15 @@ def main(argv: list[str]) -> int:
             block_size=built.sizes.block_size,
             dtype=built.dtype,
             device=str(built.device),
-            load_seconds=time.monotonic() - started,
         )
         gc.collect()
         gc.freeze()  # what was loaded stays; collections look only at what is new
         link.send(ready)
         serve(built.engine, link)
-    except EOFError:
-        return 0
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return 0  # the API process has closed the link: it wants us to end, or has ended
     except EngineFailure as failure:
         return _end(link, failure.exit_code, str(failure))
-    except MemoryError:
-        return _end(link, 11, "out of memory")
     except Exception as error:  # whatever else: say so before ending, so that clients get the reason
         traceback.print_exc()
         return _end(link, 1, f"{type(error).__name__}: {error}")

@@ -11,6 +11,7 @@ query_start[i] .. query_start[i + 1] of every [T, ...] tensor:
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ class Sampling:
     top_p: Tensor  # [S] float32
     seeds: Tensor  # [S]
     all_greedy: bool
+    any_top: bool  # top_k or top_p is asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +69,16 @@ def build_batch(plan: StepPlan, block_size: int, device: torch.device) -> Forwar
     samples = [(i, chunk) for i, chunk in enumerate(chunks) if chunk.samples]
     params = [chunk.params for _, chunk in samples]
 
-    def integers(values: list[int] | np.ndarray) -> Tensor:
-        return torch.as_tensor(np.asarray(values, np.int64), device=device)
+    def upload(values: Any, kind: type[np.generic]) -> Tensor:
+        """To the device, from pinned memory, so that the host need not wait for the step before."""
+        tensor = torch.from_numpy(np.asarray(values, kind))
+        return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
-    def floats(values: list[float]) -> Tensor:
-        return torch.as_tensor(np.asarray(values, np.float32), device=device)
+    def integers(values: Any) -> Tensor:
+        return upload(values, np.int64)
+
+    def floats(values: Any) -> Tensor:
+        return upload(values, np.float32)
 
     return ForwardBatch(
         tokens=integers(tokens),
@@ -91,5 +98,6 @@ def build_batch(plan: StepPlan, block_size: int, device: torch.device) -> Forwar
             top_p=floats([p.top_p for p in params]),
             seeds=integers([p.seed for p in params]),
             all_greedy=all(p.temperature == 0 for p in params),
+            any_top=any(p.top_k > 0 or p.top_p < 1 for p in params),
         ),
     )

@@ -18,12 +18,20 @@ __all__ = ["ModelRunner"]
 
 
 class _Launched:
-    """Tokens on their way from the device."""
+    """Tokens on their way from the device: copied as soon as they are there, whatever was launched after."""
 
     def __init__(self, tokens: Tensor) -> None:
         self._tokens = tokens  # [S]
+        self._arrived: torch.cuda.Event | None = None
+        if tokens.is_cuda:
+            self._tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+            self._tokens.copy_(tokens, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
 
     def result(self) -> StepResult:
+        if self._arrived is not None:
+            self._arrived.synchronize()
         return StepResult(tokens=tuple(self._tokens.tolist()))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quire_engine.runtime.batch import Sampling
 
-__all__ = ["sample", "uniform_noise"]
+__all__ = ["sample", "to_unit", "uniform_noise"]
 
 _MASK = 0xFFFFFFFF
 
@@ -21,7 +21,8 @@ def sample(logits: Tensor, how: Sampling) -> Tensor:
     if how.all_greedy:
         return greedy
     scaled = logits / how.temperature.clamp(min=1e-6)[:, None]
-    scaled = _keep_top(scaled, how.top_k, how.top_p)
+    if how.any_top:
+        scaled = _keep_top(scaled, how.top_k, how.top_p)
     noise = uniform_noise(how.seeds, how.positions, logits.shape[-1])
     drawn = (scaled - torch.log(-torch.log(noise))).argmax(dim=-1)
     return torch.where(how.temperature == 0, greedy, drawn)
@@ -32,15 +33,14 @@ def _keep_top(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
 
     Both count on the same order, best first; top_p looks at the mass among those which top_k left.
     """
-    if bool((top_k == 0).all()) and bool((top_p >= 1).all()):
-        return logits
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)  # [S, V]
     rank = torch.arange(logits.shape[-1], device=logits.device)
     beyond_k = (top_k > 0)[:, None] & (rank >= top_k[:, None])
     ordered = ordered.masked_fill(beyond_k, float("-inf"))
     mass_before = ordered.softmax(dim=-1).cumsum(dim=-1).roll(1, dims=-1)
-    mass_before[:, 0] = 0.0  # the best token always stays
-    ordered = ordered.masked_fill((mass_before >= top_p[:, None]) & (top_p < 1)[:, None], float("-inf"))
+    beyond_p = (mass_before >= top_p[:, None]) & (top_p < 1)[:, None]
+    beyond_p[:, 0] = False  # the best token always stays
+    ordered = ordered.masked_fill(beyond_p, float("-inf"))
     return torch.empty_like(logits).scatter_(-1, order, ordered)
 
 
@@ -49,7 +49,12 @@ def uniform_noise(seeds: Tensor, positions: Tensor, vocabulary: int) -> Tensor:
     row = _mix(_mix(seeds & _MASK) ^ _mix((seeds >> 32) + 0x9E3779B9) ^ _mix(positions + 0x85EBCA6B))  # [S]
     column = torch.arange(vocabulary, device=seeds.device)
     bits = _mix(row[:, None] ^ _mix(column + 0xC2B2AE35)[None, :])  # [S, V] of 32 bits
-    return ((bits >> 8).float() + 0.5) / (1 << 24)  # 24 bits are exact in float32; never 0 and never 1
+    return to_unit(bits)
+
+
+def to_unit(bits: Tensor) -> Tensor:
+    """32-bit words -> float32 in (0, 1): with 23 bits and a half, neither end is reached by rounding."""
+    return ((bits >> 9).float() + 0.5) / (1 << 23)
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -3,19 +3,24 @@
 Chat and completions differ in the names of things only; `Shape` is that difference.
 """
 
+import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
+from quire_engine.errors import RequestRejected
 from quire_engine.process.client import EngineLost
 from quire_engine.server import errors
 from quire_engine.server.generation import Piece, Prompt
 
 __all__ = ["CHAT", "COMPLETION", "Answer", "Shape"]
+
+log = logging.getLogger("quire.serve")
 
 Json = dict[str, Any]
 
@@ -56,8 +61,9 @@ class Answer:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    async def whole(self, pieces: AsyncIterator[Piece]) -> Json:
-        parts = [piece async for piece in pieces]
+    async def whole(self, pieces: AsyncGenerator[Piece]) -> Json:
+        async with aclosing(pieces):
+            parts = [piece async for piece in pieces]
         choice = self.shape.text("".join(piece.text for piece in parts))
         return {
             **self._head(self.shape.whole),
@@ -65,21 +71,24 @@ class Answer:
             "usage": self._usage(parts[-1].tokens),
         }
 
-    async def stream(self, pieces: AsyncIterator[Piece], include_usage: bool) -> AsyncIterator[bytes]:
+    async def stream(self, pieces: AsyncGenerator[Piece], include_usage: bool) -> AsyncIterator[bytes]:
         """Events, ended by [DONE]; whatever goes wrong after the first byte is an error event."""
         no_usage = {"usage": None} if include_usage else {}
         tokens = 0
         try:
             if self.shape.opening is not None:
                 yield self._event(self.shape.opening, None, no_usage)
-            async for piece in pieces:
-                tokens = piece.tokens
-                if piece.text and piece.finish and self.shape.opening is not None:
-                    yield self._event(self.shape.delta(piece.text), None, no_usage)  # chat: the reason comes alone
-                    piece = Piece("", piece.finish, tokens)
-                yield self._event(self.shape.delta(piece.text), piece.finish, no_usage)
-        except (EngineLost, ValueError) as error:
-            yield _sse(errors.body(str(error), "internal_error", 500))
+            async with aclosing(pieces):  # a client that leaves closes this generator, and with it the request
+                async for piece in pieces:
+                    tokens, text = piece.tokens, piece.text
+                    if text and piece.finish and self.shape is CHAT:
+                        yield self._event(self.shape.delta(text), None, no_usage)  # the reason comes alone
+                        text = ""
+                    yield self._event(self.shape.delta(text), piece.finish, no_usage)
+        except Exception as error:
+            if not isinstance(error, EngineLost | RequestRejected):
+                log.exception("while streaming an answer")
+            yield _sse(errors.sentence_of(error))
             return
         if include_usage:
             yield _sse({**self._head(self.shape.chunk), "choices": [], "usage": self._usage(tokens)})

@@ -26,7 +26,7 @@ def make_app(generation: Generation, metrics: EngineMetrics) -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        limit = {"max_model_len": generation.max_model_len} if generation.ready else {}
+        limit = {} if generation.why_not_ready() else {"max_model_len": generation.max_model_len}
         return {
             "object": "list",
             "data": [
@@ -66,7 +66,8 @@ def make_app(generation: Generation, metrics: EngineMetrics) -> FastAPI:
     @app.get("/health")
     async def readyz() -> Response:
         """Loaded, one token computed, not draining."""
-        return PlainTextResponse("ok") if generation.ready else PlainTextResponse(generation.why_not_ready(), 503)
+        reason = generation.why_not_ready()
+        return PlainTextResponse(reason, 503) if reason else PlainTextResponse("ok")
 
     @app.get("/metrics")
     async def prometheus() -> Response:

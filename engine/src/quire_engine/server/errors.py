@@ -10,15 +10,11 @@ from starlette.exceptions import HTTPException
 from quire_engine.errors import RequestRejected
 from quire_engine.process.client import EngineLost
 
-__all__ = ["ModelUnknown", "Unavailable", "body", "install"]
+__all__ = ["ModelUnknown", "body", "install", "sentence_of"]
 
 
 class ModelUnknown(Exception):
     """The `model` of a request is none that we serve."""
-
-
-class Unavailable(Exception):
-    """Loading, draining or ended: try again later, or elsewhere."""
 
 
 def body(message: str, kind: str, code: int, param: str | None = None) -> dict[str, Any]:
@@ -34,7 +30,8 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = max(error.errors(), key=lambda e: len(e["loc"]))  # of a union, the branch that got furthest
-        where = ".".join(str(step) for step in first["loc"] if _is_step(step)) or "body"
+        steps = [] if first["type"] == "json_invalid" else [step for step in first["loc"] if _is_step(step)]
+        where = ".".join(str(step) for step in steps) or "body"
         return JSONResponse(body(f"{where}: {first['msg']}", "invalid_request_error", 400, where), 400)
 
     @app.exception_handler(RequestRejected)
@@ -45,10 +42,6 @@ def install(app: FastAPI) -> None:
     async def unknown(_: Request, error: ModelUnknown) -> JSONResponse:
         return JSONResponse(body(str(error), "not_found_error", 404, "model"), 404)
 
-    @app.exception_handler(Unavailable)
-    async def unavailable(_: Request, error: Unavailable) -> JSONResponse:
-        return JSONResponse(body(str(error), "service_unavailable_error", 503), 503, {"Retry-After": "2"})
-
     @app.exception_handler(EngineLost)
     async def lost(_: Request, error: EngineLost) -> JSONResponse:
         return JSONResponse(body(str(error), "internal_error", 500), 500)
@@ -58,3 +51,15 @@ def install(app: FastAPI) -> None:
         return JSONResponse(
             body(str(error.detail), "invalid_request_error", error.status_code), error.status_code, error.headers
         )
+
+    @app.exception_handler(Exception)
+    async def unforeseen(_: Request, error: Exception) -> JSONResponse:
+        return JSONResponse(sentence_of(error), 500)  # uvicorn logs the traceback
+
+
+def sentence_of(error: Exception) -> dict[str, Any]:
+    """The body for an error after which nothing can be answered; of one we did not foresee, no details."""
+    if isinstance(error, RequestRejected):
+        return body(str(error), "invalid_request_error", 400, error.param)
+    known = isinstance(error, EngineLost)
+    return body(str(error) if known else f"internal error: {type(error).__name__}", "internal_error", 500)

@@ -5,7 +5,8 @@ Holds the state of the API process: which model, whether it is ready, whether it
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from quire_api.engine import EngineConfig
@@ -13,7 +14,7 @@ from quire_engine.core.request import SamplingParams
 from quire_engine.core.step import FinishReason
 from quire_engine.errors import RequestRejected
 from quire_engine.process.client import EngineClient, EngineLost
-from quire_engine.server.errors import ModelUnknown, Unavailable
+from quire_engine.server.errors import ModelUnknown
 from quire_engine.server.metrics import EngineMetrics
 from quire_engine.server.requests import ChatRequest, CompletionRequest
 from quire_engine.spec import ModelSpec
@@ -62,10 +63,6 @@ class Generation:
         self._fresh_seeds = random.Random(config.seed)
 
     @property
-    def ready(self) -> bool:
-        return self._client.ready.done() and self._client.alive and not self.draining
-
-    @property
     def alive(self) -> bool:
         return self._client.alive
 
@@ -73,86 +70,86 @@ class Generation:
     def max_model_len(self) -> int:
         return self._client.ready.result().max_model_len
 
-    def why_not_ready(self) -> str:
+    def why_not_ready(self) -> str | None:
         if not self._client.alive:
             return f"the engine has ended: {self._client.ended.result().reason}"
-        return "the engine is draining" if self.draining else "the model is being loaded"
+        if self.draining:
+            return "the engine is draining"
+        return None if self._client.ready.done() else "the model is being loaded"
 
     async def chat_prompt(self, request: ChatRequest) -> Prompt:
-        self._accept(request)
+        self._check(request)
         text = self._template.render([message.as_template() for message in request.messages], tools=None)
         ids = await self._encode(text, add_special_tokens=False)
         limit = request.max_completion_tokens or request.max_tokens
         return self._prompt(ids, request, limit if limit is not None else self.max_model_len)
 
     async def completion_prompt(self, request: CompletionRequest) -> Prompt:
-        self._accept(request)
+        self._check(request)
         if isinstance(request.prompt, str):
             ids = await self._encode(request.prompt, add_special_tokens=True)
         else:
             ids = request.prompt
-            if any(token >= self._spec.shape.vocabulary for token in ids):
-                raise RequestRejected(
-                    f"prompt: a token id is not below {self._spec.shape.vocabulary}, the size of the vocabulary",
-                    "prompt",
-                )
         return self._prompt(ids, request, request.max_tokens if request.max_tokens is not None else 16)
 
-    async def run(self, prompt: Prompt) -> AsyncIterator[Piece]:
+    async def run(self, prompt: Prompt) -> AsyncGenerator[Piece]:
         """The answer in pieces, the last of them final. Leaving early aborts the request."""
         text = TextStream(self._tokenizer.token_bytes, prompt.params.stop, prompt.params.stop_token_ids)
         clock = self._metrics.clock(len(prompt.ids))
         reason, tokens = FinishReason.ABORT, 0
-        events = self._client.generate(prompt.ids, prompt.params)
         try:
-            async for event in events:
-                if event.token is not None:
-                    tokens += 1
-                    clock.token()
-                if event.finish is FinishReason.ERROR:
-                    reason = FinishReason.ERROR
-                    raise EngineLost("the engine is shutting down, and the time to finish is over")
-                delta = text.feed(event)
-                if event.finish is not None:
-                    reason = event.finish
-                if delta or event.finish:
-                    yield Piece(delta, event.finish, tokens)
+            async with aclosing(self._client.generate(prompt.ids, prompt.params)) as events:
+                async for event in events:
+                    if event.token is not None:
+                        tokens += 1
+                        clock.token()
+                    delta = text.feed(event)
+                    reason = event.finish or reason
+                    if delta or event.finish:
+                        yield Piece(delta, event.finish, tokens)
         except EngineLost:
             reason = FinishReason.ERROR
             raise
         finally:
             clock.finish(reason)
-            await events.aclose()  # type: ignore[attr-defined]  # an async generator behind its protocol
 
-    def _accept(self, request: ChatRequest | CompletionRequest) -> None:
-        if not self.ready:
-            raise Unavailable(self.why_not_ready())
+    def _check(self, request: ChatRequest | CompletionRequest) -> None:
         if request.model not in self.names:
-            raise ModelUnknown(
-                f"the model {request.model!r} does not exist; this engine serves {', '.join(self.names)}"
-            )
+            served = ", ".join(self.names)
+            raise ModelUnknown(f"the model {request.model!r} does not exist; this engine serves {served}")
         request.refuse_unsupported()
 
     async def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        if len(text) < LONG_TEXT:
-            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens=add_special_tokens)
+        try:
+            if len(text) < LONG_TEXT:
+                return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            return await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens=add_special_tokens)
+        except (TypeError, UnicodeEncodeError):
+            raise RequestRejected("the prompt is no text: it has half of a surrogate pair", "prompt") from None
 
     def _prompt(self, ids: list[int], request: ChatRequest | CompletionRequest, max_tokens: int) -> Prompt:
-        if len(ids) >= self.max_model_len:  # the engine would say so too; here before the first byte of a stream
+        """What the engine would refuse is refused here already, before the first byte of a stream."""
+        limit, vocabulary = self.max_model_len, self._spec.shape.vocabulary
+        if not ids:
+            raise RequestRejected("the prompt is empty: at least one token is needed", "prompt")
+        if len(ids) >= limit:
             raise RequestRejected(
-                f"the prompt has {len(ids)} tokens, and this model takes at most {self.max_model_len} with the output: shorten it",
+                f"the prompt has {len(ids)} tokens, and this model takes at most {limit} with the output: shorten it",
                 "prompt",
             )
-        seed = request.seed if request.seed is not None else self._fresh_seeds.getrandbits(63)
+        if max(ids) >= vocabulary:
+            raise RequestRejected(
+                f"prompt: token {max(ids)} is not below {vocabulary}, the size of the vocabulary", "prompt"
+            )
+        top_k = max(request.top_k or 0, 0)
         return Prompt(
             tuple(ids),
             SamplingParams(
                 max_tokens=max_tokens,
                 temperature=1.0 if request.temperature is None else request.temperature,
-                top_k=max(request.top_k or 0, 0),
+                top_k=0 if top_k >= vocabulary else top_k,
                 top_p=1.0 if request.top_p is None else request.top_p,
-                seed=seed,
+                seed=request.seed if request.seed is not None else self._fresh_seeds.getrandbits(63),
                 stop=request.stops,
                 stop_token_ids=frozenset() if request.ignore_eos else self._spec.end_tokens,
             ),

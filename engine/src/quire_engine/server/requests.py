@@ -4,6 +4,7 @@ Three kinds of fields: those declared here work; those in `NOT_YET` are known, a
 nothing; all others are ignored, and a header of the answer names them.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -47,6 +48,11 @@ NOT_YET: dict[str, tuple[object, ...]] = {  # field -> values that ask for nothi
 }
 
 
+def _asks_for_nothing(value: object, nothing: tuple[object, ...]) -> bool:
+    """Is `value` one of these? 0.0 counts as 0, but 0 does not count as False."""
+    return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in nothing)
+
+
 class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
     include_usage: bool = False
@@ -59,7 +65,7 @@ class _Sampled(BaseModel):
     max_tokens: Annotated[int | None, Field(ge=1)] = None
     temperature: Annotated[float | None, Field(ge=0, le=100)] = None
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
-    top_k: Annotated[int | None, Field(ge=-1)] = None
+    top_k: Annotated[int | None, Field(ge=-1, lt=2**31)] = None
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     ignore_eos: bool = False
@@ -69,20 +75,24 @@ class _Sampled(BaseModel):
     def refuse_unsupported(self) -> None:
         """RequestRejected for the first field that asks for what does not work yet."""
         for name, nothing in NOT_YET.items():
-            if (self.model_extra or {}).get(name) not in nothing:
+            if not _asks_for_nothing((self.model_extra or {}).get(name), nothing):
                 raise RequestRejected(f"{name} is not supported yet: leave it out", name)
 
     @property
     def ignored(self) -> list[str]:
-        """Fields nobody knows."""
-        return sorted(set(self.model_extra or ()) - set(NOT_YET) - {"user", "metadata", "store"})
+        """Fields nobody knows, as far as they can stand in a header."""
+        unknown = set(self.model_extra or ()) - set(NOT_YET) - {"user", "metadata", "store"}
+        return sorted(name for name in unknown if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name))[:16]
 
     @property
     def stops(self) -> tuple[bytes, ...]:
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if "" in stops:
             raise RequestRejected("stop: an empty string would stop every answer at once", "stop")
-        return tuple(stop.encode() for stop in stops)
+        try:
+            return tuple(stop.encode() for stop in stops)
+        except UnicodeEncodeError:
+            raise RequestRejected("stop: half of a surrogate pair is no text", "stop") from None
 
 
 class CompletionRequest(_Sampled):

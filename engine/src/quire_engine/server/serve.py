@@ -14,7 +14,9 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -24,6 +26,7 @@ from quire_engine.errors import EXIT_ADDRESS
 from quire_engine.locate import locate_model
 from quire_engine.process.client import EngineClient
 from quire_engine.server.app import make_app
+from quire_engine.server.door import Door
 from quire_engine.server.generation import Generation
 from quire_engine.server.metrics import EngineMetrics
 from quire_engine.spec import read_spec
@@ -52,70 +55,77 @@ class _Server(uvicorn.Server):
 
 async def serve(config: EngineConfig) -> None:
     """Run until told to stop."""
+    stop, cut = asyncio.Event(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, lambda: (cut if stop.is_set() else stop).set())
     folder = locate_model(config.model)
-    spec, tokenizer = read_spec(folder), Tokenizer(folder)
-    names = config.served_model_name or (folder.name,)
-    listener = _bind(config)
+    spec = read_spec(folder)
+    names = config.served_model_name or (folder.resolve().name,)
     metrics = EngineMetrics(names[0])
     client = EngineClient(config, metrics.on_load)
-    generation = Generation(config, names, spec, tokenizer, client, metrics)
-    app = make_app(generation, metrics)
+    generation = Generation(config, names, spec, Tokenizer(folder, spec.shape.vocabulary), client, metrics)
+    door = Door(make_app(generation, metrics), generation.why_not_ready)
+    listener = _bind(config)
+    try:
+        await client.start()
+        await _serve_until(stop, cut, config.shutdown_timeout, listener, names[0], generation, client, door)
+    finally:
+        await client.stop()
+        if config.uds:
+            Path(config.uds).unlink(missing_ok=True)
+    if client.failed is not None:
+        raise ServerFailure(client.failed.reason, client.failed.exit_code)
+
+
+async def _serve_until(
+    stop: asyncio.Event,
+    cut: asyncio.Event,
+    patience: float,
+    listener: socket.socket,
+    name: str,
+    generation: Generation,
+    client: EngineClient,
+    door: Door,
+) -> None:
+    """Serve; when told to stop, drain; when the engine or the server has ended, end."""
     server = _Server(
         uvicorn.Config(
-            app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=2, ws="none"
+            door, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=2, ws="none"
         )
     )
-    stop = asyncio.Event()
-    cut = asyncio.Event()
-
-    def on_signal() -> None:
-        (cut if stop.is_set() else stop).set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-
-    await client.start()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    announcing = asyncio.create_task(_announce(client, names[0], listener))
-    stopping: asyncio.Future[bool] = asyncio.create_task(stop.wait())
-    waits: list[asyncio.Future[Any]] = [client.ended, stopping]
+    announcing = asyncio.create_task(_announce(client, name, listener))
+    stopping = asyncio.create_task(stop.wait())
+    waits: list[asyncio.Future[Any]] = [client.ended, serving, stopping]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     announcing.cancel()
-
-    if not client.ended.done():
+    stopping.cancel()
+    if stop.is_set() and client.alive:
         generation.draining = True
-        log.info("draining %d open requests", client.open_requests)
-        await _drained(client, cut, config.shutdown_timeout)
+        log.info("draining %d open requests", door.inside)
+        await _drained(door, client, cut, patience)
         client.cut_all()
-    ended = client.ended.result() if client.ended.done() else None
-    server.should_exit = True  # answers what is left of the open responses, then returns
+    server.should_exit = True  # what is still open gets its error event, then it returns
     await serving
-    await client.stop()
-    if config.uds:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(config.uds)
-    if ended is not None:
-        raise ServerFailure(ended.reason, ended.exit_code)
 
 
-async def _drained(client: EngineClient, cut: asyncio.Event, timeout: float) -> None:
-    """Until no request is open, or a second signal, or the end of patience."""
-    cutting = asyncio.create_task(cut.wait())
-    deadline = asyncio.get_running_loop().time() + timeout
-    while client.open_requests and client.alive and not cutting.done() and asyncio.get_running_loop().time() < deadline:
-        await asyncio.wait({cutting}, timeout=0.05)
-    cutting.cancel()
+async def _drained(door: Door, client: EngineClient, cut: asyncio.Event, patience: float) -> None:
+    """Until nobody is inside, or a second signal, or the end of patience."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + patience
+    while door.inside and client.alive and not cut.is_set() and loop.time() < deadline:
+        await asyncio.sleep(0.02)
 
 
 async def _announce(client: EngineClient, name: str, listener: socket.socket) -> None:
-    ready = await client.ready
+    started = time.monotonic()
+    ready = await asyncio.shield(client.ready)
     address = listener.getsockname()
     where = f"http://{address[0]}:{address[1]}/v1" if isinstance(address, tuple) else f"unix:{address}"
     tokens = ready.num_blocks * ready.block_size
     log.info(
-        "%s is ready at %s: %s on %s, KV cache of %d tokens, up to %d in a request, loaded in %.1f s",
-        name, where, ready.dtype, ready.device, tokens, ready.max_model_len, ready.load_seconds,
+        "%s is ready at %s after %.1f s: %s on %s, KV cache of %d tokens, up to %d in a request",
+        name, where, time.monotonic() - started, ready.dtype, ready.device, tokens, ready.max_model_len,
     )  # fmt: skip
 
 
@@ -123,17 +133,29 @@ def _bind(config: EngineConfig) -> socket.socket:
     """Take the address before anything is started."""
     try:
         if config.uds:
-            listener = socket.socket(socket.AF_UNIX)
-            listener.bind(config.uds)
+            listener = _bind_unix(config.uds)
         else:
-            family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-            listener = socket.socket(family)
+            listener = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((config.host, config.port))
         listener.listen(2048)
-    except OSError as error:
-        where, flag = (config.uds, "--uds") if config.uds else (f"{config.host}:{config.port}", "--port")
-        raise ServerFailure(
-            f"cannot listen on {where}: {os.strerror(error.errno or 0)}; choose another with {flag}", EXIT_ADDRESS
-        ) from None
+    except (OSError, UnicodeError, TypeError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        reason = os.strerror(number) if number and number > 0 else str(error)
+        where, flags = (config.uds, "--uds") if config.uds else (f"{config.host}:{config.port}", "--host or --port")
+        raise ServerFailure(f"cannot listen on {where}: {reason}; choose another with {flags}", EXIT_ADDRESS) from None
+    return listener
+
+
+def _bind_unix(path: str) -> socket.socket:
+    """A socket file that nobody answers on is what a killed server left: take its place."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except OSError:
+            pass  # not there, or no socket at all: bind will say so
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
     return listener

@@ -16,7 +16,8 @@ __all__ = ["Tokenizer"]
 
 
 class Tokenizer:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, vocabulary: int) -> None:
+        """`vocabulary` is the model's: it may have more rows than there are tokens, or fewer."""
         path = folder / "tokenizer.json"
         try:
             self._fast = FastTokenizer.from_file(str(path))
@@ -27,11 +28,7 @@ class Tokenizer:
             raise WeightsFailure(f"{path} cannot be read: {error}") from None
         self.config = _read_config(folder)
         self.special_ids = frozenset(token["id"] for token in declared.get("added_tokens", ()) if token["special"])
-        self.token_bytes: list[bytes] = self._token_bytes(declared)
-
-    @property
-    def vocabulary(self) -> int:
-        return len(self.token_bytes)
+        self.token_bytes: list[bytes] = self._token_bytes(declared, vocabulary)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return self._fast.encode(text, add_special_tokens=add_special_tokens).ids
@@ -44,18 +41,18 @@ class Tokenizer:
         token = self.config.get(name)
         return str(token["content"] if isinstance(token, dict) else token or "")
 
-    def _token_bytes(self, declared: dict[str, Any]) -> list[bytes]:
+    def _token_bytes(self, declared: dict[str, Any], vocabulary: int) -> list[bytes]:
         plain = _uses_byte_alphabet(declared.get("decoder") or {})
         added = {token["id"] for token in declared.get("added_tokens", ())}
         table = []
-        for i in range(self._fast.get_vocab_size(with_added_tokens=True)):
+        for i in range(vocabulary):
             token = self._fast.id_to_token(i) or ""
             if i in self.special_ids:
                 table.append(b"")
             elif i in added:
                 table.append(token.encode())
             elif plain:
-                table.append(bytes(_BYTE_OF[char] for char in token))
+                table.append(bytes(_BYTE_OF[char] for char in token if char in _BYTE_OF))
             elif len(token) == 6 and token.startswith("<0x"):  # sentencepiece's byte fallback
                 table.append(bytes([int(token[3:5], 16)]))
             else:
@@ -78,14 +75,16 @@ _BYTE_OF = _byte_alphabet()
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
+    """tokenizer_config.json, with the chat template where it is a file of its own."""
+    path, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    config: dict[str, Any] = {}
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
+        if path.exists():
+            config = json.loads(path.read_text())
+        if template.exists():
+            config["chat_template"] = template.read_text()
     except (OSError, ValueError) as error:
         raise WeightsFailure(f"{path} cannot be read: {error}") from None
-    template = folder / "chat_template.jinja"
-    if template.exists():
-        config["chat_template"] = template.read_text()
+    if isinstance(templates := config.get("chat_template"), list):  # several by name
+        config["chat_template"] = next((t["template"] for t in templates if t.get("name") == "default"), None)
     return config
