@@ -7,6 +7,7 @@ Exit code 0 only if every stage passed.
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -15,10 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE / "cluster"), str(HERE / "kubernetes"), str(HERE.parent / "tests")]
+sys.path[:0] = [str(HERE / name) for name in ("cluster", "kubernetes", "local", "../tests")]
 
-from checks import BEFORE_IMAGES, SYSTEM, WITH_IMAGES, World  # noqa: E402  # after the path above
-from target import Images, choose  # noqa: E402
+from checks import BEFORE_IMAGES, WITH_IMAGES, World  # noqa: E402  # after the path above
+from readme import first_answer  # noqa: E402
+from target import RELEASE, SYSTEM, Images, Target, choose  # noqa: E402
 
 
 class Stages:
@@ -56,31 +58,45 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", action="store_true", help="leave the cluster running when a stage failed")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that what was started is taken down
     stages = Stages()
-    with tempfile.TemporaryDirectory() as folder:
-        target = choose(f"e2e-{os.getpid()}", Path(folder))
-        print(f"running on {target.name}", flush=True)
-        stages.run("programs and images are built", target.build)
-        if not stages.failed:
-            loaded: list[Images] = []
-            stages.run("cluster up", lambda: loaded.append(target.up()))
-            if loaded:
-                world = World(target.tools, loaded[0])
-                for check in BEFORE_IMAGES:
-                    stages.run(check.__doc__ or "", lambda check=check: check(world))
-                stages.run("images are loaded", target.load)
-                for check in WITH_IMAGES:
-                    stages.run(check.__doc__ or "", lambda check=check: check(world))
-                if stages.failed:
-                    _show_the_scene(world)
-            if not (stages.failed and arguments.keep):
-                passed, stages.failed = not stages.failed, False
-                stages.run("cluster gone: no process, mount or namespace is left", lambda: _gone(target.down()))
-                stages.failed = stages.failed or not passed
-    print("\n" + stages.table())
+    try:
+        _run(stages, keep=arguments.keep)
+    finally:
+        print("\n" + stages.table())
     failed = sum(outcome == "FAILED" for _, outcome, _ in stages.done)
     print(f"\n{len(stages.done) - failed} passed, {failed} failed")
     return 1 if stages.failed else 0
+
+
+def _run(stages: Stages, *, keep: bool) -> None:
+    stages.run("make run, then the README's curl: the first answer", first_answer)
+    with tempfile.TemporaryDirectory() as folder:
+        target = choose(f"e2e-{os.getpid()}", Path(folder))
+        print(f"running on {target.name}", flush=True)
+        if not stages.run("programs and images are built", target.build):
+            return
+        try:
+            _run_on(target, stages)
+        finally:
+            if not (stages.failed and keep):
+                passed, stages.failed = not stages.failed, False
+                stages.run("cluster gone: no process, mount or namespace is left", lambda: _gone(target.down()))
+                stages.failed = stages.failed or not passed
+
+
+def _run_on(target: Target, stages: Stages) -> None:
+    loaded: list[Images] = []
+    if not stages.run("cluster up", lambda: loaded.append(target.up())):
+        return
+    world = World(target.tools, loaded[0])
+    for check in BEFORE_IMAGES:
+        stages.run(check.__doc__ or "", lambda check=check: check(world))
+    stages.run("images are loaded", target.load)
+    for check in WITH_IMAGES:
+        stages.run(check.__doc__ or "", lambda check=check: check(world))
+    if stages.failed:
+        _show_the_scene(world)
 
 
 def _gone(left: list[str]) -> None:
@@ -93,7 +109,7 @@ def _show_the_scene(world: World) -> None:
         ["get", "llmd,pods", "-A", "-o", "wide"],
         ["get", "llmd", "-A", "-o", "yaml"],
         ["get", "events", "-A", "--sort-by=.lastTimestamp"],
-        ["logs", "-n", SYSTEM, "deploy/quire-operator", "--tail=40"],
+        ["logs", "-n", SYSTEM, f"deploy/{RELEASE}-operator", "--tail=40"],
     ):
         done = world.tools.kubectl(*command, check=False)
         print(f"-- kubectl {' '.join(command)}\n{(done.stdout or done.stderr)[-6000:]}", flush=True)

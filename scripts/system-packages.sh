@@ -17,6 +17,13 @@ if [[ "${1:-}" == "e2e" ]]; then
   )
 fi
 
+if ! command -v dpkg-query >/dev/null; then
+  for program in python3 gcc make git curl ${1:+containerd runc etcd iptables conntrack ip openssl buildah debootstrap}; do
+    command -v "$program" >/dev/null || { echo "missing: $program (this script installs packages on Debian only)" >&2; exit 1; }
+  done
+  exit 0
+fi
+
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")

@@ -33,7 +33,7 @@ def ensure_binaries() -> None:
         return
     if shutil.which("go") is None:
         raise SystemExit(
-            "the e2e cluster is built from source and needs Go >= 1.24: apt-get install golang-go, or go.dev/dl"
+            "the e2e cluster is built from source and needs Go >= 1.24: go.dev/dl, or apt-get install golang-1.24-go from backports"
         )
     BINARIES.mkdir(parents=True, exist_ok=True)
     for name in missing:

@@ -21,9 +21,9 @@ from binaries import ensure_binaries
 from control_plane import start_control_plane
 from images import import_pause_image
 from layout import BINARIES, NODE_ADDRESS, Layout
-from node import remove_pods, start_containerd, start_node
+from node import remove_pods, restore_kernel_settings, save_kernel_settings, start_containerd, start_node
 from pki import make_pki
-from processes import stop_all
+from processes import stop
 
 
 def up(layout: Layout) -> None:
@@ -41,6 +41,7 @@ def up(layout: Layout) -> None:
         start_containerd(layout)
         start_control_plane(layout, pki)
         import_pause_image(layout)
+        save_kernel_settings()
         start_node(layout)
     except BaseException:
         down(layout)
@@ -49,12 +50,17 @@ def up(layout: Layout) -> None:
 
 
 def down(layout: Layout) -> None:
-    """Tasks and containers first, then processes, mounts, network, files. Works on a half-built cluster too."""
+    """kubelet first, which would start pods anew; then pods, processes, mounts, network, files, kernel settings.
+
+    Works on a half-built cluster too.
+    """
+    stop(layout, "kubelet")
     remove_pods(layout)
-    stop_all(layout)
+    stop(layout)
     _kill_inside(layout)
     _unmount(layout)
     subprocess.run(["ip", "netns", "delete", layout.namespace], capture_output=True)
+    restore_kernel_settings(layout)
     for folder in (layout.run, layout.folder):
         shutil.rmtree(folder, ignore_errors=True)
         if folder.exists():

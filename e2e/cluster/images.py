@@ -4,15 +4,18 @@ The base is what `debian:bookworm-slim` is: a minimal Debian, made by debootstra
 Layers are cached between runs: an edit of our own code rebuilds the last, thin ones.
 """
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
 from layout import CACHE, Layout
 
 ROOT = Path(__file__).resolve().parents[2]
+ARCHIVE_AGE_S = 2 * 3600
 BASE = "localhost/quire-e2e/debian:bookworm"
 PAUSE_SOURCE = """\
 #include <signal.h>
@@ -23,12 +26,15 @@ int main(void) { signal(SIGTERM, end); signal(SIGINT, end); for (;;) pause(); }
 
 
 def build_images() -> dict[str, Path]:
-    """Build engine and operator; image name -> archive."""
-    _ensure_base()
-    return {
-        "localhost/quire-engine:e2e": _build("engine", "localhost/quire-engine:e2e"),
-        "localhost/quire-operator:e2e": _build("operator", "localhost/quire-operator:e2e"),
-    }
+    """Build engine and operator; image name -> archive. One build at a time: all share one storage."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "images.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _ensure_base()
+        return {
+            f"localhost/quire-{name}:e2e": _build(name, f"localhost/quire-{name}:e2e")
+            for name in ("engine", "operator")
+        }
 
 
 def import_image(layout: Layout, archive: Path) -> None:
@@ -57,7 +63,7 @@ def import_pause_image(layout: Layout) -> None:
             'FROM scratch\nCOPY pause /pause\nUSER 65535:65535\nENTRYPOINT ["/pause"]\n'
         )
         _buildah("bud", "--tag=docker.io/quire-e2e/pause:1", str(context))
-        _push("docker.io/quire-e2e/pause:1", archive)
+        _push("docker.io/quire-e2e/pause:1", "docker.io/quire-e2e/pause:1", archive)
         shutil.rmtree(context)
     import_image(layout, archive)
 
@@ -84,20 +90,21 @@ def _ensure_base() -> None:
 
 
 def _build(name: str, tag: str) -> Path:
-    """An archive that is only written again when the image has changed."""
+    """An archive named by its content; it is only written again when the image has changed."""
     started = time.monotonic()
     certificates = "/etc/ssl/certs:/etc/ssl/certs:ro"  # of this machine: a mirror may have an authority of its own
-    _buildah(
-        "bud", "--layers", f"--build-arg=BASE_IMAGE={BASE}", f"--volume={certificates}",
-        f"--file={ROOT / f'Dockerfile.{name}'}", f"--tag={tag}", str(ROOT),
-    )  # fmt: skip
-    image = _buildah("images", "--quiet", "--no-trunc", tag).stdout.strip().rpartition(":")[2]
+    with tempfile.NamedTemporaryFile() as number:
+        _buildah(
+            "bud", "--layers", f"--iidfile={number.name}", f"--build-arg=BASE_IMAGE={BASE}", f"--volume={certificates}",
+            f"--file={ROOT / f'Dockerfile.{name}'}", f"--tag={tag}", str(ROOT),
+        )  # fmt: skip
+        image = Path(number.name).read_text().strip().rpartition(":")[2]
     archive = CACHE / "images" / f"{name}-{image[:16]}.tar"
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    _remove_old(archive)
     if not archive.exists():
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        for old in archive.parent.glob(f"{name}-*.tar"):
-            old.unlink()
-        _push(tag, archive)
+        _push(image, tag, archive)
+    archive.touch()
     print(
         f"  {name} image ready in {time.monotonic() - started:.0f} s ({archive.stat().st_size / 1e9:.1f} GB)",
         flush=True,
@@ -105,9 +112,16 @@ def _build(name: str, tag: str) -> Path:
     return archive
 
 
-def _push(tag: str, archive: Path) -> None:
+def _remove_old(keep: Path) -> None:
+    """Archives that no run of the last hours can still be loading, and halves of such."""
+    for archive in keep.parent.iterdir():
+        if archive != keep and time.time() - archive.stat().st_mtime > ARCHIVE_AGE_S:
+            archive.unlink()
+
+
+def _push(image: str, tag: str, archive: Path) -> None:
     partial = archive.with_suffix(f".partial-{os.getpid()}")
-    _buildah("push", tag, f"docker-archive:{partial}:{tag}")
+    _buildah("push", image, f"docker-archive:{partial}:{tag}")
     partial.rename(archive)
 
 

@@ -5,9 +5,11 @@ import json
 import subprocess
 from pathlib import Path
 
-from layout import BINARIES, DNS_SERVICE, NODE_ADDRESS, POD_RANGE, Layout
+from layout import BINARIES, CACHE, DNS_SERVICE, NODE_ADDRESS, POD_RANGE, Layout
 from processes import start, wait_until
 
+KERNEL_SETTINGS = ("kernel/panic", "kernel/panic_on_oops", "vm/overcommit_memory")
+SAVED_SETTINGS = CACHE / "kernel-settings.json"
 PAUSE_IMAGE = "docker.io/quire-e2e/pause:1"
 
 _CONTAINERD = """\
@@ -143,6 +145,25 @@ def start_node(layout: Layout) -> None:
     wait_until("the node", lambda: _node_ready(layout), 60, folder / "logs" / "kubelet.log")
 
 
+def save_kernel_settings() -> None:
+    """kubelet sets these for the whole machine; the first cluster remembers what they were."""
+    if not SAVED_SETTINGS.exists():
+        SAVED_SETTINGS.write_text(
+            json.dumps({name: Path("/proc/sys", name).read_text().strip() for name in KERNEL_SETTINGS})
+        )
+
+
+def restore_kernel_settings(layout: Layout) -> None:
+    """By the last cluster to go; with it goes the socket that kubelet keeps at a place of its own."""
+    others = [c for c in layout.folder.parent.iterdir() if c != layout.folder] if layout.folder.parent.exists() else []
+    if others or not SAVED_SETTINGS.exists():
+        return
+    for name, value in json.loads(SAVED_SETTINGS.read_text()).items():
+        Path("/proc/sys", name).write_text(value)
+    SAVED_SETTINGS.unlink()
+    Path("/var/lib/kubelet/device-plugins/kubelet.sock").unlink(missing_ok=True)
+
+
 def kubectl(layout: Layout, *arguments: str, stdin: str | None = None) -> str:
     command = [*layout.inside, str(BINARIES / "kubectl"), f"--kubeconfig={layout.kubeconfig}", *arguments]
     done = subprocess.run(command, input=stdin, capture_output=True, text=True)
@@ -162,6 +183,8 @@ def remove_pods(layout: Layout) -> None:
         _ctr(layout, "tasks", "delete", "--force", task)
     for container in _ctr(layout, "containers", "list", "-q").stdout.split():
         _ctr(layout, "containers", "delete", container)
+        for result in Path("/var/lib/cni/results").glob(f"*{container}*"):
+            result.unlink()
     for network in networks:
         subprocess.run(["ip", "netns", "delete", network], capture_output=True)
     for controller in Path("/sys/fs/cgroup").glob("*/k8s.io"):

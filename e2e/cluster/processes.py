@@ -28,10 +28,10 @@ def start(layout: Layout, name: str, command: list[str]) -> None:
     (pids / f"{len(list(pids.iterdir())):02d}-{name}").write_text(f"{process.pid} {_started(process.pid)}")
 
 
-def stop_all(layout: Layout) -> None:
-    """Latest first."""
+def stop(layout: Layout, name: str = "*") -> None:
+    """One program, or all of them, latest first."""
     pids = layout.folder / "pids"
-    for file in sorted(pids.iterdir(), reverse=True) if pids.exists() else ():
+    for file in sorted(pids.glob(f"*-{name}"), reverse=True):
         pid, _, began = file.read_text().partition(" ")
         _stop(int(pid), began)
         file.unlink()

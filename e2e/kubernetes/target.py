@@ -17,6 +17,9 @@ from binaries import ensure_binaries
 from cluster import down, left_over, up
 from layout import BINARIES, Layout
 
+SYSTEM = "quire-e2e-system"  # namespace of the operator
+NAMESPACE = "quire-e2e"  # namespace of the models
+RELEASE = "quire-e2e"
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -33,8 +36,11 @@ class Target(Protocol):
         """Programs and images; nothing is running yet."""
 
     def up(self) -> Images:
-        """A cluster that can pull the images."""
+        """A cluster."""
         ...
+
+    def load(self) -> None:
+        """It can run the images from now on."""
 
     def down(self) -> list[str]:
         """What is left over, which should be nothing."""
@@ -142,13 +148,30 @@ class Given:
         """Its images are built already."""
 
     def up(self) -> Images:
+        """Refuses a cluster that has Quire already: the checks install and remove it, with every model on it."""
+        for what in ("crd/llmdeployments.quire.dev", f"namespace/{SYSTEM}", f"namespace/{NAMESPACE}"):
+            if self.tools.kubectl("get", what, check=False).returncode == 0:
+                raise SystemExit(
+                    f"{what} is on that cluster already; the checks would destroy it. Use one without Quire."
+                )
         return self.images
 
     def load(self) -> None:
         """It pulls them."""
 
     def down(self) -> list[str]:
-        return []  # it is not ours to end
+        """The cluster stays; what the checks made on it goes."""
+        self.tools.kubectl("delete", "llmd", "--all", f"--namespace={NAMESPACE}", "--ignore-not-found", check=False)
+        self.tools.kubectl("delete", "namespace", SYSTEM, NAMESPACE, "--ignore-not-found")
+        self.tools.kubectl("delete", "crd", "llmdeployments.quire.dev", "--ignore-not-found")
+        self.tools.kubectl(
+            "delete",
+            "clusterrole,clusterrolebinding",
+            "-l",
+            f"app.kubernetes.io/instance={RELEASE}",
+            "--ignore-not-found",
+        )
+        return []
 
     @property
     def tools(self) -> Tools:

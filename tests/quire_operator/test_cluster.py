@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from fakes.resources import good
 
+from quire_api import DeploymentStatus
 from quire_operator.backends.cluster import observe
 from quire_operator.backends.store import Store
 from quire_operator.planner.observed import Failure, Key, Workload
@@ -69,7 +70,66 @@ def test_objects_of_nobody_concern_nobody() -> None:
     stranger = child("Pod")
     stranger["metadata"]["labels"] = {}
 
-    assert Store().put(stranger) is None
+    assert Store().put(stranger) == set()
+
+
+def test_what_was_deleted_does_not_come_back_by_a_late_answer() -> None:
+    store = Store()
+    store.put(child("Service", version=1))
+    store.drop(child("Service", version=2))
+
+    store.put(child("Service", version=3))
+
+    assert list(store.children(KEY, "Service")) == []
+
+
+def test_an_object_whose_label_changed_leaves_its_old_place() -> None:
+    store = Store()
+    store.put(child("Pod", version=1))
+    moved = child("Pod", version=2)
+    moved["metadata"]["labels"] = {}
+
+    concerned = store.put(moved)
+
+    assert concerned == {KEY}
+    assert list(store.children(KEY, "Pod")) == []
+
+
+def test_a_full_list_drops_what_it_has_not() -> None:
+    store = Store()
+    store.put(child("Pod", name="here"))
+    store.put(child("Pod", name="gone"))
+    store.put(child("Service", name="other"))
+
+    concerned = store.keep_only("Pod", None, {"Pod-here"})
+
+    assert concerned == {KEY}
+    assert [p["metadata"]["name"] for p in store.children(KEY, "Pod")] == ["here"]
+    assert len(list(store.children(KEY, "Service"))) == 1
+
+
+def test_children_of_a_deleted_namesake_are_known_as_such() -> None:
+    seen = snapshot(child("Service", owner={**OWNER, "uid": "of the deleted one"}))
+
+    assert seen.objects[Key("Service", "good")].of_predecessor
+
+
+def test_a_copy_of_our_labels_does_not_make_a_deployment_ours() -> None:
+    status = {"observedGeneration": 1, "replicas": 9, "updatedReplicas": 9, "availableReplicas": 9}
+    copy = child("Deployment", name="a-copy", owner=None, spec={"replicas": 9}, status=status)
+
+    assert snapshot(copy).workload == Workload()
+
+
+def test_pods_of_an_older_revision_are_not_current() -> None:
+    label = "quire.dev/revision"
+    template = {"metadata": {"labels": {label: "new"}}}
+    old, new = pod("old"), pod("new")
+    old["metadata"]["labels"][label], new["metadata"]["labels"][label] = "old", "new"
+
+    seen = snapshot(child("Deployment", spec={"replicas": 1, "template": template}), old, new)
+
+    assert [(i.name, i.current) for i in seen.instances] == [("new", True), ("old", False)]
 
 
 def test_an_object_that_changed_since_it_was_applied_is_to_be_applied_again() -> None:
@@ -97,6 +157,14 @@ def test_who_controls_an_object_is_seen() -> None:
 
     assert seen.objects[Key("Service", "good")].owner_uid == "u2"
     assert seen.objects[Key("ServiceAccount", "good")].owner_uid is None
+
+
+def test_a_status_that_is_not_ours_counts_as_empty() -> None:
+    store = Store()
+    for written in ({"replicas": "many"}, {"phase": "Running"}):
+        parent = {**good(metadata__uid="u1"), "status": written}
+
+        assert observe(KEY, parent, store, {}).status == DeploymentStatus()
 
 
 def test_progress_is_read_from_the_deployment() -> None:

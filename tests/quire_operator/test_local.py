@@ -62,6 +62,28 @@ def _answers(server: Running) -> bool:
 
 
 @pytest.mark.xdist_group("up")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_no_engine_outlives_its_supervisor(tmp_path: Path, number: signal.Signals) -> None:
+    """Killed, or its terminal closed."""
+    with serving(tmp_path, "up", "-f", SAMPLE, ready="model:quire-tiny") as server:
+        processes = tree(server.process.pid)
+
+        server.stop(number)
+
+        deadline = time.monotonic() + 15
+        while left := [p for p in processes if _runs(p)]:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.xdist_group("up")
 def test_ctrl_c_finishes_streams_first(tmp_path: Path) -> None:
     with serving(tmp_path, "up", "-f", SAMPLE, ready="model:quire-tiny") as server:
         lines: list[bytes] = []
@@ -147,7 +169,7 @@ def test_a_port_in_use_is_named_and_nothing_is_started(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert (
         done.stderr.strip()
-        == f"quire up: cannot listen on 127.0.0.1:{port}: Address already in use; choose another with --port"
+        == f"quire up: cannot listen on 127.0.0.1:{port}: Address already in use; choose another with --host or --port"
     )
 
 

@@ -1,7 +1,9 @@
 """The plan: what a resource becomes, and what is said of it, for whatever is observed."""
 
+import asyncio
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 from quire_api import LLMDeployment
 from quire_api.status import REASONS, ConditionType, DeploymentStatus, Reason
 from quire_operator.planner.observed import Failure, Instance, Key, ObjectState, Observed, Workload
-from quire_operator.planner.plan import Apply, Create, Delete, Desired, Plan, Scale, digest, plan
+from quire_operator.planner.plan import Action, Apply, Create, Delete, Desired, Plan, Scale, digest, plan
+from quire_operator.reconcile import NameTaken, Refused, ResourceKey, reconcile
 from quire_operator.render import kubernetes
 from quire_operator.settings import OperatorSettings
 
@@ -38,31 +41,68 @@ class FakeCluster:
 
     def __init__(self) -> None:
         self.observed = Observed(status=None)
+        self.resource: dict[str, Any] = {}
+        self.refuses: str | None = None
+        self.actions: list[Action] = []
+        self.statuses: list[DeploymentStatus] = []
 
     def turn(self, what: dict[str, Any], now: str = NOW) -> Plan:
+        """One plan, carried out."""
         decided = decide(what, self.observed, now)
-        objects = dict(self.observed.objects)
         for action in decided.actions:
-            match action:
-                case Create(key, manifest):
-                    assert key not in objects
-                    objects[key] = ObjectState(
-                        uid=f"uid-{key.name}",
-                        owner_uid=UID,
-                        applied=digest(manifest),
-                        replicas=0 if key.kind == "Deployment" else None,
-                    )
-                case Apply(key, manifest):
-                    objects[key] = replace(objects[key], applied=digest(manifest))
-                case Scale(key, count):
-                    objects[key] = replace(objects[key], replicas=count)
-                case Delete(key, uid):
-                    assert objects.pop(key).uid == uid
-        self.observed = replace(self.observed, objects=objects, status=decided.status)
+            self._carry_out(action)
+        self.observed = replace(self.observed, status=decided.status)
         return decided
+
+    def forget(self) -> None:
+        """As an operator does that was started anew."""
+        objects = {key: replace(state, applied=None) for key, state in self.observed.objects.items()}
+        self.observed = replace(self.observed, objects=objects)
 
     def run(self, workload: Workload, *instances: Instance) -> None:
         self.observed = replace(self.observed, workload=workload, instances=instances)
+
+    def reconcile(self, what: dict[str, Any]) -> float | None:
+        """A whole turn of the loop, through the real one."""
+        self.resource, self.actions, self.statuses = what, [], []
+        return asyncio.run(reconcile(ResourceKey("default", "good"), self, lambda: datetime(2026, 1, 1, tzinfo=UTC)))
+
+    # what `reconcile` asks for
+
+    def observe(self, key: ResourceKey) -> tuple[dict[str, Any], Observed]:
+        return self.resource, self.observed
+
+    def render(self, deployment: LLMDeployment) -> Desired:
+        return render(deployment)
+
+    async def execute(self, key: ResourceKey, action: Action) -> None:
+        if self.refuses == action.key.kind:
+            raise Refused(f"{action.key.kind}: exceeded quota")
+        if self.refuses == f"name of {action.key.kind}":
+            raise NameTaken(action.key, "Deployment web")
+        self.actions.append(action)
+        self._carry_out(action)
+
+    async def write_status(self, key: ResourceKey, status: DeploymentStatus) -> None:
+        self.statuses.append(status)
+        self.observed = replace(self.observed, status=status)
+
+    def _carry_out(self, action: Action) -> None:
+        objects = dict(self.observed.objects)
+        match action:
+            case Create(key, manifest):
+                assert key not in objects
+                replicas = 0 if key.kind == "Deployment" else None
+                objects[key] = ObjectState(
+                    uid=f"uid-{key.name}", owner_uid=UID, applied=digest(manifest), replicas=replicas
+                )
+            case Apply(key, manifest):
+                objects[key] = replace(objects[key], applied=digest(manifest))
+            case Scale(key, count):
+                objects[key] = replace(objects[key], replicas=count)
+            case Delete(key, uid):
+                assert objects.pop(key).uid == uid
+        self.observed = replace(self.observed, objects=objects)
 
 
 def serving(count: int) -> Workload:
@@ -314,6 +354,86 @@ def test_zero_replicas_is_ready_once_nothing_runs() -> None:
 
     assert going["Ready"] == ("False", "Scaling")
     assert gone == {"Ready": ("True", "ScaledToZero")}
+
+
+def test_a_restart_of_the_operator_applies_again_and_says_nothing_new() -> None:
+    cluster, what = settled()
+    cluster.forget()
+
+    again = cluster.reconcile(what)
+
+    assert [type(a).__name__ for a in cluster.actions] == ["Apply"] * 3
+    assert cluster.statuses == []
+    assert again is None
+
+
+def test_a_new_resource_is_told_as_starting_once_it_is_made() -> None:
+    cluster = FakeCluster()
+    first = cluster.reconcile(resource())
+    cluster.reconcile(resource())
+
+    assert first == 0
+    assert [conditions(s)["Ready"] for s in cluster.statuses] == [("False", "Starting")]
+
+
+def test_what_the_api_server_refuses_is_said_and_tried_again() -> None:
+    cluster = FakeCluster()
+    cluster.reconcile(resource())
+    cluster.refuses = "Service"
+
+    with pytest.raises(Refused, match="exceeded quota"):
+        cluster.reconcile(resource())
+
+    assert conditions(cluster.statuses[-1]) == {
+        "Ready": ("False", "WriteRefused"),
+        "Reconciling": ("True", "WriteRefused"),
+    }
+    assert "exceeded quota" in cluster.statuses[-1].conditions[0].message
+
+
+def test_a_name_found_taken_while_creating_is_a_condition() -> None:
+    cluster = FakeCluster()
+    cluster.reconcile(resource())
+    cluster.refuses = "name of Service"
+
+    again = cluster.reconcile(resource())
+
+    assert conditions(cluster.statuses[-1])["Stalled"] == ("True", "NameConflict")
+    assert "belongs to Deployment web" in cluster.statuses[-1].conditions[0].message
+    assert again is not None
+
+
+def test_a_fix_is_not_judged_by_the_pods_it_replaces() -> None:
+    cluster, what = settled()
+    gone = Failure(message="gone", exit_code=10)
+    cluster.run(
+        Workload(current=True, replicas=2, updated=1), Instance(name="old", ready=False, current=False, failure=gone)
+    )
+
+    assert conditions(cluster.turn(what).status)["Ready"] == ("False", "RollingOut")
+
+
+def test_what_a_deleted_namesake_left_is_waited_for() -> None:
+    cluster = FakeCluster()
+    cluster.turn(resource())
+    left = ObjectState(uid="x", owner_uid="older", applied=None, of_predecessor=True)
+    cluster.observed = replace(cluster.observed, objects={Key("Service", "good"): left})
+
+    decided = cluster.turn(resource())
+
+    assert decided.actions == ()
+    assert conditions(decided.status) == {"Ready": ("False", "Starting"), "Reconciling": ("True", "Starting")}
+    assert decided.requeue_after is not None
+
+
+def test_somebody_elses_object_with_our_labels_is_left_alone() -> None:
+    cluster, what = settled()
+    exposed = ObjectState(uid="lb", owner_uid=None, applied=None)
+    cluster.observed = replace(
+        cluster.observed, objects={**cluster.observed.objects, Key("Service", "good-lb"): exposed}
+    )
+
+    assert cluster.turn(what).actions == ()
 
 
 def test_a_condition_keeps_its_time_until_its_status_changes() -> None:

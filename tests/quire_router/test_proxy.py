@@ -317,8 +317,101 @@ def test_a_slow_reader_holds_the_engine_back_and_loses_nothing() -> None:
             await client.reader.readuntil(b"\r\n\r\n")
             got = len(await client.reader.readexactly(size))
 
+            client.send()  # over the connection that was held back a moment ago
+            assert (await client.answer())[0] == 200
+
         assert held < size // 2
         assert got == size
+
+    run(scenario)
+
+
+def test_stop_ends_busy_keep_alive_connections_after_their_answer() -> None:
+    async def scenario(router: Router, port: int) -> None:
+        async with Backend(says(plain(b"ok"))) as backend:
+            route(router, backend.address)
+            answered = 0
+
+            async def insist() -> None:
+                nonlocal answered
+                client = await Client.connect(port)
+                while True:
+                    client.send()
+                    await client.answer()
+                    answered += 1
+
+            insisting = [asyncio.create_task(insist()) for _ in range(8)]
+            while answered < 50:
+                await asyncio.sleep(0.01)
+
+            await asyncio.wait_for(router.stop(), 5)
+
+            ends = await asyncio.gather(*insisting, return_exceptions=True)
+            assert all(isinstance(e, asyncio.IncompleteReadError | ConnectionError) for e in ends)
+
+    run(scenario)
+
+
+def test_stop_cuts_a_client_that_never_reads_when_patience_ends() -> None:
+    async def scenario(router: Router, port: int) -> None:
+        async with Backend(says(plain(bytes(64 << 20)))) as backend:
+            route(router, backend.address)
+            client = await Client.connect(port)
+            client.send()
+            while not backend.requests:
+                await asyncio.sleep(0.01)
+
+            await asyncio.wait_for(router.stop(patience=0.3), 5)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("data", [b"[" * 200_000, b'{"model": "m", "a": ' + b"[" * 200_000])
+def test_a_body_nested_too_deep_is_refused(data: bytes) -> None:
+    async def scenario(router: Router, port: int) -> None:
+        route(router, "127.0.0.1:1")
+        client = await Client.connect(port)
+        client.send(data)
+
+        assert (await client.refusal())[0] == 400
+
+    run(scenario)
+
+
+def test_headers_without_end_are_refused() -> None:
+    async def scenario(router: Router, port: int) -> None:
+        client = await Client.connect(port)
+        client.writer.write(b"GET /livez HTTP/1.1\r\n" + b"x: y\r\n" * 40_000)
+
+        assert (await asyncio.wait_for(client.reader.read(), 10)).startswith(b"HTTP/1.1 431 ")
+
+    run(scenario)
+
+
+def test_an_answer_to_head_has_no_body() -> None:
+    async def scenario(router: Router, port: int) -> None:
+        client = await Client.connect(port)
+        client.send(b"", "/livez", "HEAD")
+        client.send(b"", "/livez", "GET")
+
+        head = await client.reader.readuntil(b"\r\n\r\n")
+        assert b"content-length: 2" in head
+        assert (await client.answer())[2] == b"ok"
+
+    run(scenario)
+
+
+def test_a_trailer_is_no_header() -> None:
+    async def scenario(router: Router, port: int) -> None:
+        async with Backend(says(plain(b"ok"))) as backend:
+            route(router, backend.address)
+            client = await Client.connect(port)
+            head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+            client.writer.write(head + b"%x\r\n%s\r\n0\r\nauthorization: smuggled\r\n\r\n" % (len(BODY), BODY))
+
+            assert (await client.answer())[0] == 200
+
+        assert b"smuggled" not in backend.requests[0]
 
     run(scenario)
 
@@ -340,6 +433,7 @@ def test_stop_waits_for_open_answers_and_takes_no_more() -> None:
 
             assert (await client.answer())[2] == b"done"
             await stopping
+            assert await client.reader.read() == b""
             with pytest.raises(ConnectionRefusedError):
                 await Client.connect(port)
 

@@ -108,7 +108,7 @@ class Health(Strict):
     startup_timeout: Duration = Field(
         "30m",
         description="How long a pod may take to load the model before it is started again. "
-        "A number and s, m or h; at least 10s. Default: 30m.",
+        "A number and s, m or h; 10s to 24h. Default: 30m.",
         examples=["10m"],
     )
 
@@ -117,6 +117,11 @@ class Health(Strict):
             cel="duration(self.startupTimeout) >= duration('10s')",
             message="startupTimeout must be at least 10s: an engine needs some time to load",
             holds=lambda h: seconds(h.startup_timeout) >= 10,
+        ),
+        Rule(
+            cel="duration(self.startupTimeout) <= duration('24h')",
+            message="startupTimeout must be at most 24h: a model that loads longer than a day is not going to",
+            holds=lambda h: seconds(h.startup_timeout) <= 86400,
         ),
     )
 

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from quire_api.engine import EngineConfig
 from quire_api.errors import InvalidInput, explain, nearest
 
-__all__ = ["FlagParser", "add_flags", "config_from", "flag", "from_argv", "to_argv"]
+__all__ = ["FlagParser", "add_flags", "config_from", "flag", "from_argv", "port", "to_argv"]
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -33,6 +33,13 @@ class FlagParser(argparse.ArgumentParser):
                 for word in unknown.split()
             )
         raise InvalidInput([message.removeprefix("argument ")])
+
+
+def port(text: str) -> int:
+    """For flags of commands that have no config."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise InvalidInput([f"--port: {text} is not a port, 0 to 65535"])
+    return int(text)
 
 
 def flag(field: str) -> str:

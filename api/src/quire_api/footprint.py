@@ -32,9 +32,10 @@ class ModelShape:
         """Read config.json; KeyError names what is missing, TypeError what is no number."""
 
         def size(name: str) -> int:
-            if type(config[name]) is not int:
-                raise TypeError(f"{name} is {config[name]!r}, and should be a number")
-            return config[name]
+            value = config[name]
+            if not isinstance(value, int):
+                raise TypeError(f"{name} is {value!r}, and should be a number")
+            return value
 
         heads, hidden = size("num_attention_heads"), size("hidden_size")
         return cls(

@@ -33,6 +33,7 @@ class Reason(StrEnum):
     ROLLING_OUT = "RollingOut"
     SCALING = "Scaling"
     RESTARTING = "Restarting"
+    WRITE_REFUSED = "WriteRefused"
     # Stalled (and Ready=False with the same reason)
     INVALID_SPEC = "InvalidSpec"
     NAME_CONFLICT = "NameConflict"
@@ -78,6 +79,11 @@ REASONS: dict[Reason, ReasonDoc] = {
         (_READY, _RECONCILING),
         "An engine ended and is being started again.",
         "If it repeats, read the engine's log; the message has its last words.",
+    ),
+    Reason.WRITE_REFUSED: ReasonDoc(
+        (_READY, _RECONCILING),
+        "The API server refused an object: a quota, an admission webhook, a missing right, an outage.",
+        "Mend what the message names; it is tried again by itself.",
     ),
     Reason.INVALID_SPEC: ReasonDoc(
         (_READY, _STALLED), "The spec is not valid; nothing was changed.", "Mend the field which the message names."

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from quire_api.errors import InvalidInput
-from quire_api.flags import FlagParser
+from quire_api.flags import FlagParser, port
 from quire_operator.documents import load
 from quire_operator.planner.plan import Desired
 from quire_operator.render import kubernetes, process
@@ -55,7 +55,7 @@ def up(argv: list[str]) -> int:
     _add_files(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address of the endpoint (default: %(default)s)")
     parser.add_argument(
-        "--port", type=_port, default=8000, help="port of the endpoint; 0 takes a free one (default: %(default)s)"
+        "--port", type=port, default=8000, help="port of the endpoint; 0 takes a free one (default: %(default)s)"
     )
     arguments = parser.parse_args(argv)
     deployments = load(arguments.file)
@@ -80,7 +80,7 @@ def operator(argv: list[str]) -> int:
     parser.add_argument(
         "--namespace", action="append", default=[], help="watch this namespace only; repeat it (default: all)"
     )
-    parser.add_argument("--port", type=_port, default=8080, help="port of /livez and /metrics (default: %(default)s)")
+    parser.add_argument("--port", type=port, default=8080, help="port of /livez and /metrics (default: %(default)s)")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
 
@@ -88,10 +88,10 @@ def operator(argv: list[str]) -> int:
 
     from quire_operator.handlers import run
 
+    settings = OperatorSettings(engine_image=arguments.engine_image, cluster_domain=arguments.cluster_domain)
+
     async def until_signalled() -> None:
-        running = asyncio.create_task(
-            run(OperatorSettings(engine_image=arguments.engine_image), arguments.namespace, arguments.port)
-        )
+        running = asyncio.create_task(run(settings, arguments.namespace, arguments.port))
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, running.cancel)
         try:
@@ -112,9 +112,3 @@ def _add_files(parser: FlagParser) -> None:
         metavar="FILE",
         help="a YAML file, or a folder of them; repeat it",
     )
-
-
-def _port(text: str) -> int:
-    if not text.isdigit() or int(text) > 65535:
-        raise InvalidInput([f"--port: {text} is not a port, 0 to 65535"])
-    return int(text)

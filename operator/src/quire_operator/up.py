@@ -25,7 +25,7 @@ async def run_up(deployments: list[LLMDeployment], host: str, port: int) -> int:
         port = await router.start(host, port)
     except OSError as error:
         print(
-            f"quire up: cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; choose another with --port",
+            f"quire up: cannot listen on {host}:{port}: {_reason(error)}; choose another with --host or --port",
             file=sys.stderr,
         )
         return 1
@@ -38,19 +38,16 @@ async def run_up(deployments: list[LLMDeployment], host: str, port: int) -> int:
     async def turn(key: ResourceKey) -> float | None:
         again = await reconcile(key, backend)
         status = backend.status(key)
-        if (
-            status is not None
-            and teller.tell(key.name, status)
-            and status.condition(ConditionType.STALLED)
-            and key not in teller.served
-        ):
-            hopeless.set()
+        if status is not None:
+            teller.tell(key, status)
+            if status.condition(ConditionType.STALLED) and key not in teller.served:
+                hopeless.set()
         return again
 
     worker = Worker(turn)
     backend = LocalBackend(folder, registry, url, worker.wake)
     stop, cut = asyncio.Event(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, lambda: (cut if stop.is_set() else stop).set())
     print(f"endpoint {url}   logs {folder}/*.log   Ctrl-C ends", file=sys.stderr)
     for deployment in deployments:
@@ -59,6 +56,8 @@ async def run_up(deployments: list[LLMDeployment], host: str, port: int) -> int:
     waits = {asyncio.create_task(stop.wait()), asyncio.create_task(hopeless.wait())}
     await asyncio.wait({*waits, working}, return_when=asyncio.FIRST_COMPLETED)
 
+    if working.done():
+        working.result()  # raises what ended it
     working.cancel()
     print("draining: what was accepted finishes; again to cut it", file=sys.stderr)
     stopping = asyncio.create_task(_drain(router, backend))
@@ -66,6 +65,7 @@ async def run_up(deployments: list[LLMDeployment], host: str, port: int) -> int:
     await asyncio.wait({stopping, cutting}, return_when=asyncio.FIRST_COMPLETED)
     if cut.is_set():
         backend.cut()
+        router.abort()
     await stopping
     for task in (*waits, cutting):
         task.cancel()
@@ -82,23 +82,29 @@ async def _drain(router: Router, backend: LocalBackend) -> None:
     await asyncio.gather(router.stop(), backend.stop())
 
 
+def _reason(error: OSError) -> str:
+    """asyncio puts a sentence of its own where the system's word would be."""
+    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error.strerror or error)
+
+
 class _Teller:
     """Prints a line whenever there is something new to say."""
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._said: dict[str, tuple[str, str]] = {}
+        self._said: dict[ResourceKey, tuple[str, str]] = {}
         self.served: set[ResourceKey] = set()
 
-    def tell(self, name: str, status: DeploymentStatus) -> bool:
+    def tell(self, key: ResourceKey, status: DeploymentStatus) -> None:
         ready = status.condition(ConditionType.READY)
-        if ready is None or self._said.get(name) == (ready.reason, ready.message):
-            return False
-        self._said[name] = (ready.reason, ready.message)
-        print(f"{name}  {ready.reason}  {ready.message}", file=sys.stderr)
+        if ready is None or self._said.get(key) == (ready.reason, ready.message):
+            return
+        self._said[key] = (ready.reason, ready.message)
+        print(f"{key.name}  {ready.reason}  {ready.message}", file=sys.stderr)
+        if ready.status == "True":
+            self.served.add(key)
         if ready.status == "True" and status.ready_replicas:
             print(_try_it(self._url, status.model_name), file=sys.stderr)
-        return True
 
 
 def _try_it(url: str, model: str) -> str:

@@ -22,8 +22,12 @@ RESYNC_S = 600.0
 
 
 class Worker:
-    def __init__(self, reconcile: Callable[[ResourceKey], Awaitable[float | None]]) -> None:
+    def __init__(
+        self, reconcile: Callable[[ResourceKey], Awaitable[float | None]], limit_s: float | None = None
+    ) -> None:
+        """`limit_s` ends a turn that takes longer, as a failure, so that one resource cannot hold up the others."""
         self._reconcile = reconcile
+        self._limit_s = limit_s
         self.due: dict[ResourceKey, float] = {}  # when to look at a key, by the loop's clock
         self._failures: dict[ResourceKey, int] = {}
         self._changed = asyncio.Event()
@@ -54,13 +58,14 @@ class Worker:
 
     async def _turn(self, key: ResourceKey) -> None:
         try:
-            again = await self._reconcile(key)
+            async with asyncio.timeout(self._limit_s):
+                again = await self._reconcile(key)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # one resource's trouble must not stop the others
             failures = self._failures[key] = self._failures.get(key, 0) + 1
-            delay = min(RETRY_FIRST_S * 2 ** (failures - 1), RETRY_MOST_S) * random.uniform(0.8, 1.2)
-            log.warning("%s/%s: %s; again in %.1f s", key.namespace, key.name, error, delay)
+            delay = min(RETRY_FIRST_S * 2 ** min(failures - 1, 20), RETRY_MOST_S) * random.uniform(0.8, 1.2)
+            log.warning("%s/%s: %s; again in %.1f s", key.namespace, key.name, error or type(error).__name__, delay)
             self.wake(key, delay)
             return
         self._failures.pop(key, None)

@@ -1,14 +1,13 @@
 """`quire router`: the router alone, before backends given on the command line."""
 
 import asyncio
-import os
 import signal
 import sys
 
 import uvloop
 
 from quire_api.errors import InvalidInput
-from quire_api.flags import FlagParser
+from quire_api.flags import FlagParser, port
 from quire_router.proxy import Router
 from quire_router.registry import Registry, Route
 
@@ -20,7 +19,7 @@ def router(argv: list[str]) -> int:
         prog="quire router", description="Route requests by their `model` to engines.", allow_abbrev=False
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes a free one (default: 8000)")
+    parser.add_argument("--port", type=port, default=8000, help="port to listen on; 0 takes a free one (default: 8000)")
     parser.add_argument(
         "--backend",
         action="append",
@@ -53,7 +52,7 @@ async def _run(server: Router, host: str, port: int) -> int:
         port = await server.start(host, port)
     except OSError as error:
         print(
-            f"quire router: cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; choose another with --port",
+            f"quire router: cannot listen on {host}:{port}: {error.strerror or error}; choose another with --host or --port",
             file=sys.stderr,
         )
         return 1

@@ -13,15 +13,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from kubernetes.aio.dynamic import DynamicClient
-from kubernetes.aio.dynamic.exceptions import ConflictError, NotFoundError
+from kubernetes.aio.dynamic.exceptions import ConflictError, DynamicApiError, NotFoundError
+from pydantic import ValidationError
 
 from quire_api.deployment import API_VERSION, KIND, LLMDeployment
 from quire_api.status import DeploymentStatus
 from quire_operator.backends.store import Object, Store
 from quire_operator.planner.observed import Failure, Instance, Key, ObjectState, Observed, Workload
 from quire_operator.planner.plan import Action, Apply, Create, Delete, Desired, Scale, digest
-from quire_operator.reconcile import NameTaken, ResourceKey
+from quire_operator.reconcile import NameTaken, Refused, ResourceKey
 from quire_operator.render import kubernetes
+from quire_operator.render.names import REVISION_LABEL
 from quire_operator.settings import OperatorSettings
 
 __all__ = ["OWNED", "ClusterBackend", "observe"]
@@ -29,6 +31,8 @@ __all__ = ["OWNED", "ClusterBackend", "observe"]
 MANAGER, SCALE_MANAGER, STATUS_MANAGER = "quire", "quire-scale", "quire-status"
 
 OWNED: dict[str, str] = {"ServiceAccount": "v1", "Service": "v1", "Deployment": "apps/v1"}  # kind -> apiVersion
+
+TIMEOUT_S = 20.0  # of one request; the library's own is five minutes
 
 Applied = dict[
     tuple[ResourceKey, Key], tuple[str, str]
@@ -53,6 +57,12 @@ class ClusterBackend:
         return kubernetes.render(deployment, self._settings)
 
     async def execute(self, key: ResourceKey, action: Action) -> None:
+        try:
+            await self._execute(key, action)
+        except DynamicApiError as error:
+            raise Refused(f"{type(action).__name__.lower()} {' '.join(action.key)}: {error.summary()}") from None
+
+    async def _execute(self, key: ResourceKey, action: Action) -> None:
         api = await self._client.resources.get(api_version=OWNED[action.key.kind], kind=action.key.kind)
         match action:
             case Create(child, manifest):
@@ -64,19 +74,23 @@ class ClusterBackend:
             case Apply(child, manifest):
                 await self._apply(api, key, child, manifest)
             case Scale(child, replicas):
-                body = {"spec": {"replicas": replicas}}
+                scale = {"spec": {"replicas": replicas}}
                 await api.subresources["scale"].patch(
-                    body=body,
+                    body=scale,
                     name=child.name,
                     namespace=key.namespace,
                     field_manager=SCALE_MANAGER,
                     content_type="application/merge-patch+json",
+                    _request_timeout=TIMEOUT_S,
                 )
+                live = await api.get(name=child.name, namespace=key.namespace, _request_timeout=TIMEOUT_S)
+                self._store.put(live.to_dict())  # the answer was the scale, and the watch may take a moment
             case Delete(child, uid):
                 try:
-                    await api.delete(name=child.name, namespace=key.namespace, body={"preconditions": {"uid": uid}})
-                except NotFoundError:
-                    pass
+                    body = {"preconditions": {"uid": uid}}
+                    await api.delete(name=child.name, namespace=key.namespace, body=body, _request_timeout=TIMEOUT_S)
+                except (NotFoundError, ConflictError):
+                    pass  # gone, or another one by now
 
     async def write_status(self, key: ResourceKey, status: DeploymentStatus) -> None:
         api = await self._client.resources.get(api_version=API_VERSION, kind=KIND)
@@ -88,15 +102,27 @@ class ClusterBackend:
         }
         try:
             answer = await api.status.server_side_apply(
-                body=body, name=key.name, namespace=key.namespace, field_manager=STATUS_MANAGER, force_conflicts=True
+                body=body,
+                name=key.name,
+                namespace=key.namespace,
+                field_manager=STATUS_MANAGER,
+                force_conflicts=True,
+                _request_timeout=TIMEOUT_S,
             )
-        except NotFoundError:
-            return  # deleted meanwhile
+        except NotFoundError:  # deleted, and the watch has not told us, or never will
+            if (resource := self._store.resource(key)) is not None:
+                self._store.drop(resource)
+            return
         self._store.put(answer.to_dict())
 
     async def _apply(self, api: Any, key: ResourceKey, child: Key, manifest: Mapping[str, Any]) -> None:
         answer = await api.server_side_apply(
-            body=dict(manifest), name=child.name, namespace=key.namespace, field_manager=MANAGER, force_conflicts=True
+            body=dict(manifest),
+            name=child.name,
+            namespace=key.namespace,
+            field_manager=MANAGER,
+            force_conflicts=True,
+            _request_timeout=TIMEOUT_S,
         )
         live = answer.to_dict()
         self._store.put(live)
@@ -118,14 +144,16 @@ class ClusterBackend:
             },
         }
         try:
-            await api.create(body=stub, namespace=key.namespace, field_manager=SCALE_MANAGER)
+            await api.create(
+                body=stub, namespace=key.namespace, field_manager=SCALE_MANAGER, _request_timeout=TIMEOUT_S
+            )
         except ConflictError:
             await self._refuse_if_taken(api, key, child)
 
     async def _refuse_if_taken(self, api: Any, key: ResourceKey, child: Key) -> None:
         """NameTaken unless there is no such object, or it is ours and the watch has not told us yet."""
         try:
-            live = (await api.get(name=child.name, namespace=key.namespace)).to_dict()
+            live = (await api.get(name=child.name, namespace=key.namespace, _request_timeout=TIMEOUT_S)).to_dict()
         except NotFoundError:
             return
         resource = self._store.resource(key)
@@ -138,27 +166,45 @@ class ClusterBackend:
 
 def observe(key: ResourceKey, resource: Object, store: Store, applied: Applied) -> Observed:
     """The snapshot, from the store alone."""
-    written = resource.get("status")
+    written, uid = resource.get("status"), resource["metadata"]["uid"]
     objects: dict[Key, ObjectState] = {}
     for kind in OWNED:
         for live in store.children(key, kind):
             child = Key(kind, live["metadata"]["name"])
+            owner = _controller(live)
             known_digest, mark = applied.get((key, child), (None, ""))
             objects[child] = ObjectState(
                 uid=live["metadata"]["uid"],
-                owner_uid=_controller(live).get("uid"),
+                owner_uid=owner.get("uid"),
+                of_predecessor=(owner.get("kind"), owner.get("name")) == (KIND, key.name) and owner["uid"] != uid,
                 applied=known_digest if mark == _mark(live) else None,
                 replicas=live["spec"].get("replicas") if kind == "Deployment" else None,
             )
-    deployment = next(store.children(key, "Deployment"), None)
+    ours = (
+        d
+        for d in store.children(key, "Deployment")
+        if d["metadata"]["name"] == key.name and _controller(d).get("uid") == uid
+    )
+    deployment = next(ours, None)
+    revision = _revision(deployment["spec"].get("template") or {}) if deployment is not None else None
     return Observed(
-        status=DeploymentStatus.model_validate_json(json.dumps(written)) if written else None,
+        status=_read_status(written) if written else None,
         objects=objects,
         workload=_workload(deployment) if deployment is not None else Workload(),
         instances=tuple(
-            _instance(pod) for pod in store.children(key, "Pod") if not pod["metadata"].get("deletionTimestamp")
+            _instance(pod, revision)
+            for pod in store.children(key, "Pod")
+            if not pod["metadata"].get("deletionTimestamp")
         ),
     )
+
+
+def _read_status(written: Mapping[str, Any]) -> DeploymentStatus:
+    """What we wrote last; what somebody else made of it counts as empty, and is written anew."""
+    try:
+        return DeploymentStatus.model_validate_json(json.dumps(written))
+    except ValidationError:
+        return DeploymentStatus()
 
 
 def _controller(live: Object) -> dict[str, Any]:
@@ -192,12 +238,21 @@ def _workload(deployment: Object) -> Workload:
     )
 
 
-def _instance(pod: Object) -> Instance:
+def _revision(template: Mapping[str, Any]) -> str | None:
+    """Of a pod, or of the template of a Deployment."""
+    labels: dict[str, str] = (template.get("metadata") or {}).get("labels") or {}
+    return labels.get(REVISION_LABEL)
+
+
+def _instance(pod: Object, revision: str | None) -> Instance:
     status = pod.get("status") or {}
     ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or [])
     failures = [_failure(container) for container in status.get("containerStatuses") or []]
     return Instance(
-        name=pod["metadata"]["name"], ready=ready, failure=None if ready else next((f for f in failures if f), None)
+        name=pod["metadata"]["name"],
+        current=_revision(pod) == revision,
+        ready=ready,
+        failure=None if ready else next((f for f in failures if f), None),
     )
 
 

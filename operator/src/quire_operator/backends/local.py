@@ -6,6 +6,7 @@ ended with growing pauses, and ends it with SIGTERM and patience. The router's r
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -143,7 +144,10 @@ class EngineProcess:
     async def _keep_running(self) -> None:
         failures = 0
         while True:
-            was_ready = await self._run_once()
+            try:
+                was_ready = await self._run_once()
+            except OSError as error:  # no memory to fork, no space for the log: that may pass
+                self.ready, was_ready, self.failure = False, False, Failure(message=str(error), cause="CannotStart")
             failures = 0 if was_ready else failures + 1
             self._changed()
             await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
@@ -152,9 +156,14 @@ class EngineProcess:
         """Start, probe, wait for the end; whether it ever was ready."""
         Path(self.socket).unlink(missing_ok=True)
         with self._log.open("ab") as log:
-            # A session of its own: Ctrl-C is for us to pass on, as a request to drain.
+            start = log.tell()
             self._running = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for us to pass on, as a request to drain
+                preexec_fn=_end_with_parent,
             )
         was_ready = False
         while (code := self._running.poll()) is None:
@@ -165,7 +174,7 @@ class EngineProcess:
                 self._changed()
             await asyncio.sleep(PROBE_S)
         self.ready = False
-        self.failure = Failure(message=_last_line(self._log), exit_code=code)
+        self.failure = Failure(message=_last_line(self._log, start), exit_code=code)
         return was_ready
 
 
@@ -185,6 +194,18 @@ async def _answers(socket: str) -> bool:
         writer.close()
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
+def _last_line(log: Path, start: int) -> str:
+    """The last words since `start`, without reading more than their end."""
+    with log.open("rb") as file:
+        file.seek(max(start, log.stat().st_size - 4096))
+        lines = file.read().decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else ""
+
+
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    """In the child: SIGTERM when the supervisor ends, however it does; no engine is left behind."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))

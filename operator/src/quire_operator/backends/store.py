@@ -1,5 +1,6 @@
 """What the watches have told us, by kind and name. The cluster backend observes this and nothing else."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,27 +23,54 @@ def owner_key(obj: Object) -> ResourceKey | None:
 class Store:
     def __init__(self) -> None:
         self._objects: dict[ResourceKey, dict[tuple[str, str], Object]] = {}
+        self._home: dict[str, ResourceKey] = {}  # uid -> under which resource it is kept
+        self._gone: deque[str] = deque(maxlen=10_000)  # uids that were deleted: an answer may arrive after that news
 
-    def put(self, obj: Object) -> ResourceKey | None:
-        """Keep the newer of this and what we have; the resource it concerns."""
-        key = owner_key(obj)
+    def put(self, obj: Object) -> set[ResourceKey]:
+        """Keep the newer of this and what we have; the resources it concerns: its own, and the one it has left."""
+        uid, key = obj["metadata"].get("uid", ""), owner_key(obj)
+        before = self._home.get(uid)
+        concerned = {k for k in (key, before) if k is not None}
+        if uid in self._gone:
+            return concerned
+        if before is not None and before != key:
+            self._forget(before, obj)
         if key is not None:
             family = self._objects.setdefault(key, {})
-            identity = (obj["kind"], obj["metadata"]["name"])
+            identity = _identity(obj)
             if (known := family.get(identity)) is None or _version(obj) >= _version(known):
                 family[identity] = obj
-        return key
+                self._home[uid] = key
+        return concerned
 
-    def drop(self, obj: Object) -> ResourceKey | None:
-        key = owner_key(obj)
-        if key is not None and (family := self._objects.get(key)) is not None:
-            identity = (obj["kind"], obj["metadata"]["name"])
-            known = family.get(identity)
-            if known is not None and known["metadata"].get("uid") == obj["metadata"].get("uid"):
-                del family[identity]
-            if not family:
-                del self._objects[key]
-        return key
+    def drop(self, obj: Object) -> set[ResourceKey]:
+        """It is gone."""
+        uid = obj["metadata"].get("uid", "")
+        concerned = {k for k in (owner_key(obj), self._home.get(uid)) if k is not None}
+        self._gone.append(uid)
+        for key in concerned:
+            self._forget(key, obj)
+        return concerned
+
+    def keep_only(self, kind: str, namespace: str | None, uids: set[str]) -> set[ResourceKey]:
+        """Drop the objects of a kind that a full list does not have; a watch that was cut never tells of their end."""
+        lost = [
+            obj
+            for key, family in self._objects.items()
+            if namespace in (None, key.namespace)
+            for obj in family.values()
+            if obj["kind"] == kind and obj["metadata"].get("uid") not in uids
+        ]
+        return {key for obj in lost for key in self.drop(obj)}
+
+    def _forget(self, key: ResourceKey, obj: Object) -> None:
+        family = self._objects.get(key, {})
+        known = family.get(_identity(obj))
+        if known is not None and known["metadata"].get("uid") == obj["metadata"].get("uid"):
+            del family[_identity(obj)]
+            self._home.pop(obj["metadata"].get("uid", ""), None)
+        if not family:
+            self._objects.pop(key, None)
 
     def resource(self, key: ResourceKey) -> Object | None:
         return self._objects.get(key, {}).get((KIND, key.name))
@@ -51,6 +79,10 @@ class Store:
         for (its_kind, _), obj in sorted(self._objects.get(key, {}).items()):
             if its_kind == kind:
                 yield obj
+
+
+def _identity(obj: Object) -> tuple[str, str]:
+    return obj["kind"], obj["metadata"]["name"]
 
 
 def _version(obj: Object) -> int:

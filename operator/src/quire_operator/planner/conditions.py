@@ -11,7 +11,7 @@ from quire_api.deployment import LLMDeployment
 from quire_api.status import Condition, ConditionType, DeploymentStatus, Reason
 from quire_operator.planner.observed import Failure, Instance, Observed
 
-__all__ = ["Verdict", "judge", "write_status"]
+__all__ = ["Verdict", "judge", "refused", "write_status"]
 
 MESSAGE_MAX = 2000
 
@@ -65,7 +65,7 @@ def judge(deployment: LLMDeployment, observed: Observed, pending: bool) -> Verdi
         return Verdict.serving(Reason.SERVING, f"{wanted} of {wanted} engines serve {deployment.model_names[0]}")
     if verdict := _permanent(observed.instances):
         return verdict
-    if workload.deadline_exceeded:
+    if settled and workload.deadline_exceeded:
         return Verdict.stalled(
             Reason.PROGRESS_DEADLINE_EXCEEDED,
             f"{workload.updated_ready} of {wanted} engines serve, and no more came in time",
@@ -75,25 +75,26 @@ def judge(deployment: LLMDeployment, observed: Observed, pending: bool) -> Verdi
 
 def _work_in_progress(wanted: int, observed: Observed, settled: bool) -> Verdict:
     workload = observed.workload
-    if failed := next((i for i in observed.instances if i.failure is not None), None):
-        return Verdict.working(
-            Reason.RESTARTING, f"{failed.name} ended and is started again: {_words(failed.failure)}"[:MESSAGE_MAX]
-        )
+    failed = next((i for i in observed.instances if i.current and i.failure is not None), None)
+    if failed is not None:
+        words = f"{failed.name} ended and is started again: {_words(failed.failure)}"
+        return Verdict.working(Reason.RESTARTING, words[:MESSAGE_MAX])
     count = f"{workload.updated_ready} of {wanted} engines serve"
     if settled and workload.replicas > workload.updated:
-        return Verdict.working(
-            Reason.ROLLING_OUT,
-            f"{count} the new revision; {workload.replicas - workload.updated} of the old one remain",
-        )
-    if workload.ready == 0 or wanted == 0:
-        return Verdict.working(Reason.STARTING if wanted else Reason.SCALING, f"{count}; {workload.replicas} exist")
-    return Verdict.working(Reason.SCALING if settled else Reason.ROLLING_OUT, count)
+        old = workload.replicas - workload.updated
+        return Verdict.working(Reason.ROLLING_OUT, f"{count} the new revision; {old} of the old one remain")
+    if wanted and workload.ready == 0:
+        return Verdict.working(Reason.STARTING, f"{count}; {workload.replicas} exist")
+    if workload.replicas != wanted:
+        return Verdict.working(Reason.SCALING, f"{count}; {workload.replicas} exist")
+    return Verdict.working(Reason.ROLLING_OUT if not settled else Reason.STARTING, count)
 
 
 def _permanent(instances: Iterable[Instance]) -> Verdict | None:
     """A failure that starting again will not cure."""
     for instance in instances:
-        if (failure := instance.failure) is None:
+        failure = instance.failure
+        if failure is None or not instance.current:
             continue
         reason = CAUSES.get(failure.cause) or (
             EXIT_CODES.get(failure.exit_code) if failure.exit_code is not None else None
@@ -108,6 +109,12 @@ def _words(failure: Failure | None) -> str:
         return ""
     code = f" (exit code {failure.exit_code})" if failure.exit_code is not None else ""
     return (failure.message or failure.cause or "no message") + code
+
+
+def refused(status: DeploymentStatus, words: str, now: str) -> DeploymentStatus:
+    """`status`, had it not been for an action that was refused."""
+    verdict = Verdict.working(Reason.WRITE_REFUSED, f"{words}; tried again with growing pauses"[:MESSAGE_MAX])
+    return write_status(status, verdict, status.observed_generation, now)
 
 
 def write_status(facts: DeploymentStatus, verdict: Verdict, generation: int, now: str) -> DeploymentStatus:

@@ -22,6 +22,7 @@ class ObjectState:
     owner_uid: str | None  # of its controller
     applied: str | None  # digest of the manifest it still equals, as far as we know
     replicas: int | None = None  # of a scalable object
+    of_predecessor: bool = False  # made for a deleted resource of the same name, and about to go with it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class Instance:
 
     name: str
     ready: bool
+    current: bool = True  # of the wanted revision
     failure: Failure | None = None  # the last one, while the instance is not ready
 
 

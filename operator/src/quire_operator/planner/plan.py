@@ -87,12 +87,15 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
         return Plan(actions=(), status=write_status(observed.status, verdict, generation, now))
 
     desired = render(deployment)
+    if any(state.of_predecessor for state in observed.objects.values()):
+        verdict = Verdict.working(Reason.STARTING, "waiting until what a deleted resource of this name left is gone")
+        return Plan(actions=(), status=write_status(observed.status, verdict, generation, now), requeue_after=2.0)
     if taken := _taken(desired, observed, deployment.metadata.uid):
         verdict = Verdict.stalled(Reason.NAME_CONFLICT, taken)
         status = write_status(observed.status, verdict, generation, now)
         return Plan(actions=(), status=status, requeue_after=RETRY_CONFLICT_S)
 
-    actions = diff(desired, observed)
+    actions = diff(desired, observed, deployment.metadata.uid)
     verdict = judge(deployment, observed, pending=any(not isinstance(action, Delete) for action in actions))
     workload, wanted = observed.workload, deployment.spec.replicas
     facts = DeploymentStatus(
@@ -109,8 +112,11 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
     return Plan(actions=tuple(actions), status=write_status(facts, verdict, generation, now))
 
 
-def diff(desired: Desired, observed: Observed) -> list[Action]:
-    """Create what is missing, apply what differs, set the scale, delete what is no longer wanted; in that order."""
+def diff(desired: Desired, observed: Observed, uid: str) -> list[Action]:
+    """Create what is missing, apply what differs, set the scale, delete what is no longer wanted; in that order.
+
+    Only what the resource controls is deleted: copies of our labels on somebody else's object make it not ours.
+    """
     actions: list[Action] = []
     wanted = {key_of(manifest): manifest for manifest in desired.objects}
     for key, manifest in wanted.items():
@@ -125,7 +131,9 @@ def diff(desired: Desired, observed: Observed) -> list[Action]:
             and (state is None or state.replicas != desired.replicas)
         ):
             actions.append(Scale(key, desired.replicas))
-    actions += [Delete(key, state.uid) for key, state in sorted(observed.objects.items()) if key not in wanted]
+    for key, state in sorted(observed.objects.items()):
+        if key not in wanted and state.owner_uid == uid:
+            actions.append(Delete(key, state.uid))
     return actions
 
 

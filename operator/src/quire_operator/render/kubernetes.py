@@ -3,9 +3,9 @@
 from typing import Any
 
 from quire_api.deployment import API_VERSION, KIND, LLMDeployment, seconds
-from quire_operator.planner.plan import Desired
+from quire_operator.planner.plan import Desired, digest
 from quire_operator.render.engine import engine_argv
-from quire_operator.render.names import labels, selector
+from quire_operator.render.names import REVISION_LABEL, labels, selector
 from quire_operator.settings import PROFILES, AcceleratorProfile, OperatorSettings
 
 __all__ = ["render", "service_url"]
@@ -62,7 +62,8 @@ def _service(deployment: LLMDeployment) -> Manifest:
 
 
 def _workload(deployment: LLMDeployment, settings: OperatorSettings) -> Manifest:
-    spec = deployment.spec
+    spec, pod = deployment.spec, _pod(deployment, settings)
+    template = {"metadata": {"labels": {**labels(deployment), REVISION_LABEL: digest(pod)[:12]}}, "spec": pod}
     return _object(
         deployment,
         "apps/v1",
@@ -72,7 +73,7 @@ def _workload(deployment: LLMDeployment, settings: OperatorSettings) -> Manifest
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             "progressDeadlineSeconds": seconds(spec.health.startup_timeout) + 300,
             "revisionHistoryLimit": 3,
-            "template": {"metadata": {"labels": labels(deployment)}, "spec": _pod(deployment, settings)},
+            "template": template,
         },
     )
 

@@ -2,10 +2,11 @@
 
 from quire_api.deployment import GROUP, LLMDeployment
 
-__all__ = ["MANAGED", "OWNER_LABEL", "ROLE_LABEL", "labels", "selector"]
+__all__ = ["MANAGED", "OWNER_LABEL", "REVISION_LABEL", "ROLE_LABEL", "labels", "selector"]
 
 OWNER_LABEL = f"{GROUP}/llmdeployment"
 ROLE_LABEL = f"{GROUP}/role"
+REVISION_LABEL = f"{GROUP}/revision"  # of a pod: digest of the template it came from
 MANAGED = {"app.kubernetes.io/managed-by": "quire"}  # what the operator's watches select
 
 
