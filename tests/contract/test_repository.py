@@ -83,3 +83,13 @@ def test_everything_that_is_installed_is_pinned() -> None:
 
 def test_the_shipped_model_is_small() -> None:
     assert sum(f.stat().st_size for f in Path("models/quire-tiny").iterdir()) <= 8_000_000
+
+
+def test_the_chart_passes_only_flags_which_the_operator_has() -> None:
+    template = Path("charts/quire/templates/deployment.yaml").read_text()
+    done = subprocess.run([sys.executable, "-m", "quire_api", "operator", "--help"], capture_output=True, text=True)
+
+    flags = set(re.findall(r"- (--[a-z-]+)=", template))
+
+    assert flags
+    assert {flag for flag in flags if flag not in done.stdout} == set()

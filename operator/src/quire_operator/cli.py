@@ -80,6 +80,9 @@ def operator(argv: list[str]) -> int:
     parser.add_argument(
         "--namespace", action="append", default=[], help="watch this namespace only; repeat it (default: all)"
     )
+    parser.add_argument(
+        "--cluster-domain", default=defaults.cluster_domain, help="for `status.url` (default: %(default)s)"
+    )
     parser.add_argument("--port", type=port, default=8080, help="port of /livez and /metrics (default: %(default)s)")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
