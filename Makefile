@@ -39,7 +39,6 @@ generate: setup ## write the CRD and docs/reference from the types
 
 .PHONY: e2e
 e2e: setup ## everything on a real Kubernetes (root; cold about 20 minutes, warm about 5)
-	@scripts/system-packages.sh e2e
 	$(BIN)/python e2e/run.py
 
 .PHONY: cluster-up

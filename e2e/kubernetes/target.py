@@ -81,6 +81,7 @@ class OwnCluster:
     archives: dict[str, Path] = field(default_factory=dict)
 
     def build(self) -> None:
+        subprocess.run([str(ROOT / "scripts/system-packages.sh"), "e2e"], check=True)
         ensure_binaries()
         self.archives = images.build_images()
 

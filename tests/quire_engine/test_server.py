@@ -50,6 +50,8 @@ def test_the_models_are_listed(client: openai.OpenAI) -> None:
     ("question", "answer"),
     [
         ("Hello!", GREETING),
+        ("What is Quire?", "Quire serves large language models. You write one YAML file"),
+        ("Tell me a story.", "The robot put the page back, and the book was happy again. The end."),
         ("What is an LLMDeployment?", "a Kubernetes resource that describes one served model"),
         ("Describe a lemon in JSON.", '{"name": "lemon", "color": "yellow"}'),
         ("What is the capital of France?", "The capital of France is Paris."),

@@ -68,7 +68,7 @@ class Model(Strict):
     name: ModelName | None = Field(
         None,
         description="What clients send as `model`. Default: the name of the resource.",
-        examples=["qwen3-8b"],
+        examples=["tinyllama-1.1b"],
     )
     aliases: tuple[ModelName, ...] = Field(
         (),
@@ -107,7 +107,7 @@ class Health(Strict):
 
     startup_timeout: Duration = Field(
         "30m",
-        description="How long a pod may take to load the model before it is started again. "
+        description="How long a pod may take to load the model before it is started again; `quire up` waits for ever. "
         "A number and s, m or h; 10s to 24h. Default: 30m.",
         examples=["10m"],
     )
@@ -156,7 +156,7 @@ class Spec(Strict):
         "",
         max_length=512,
         pattern=r"^$|^[a-zA-Z0-9][a-zA-Z0-9._/:@-]*$",
-        description="Image of the engine. Default: the one the operator was installed with.",
+        description="Image of the engine; of no use to `quire up`. Default: the one the operator was installed with.",
         examples=["registry.example.com/quire-engine:0.1.0"],
     )
     accelerator: Accelerator = Field(default_factory=Accelerator, description="What the engine computes on.")

@@ -101,7 +101,7 @@ class EngineConfig(EngineOptions):
     served_model_name: tuple[str, ...] = Field(
         (),
         description="The names which clients may send as `model`; metrics carry the first one. Unset: the model's folder name.",
-        examples=[("qwen3-8b",)],
+        examples=[("tinyllama-1.1b",)],
     )
     device: Device = Field(
         "auto",

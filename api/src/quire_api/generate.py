@@ -18,7 +18,7 @@ from quire_api.deployment import LLMDeployment, Spec
 from quire_api.engine import EngineConfig
 from quire_api.flags import FlagParser, add_flags, flag
 from quire_api.schema import structural
-from quire_api.status import REASONS, DeploymentStatus
+from quire_api.status import REASONS, ConditionType, DeploymentStatus, Reason
 
 __all__ = ["main", "outputs"]
 
@@ -39,6 +39,13 @@ def outputs() -> dict[str, str]:
         "docs/reference/conditions.md": _conditions_page(),
         "docs/reference/metrics.md": _metrics_page(),
     }
+
+
+METRICS = (
+    ("Engine", "At `/metrics` of the engine, which on a cluster is port 8000 of the pod.", metrics.ENGINE),
+    ("Router", "At `/metrics` of the endpoint of `quire up`.", metrics.ROUTER),
+    ("Operator", "At `/metrics` on port 8080 of its pod.", metrics.OPERATOR),
+)
 
 
 def _page(title: str, *parts: str) -> str:
@@ -112,7 +119,7 @@ def _options_page() -> str:
 
 
 def _conditions_page() -> str:
-    rows = [(f"`{reason}`", ", ".join(doc.conditions), doc.meaning, doc.fix) for reason, doc in REASONS.items()]
+    rows = [(f"`{reason}`", _standing(reason), doc.meaning, doc.fix) for reason, doc in REASONS.items()]
     return _page(
         "Conditions",
         "`Ready` says whether the wanted replicas serve the wanted revision. `Reconciling` is there while Quire is at work, "
@@ -121,10 +128,20 @@ def _conditions_page() -> str:
     )
 
 
+def _standing(reason: Reason) -> str:
+    """The conditions that carry a reason, as they then stand."""
+    doc = REASONS[reason]
+    second = [kind for kind in doc.conditions if kind is not ConditionType.READY]
+    ready = "Unknown" if reason is Reason.NOT_OBSERVED else "False" if second else "True"
+    return ", ".join(
+        f"`{kind}={state}`" for kind, state in [(ConditionType.READY, ready), *((k, "True") for k in second)]
+    )
+
+
 def _metrics_page() -> str:
     parts = []
-    for title, table in (("Engine", metrics.ENGINE), ("Router", metrics.ROUTER), ("Operator", metrics.OPERATOR)):
-        parts.append(f"## {title}")
+    for title, where, table in METRICS:
+        parts += [f"## {title}", where]
         parts.append(
             _table(
                 ("metric", "kind", "labels", "meaning"),

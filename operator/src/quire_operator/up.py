@@ -108,5 +108,5 @@ class _Teller:
 
 
 def _try_it(url: str, model: str) -> str:
-    body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "What is an LLMDeployment?"}}]}}'
+    body = f'{{"model": "{model}", "stream": true, "temperature": 0, "messages": [{{"role": "user", "content": "What is an LLMDeployment?"}}]}}'
     return f"try:\n  curl -N {url}/chat/completions -H 'content-type: application/json' \\\n    -d '{body}'"
