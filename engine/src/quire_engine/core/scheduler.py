@@ -91,13 +91,13 @@ class Scheduler:
         self._sequences[request.id] = sequence
         self._waiting.append(sequence)
 
-    def abort(self, request_id: RequestId, reason: FinishReason = FinishReason.ABORT) -> list[TokenEvent]:
+    def abort(self, request_id: RequestId) -> list[TokenEvent]:
         """End a request now; unknown and finished ones are left alone."""
         sequence = self._sequences.get(request_id)
         if sequence is None:
             return []
         self._finish(sequence)
-        return [TokenEvent(request_id=request_id, token=None, finish=reason)]
+        return [TokenEvent(request_id=request_id, token=None, finish=FinishReason.ABORT)]
 
     def schedule(self) -> StepPlan:
         chunks: list[Chunk] = []

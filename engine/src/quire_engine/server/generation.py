@@ -54,7 +54,6 @@ class Generation:
     ) -> None:
         self.names = names
         self.draining = False
-        self._seed = config.seed
         self._spec = spec
         self._tokenizer = tokenizer
         self._template = ChatTemplate(tokenizer)
