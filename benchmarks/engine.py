@@ -19,14 +19,14 @@ import torch
 
 from quire_api import EngineConfig
 from quire_engine.build import BuiltEngine, build_engine
-from quire_engine.core.request import Request, RequestId, SamplingParams
+from quire_engine.core.request import Request, RequestId, TokenParams
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def run(built: BuiltEngine, users: int, prompt: int, output: int) -> dict[str, float]:
     """All requests at once; seconds to the first token of the last one, and tokens a second."""
-    params = SamplingParams(max_tokens=output, temperature=0.0)
+    params = TokenParams(max_tokens=output, temperature=0.0)
     for number in range(users):
         ids = tuple((7 * i + 31 * number) % 1000 + 3 for i in range(prompt))
         built.engine.add(Request(id=RequestId(number), prompt=ids, params=params))
@@ -34,12 +34,38 @@ def run(built: BuiltEngine, users: int, prompt: int, output: int) -> dict[str, f
     tokens, last_first = 0, 0.0
     started = time.perf_counter()
     while built.engine.has_work:
-        for event in built.engine.step():
-            tokens += 1
-            if event.request_id not in begun:
-                begun.add(event.request_id)
-                last_first = time.perf_counter() - started
+        ids = built.engine.step().ids
+        tokens += len(ids)
+        if not begun.issuperset(ids):
+            begun.update(ids)
+            last_first = time.perf_counter() - started
     return {"tokens_per_s": tokens / (time.perf_counter() - started), "last_first_token_s": last_first}
+
+
+def first_token_ms(built: BuiltEngine, prompt: int, number: int) -> float:
+    """Of one request whose prompt is the same each time."""
+    ids = tuple((7 * i) % 1000 + 3 for i in range(prompt))
+    params = TokenParams(max_tokens=1, temperature=0.0)
+    started = time.perf_counter()
+    built.engine.add(Request(id=RequestId(number), prompt=ids, params=params))
+    while built.engine.has_work:
+        built.engine.step()
+    return (time.perf_counter() - started) * 1e3
+
+
+def shared_prompt(config: EngineConfig, prompt: int, runs: int) -> dict[str, object]:
+    """Time to the first token when the prompt is new, and when the prefix cache knows it."""
+    colds, warms = [], []
+    for _ in range(runs):
+        built = build_engine(config)
+        built.warm_up()
+        colds.append(first_token_ms(built, prompt, 0))
+        warms += [first_token_ms(built, prompt, n) for n in range(1, 6)]
+    cold, warm = statistics.median(colds), statistics.median(warms)
+    print(
+        f"{prompt} tokens of shared prompt: first token {cold:.1f} ms cold, {warm:.1f} ms warm, {cold / warm:.0f} times"
+    )
+    return {"prompt": prompt, "cold_ms": cold, "warm_ms": warm, "ratio": cold / warm}
 
 
 def main() -> int:
@@ -49,9 +75,13 @@ def main() -> int:
     parser.add_argument("--users", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--prompt", type=int, default=128, help="tokens (default 128)")
     parser.add_argument("--output", type=int, default=64, help="tokens (default 64)")
+    parser.add_argument(
+        "--shared", type=int, default=2000, help="tokens of the prompt that is asked twice (default 2000)"
+    )
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
-    built = build_engine(EngineConfig(model=arguments.model, dtype=arguments.dtype))
+    config = EngineConfig(model=arguments.model, dtype=arguments.dtype)
+    built = build_engine(config)
     rows = []
     for users in arguments.users:
         run(built, users, arguments.prompt, arguments.output)
@@ -81,6 +111,7 @@ def main() -> int:
             "torch": torch.__version__,
         },
         "rows": rows,
+        "shared_prompt": shared_prompt(config, arguments.shared, arguments.runs),
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"engine-{datetime.now(UTC):%Y%m%d-%H%M}.json"

@@ -21,7 +21,7 @@ import torch  # noqa: E402  # after the path above
 
 from quire_api import EngineConfig  # noqa: E402
 from quire_engine.build import build_engine  # noqa: E402
-from quire_engine.core.request import Request, RequestId, SamplingParams  # noqa: E402
+from quire_engine.core.request import Request, RequestId, TokenParams  # noqa: E402
 
 PROMPTS = [tuple((11 * i + 3 * n) % 900 + 3 for i in range(2 + 9 * n)) for n in range(16)]
 TOKENS = 48
@@ -55,17 +55,17 @@ def limits() -> dict[str, float]:
 def generate(device: str, dtype: str, depth: int | None) -> tuple[list[list[int]], float]:
     """Greedy tokens of all prompts in one batch; tokens a second."""
     config = EngineConfig(model="builtin://quire-tiny", device=device, dtype=dtype, kv_cache_gib=0.2)  # type: ignore[arg-type]
-    built = build_engine(config, depth)
+    built = build_engine(config, depth=depth)
     built.warm_up()
     tokens: list[list[int]] = [[] for _ in PROMPTS]
     for number, prompt in enumerate(PROMPTS):
-        params = SamplingParams(max_tokens=TOKENS, temperature=0.0)
+        params = TokenParams(max_tokens=TOKENS, temperature=0.0)
         built.engine.add(Request(id=RequestId(number), prompt=prompt, params=params))
     started = time.perf_counter()
     while built.engine.has_work:
-        for event in built.engine.step():
-            if event.token is not None:
-                tokens[event.request_id].append(event.token)
+        events = built.engine.step()
+        for request_id, token in zip(events.ids, events.tokens, strict=True):
+            tokens[request_id].append(token)
     return tokens, sum(map(len, tokens)) / (time.perf_counter() - started)
 
 

@@ -1,105 +1,451 @@
-"""The kernels of the reference against arithmetic written out by hand; others are compared with the reference."""
+"""Kernels: the reference against arithmetic written out by hand, then every other table against the reference.
+
+Three promises are tested of a native table: its error is that of the format (`assert_as_good`), it never reads what
+was not stored, and its results do not depend on the batch, to the bit.
+"""
 
 import dataclasses
 import math
+from collections.abc import Callable, Iterator
+from functools import cache as remember
 
 import pytest
 import torch
+from torch import Tensor
 
-from quire_engine.core.request import RequestId, SamplingParams
-from quire_engine.core.step import Chunk, StepPlan
 from quire_engine.layers.rotary import rotary_table
-from quire_engine.ops import Ops
+from quire_engine.ops import Activation, AttentionForm, LayerCache, Ops
+from quire_engine.ops.cpu import native_ops
 from quire_engine.ops.reference import reference_ops
-from quire_engine.runtime.batch import build_batch
+from quire_engine.runtime.batch import ForwardBatch
+from quire_engine.spec import Rope
 
-OPS = reference_ops()
-CPU = torch.device("cpu")
+REFERENCE = reference_ops()
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+EPSILON = 1e-6
+
+Chunk = tuple[list[int], int, int]  # blocks of the sequence, start, length
 
 
-def chunk(number: int, start: int, length: int, blocks: tuple[int, ...]) -> Chunk:
-    return Chunk(
-        request_id=RequestId(number), slot=number, start=start, tokens=tuple(range(length)), follows=False, samples=True,
-        blocks=blocks, params=SamplingParams(max_tokens=1),
-    )  # fmt: skip
+def batch_of(block_size: int, *chunks: Chunk) -> ForwardBatch:
+    positions = [range(start, start + length) for _, start, length in chunks]
+    width = max(len(blocks) for blocks, _, _ in chunks)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return ForwardBatch(
+        tokens=nothing,
+        positions=torch.tensor([p for run in positions for p in run]),
+        places=torch.tensor(
+            [
+                c[0][p // block_size] * block_size + p % block_size
+                for c, run in zip(chunks, positions, strict=True)
+                for p in run
+            ]
+        ),
+        query_start=torch.tensor([0, *(length for _, _, length in chunks)]).cumsum(0).int(),
+        context_len=torch.tensor([start + length for _, start, length in chunks]).int(),
+        block_tables=torch.tensor([blocks + [10**6] * (width - len(blocks)) for blocks, _, _ in chunks]).int(),
+        follow_rows=nothing,
+        follow_slots=nothing,
+    )
+
+
+def form_of(heads: int = 4, kv_heads: int = 2, head_dim: int = 64, **rest: object) -> AttentionForm:
+    return AttentionForm(heads=heads, kv_heads=kv_heads, head_dim=head_dim, scale=head_dim**-0.5, **rest)  # type: ignore[arg-type]
+
+
+def empty_cache(blocks: int, block_size: int, form: AttentionForm, dtype: torch.dtype, fill: float = 0.0) -> LayerCache:
+    shape = (blocks, form.kv_heads, block_size, form.head_dim)
+    return torch.full(shape, fill, dtype=dtype), torch.full(shape, fill, dtype=dtype)
+
+
+def packed_heads(tokens: int, form: AttentionForm, dtype: torch.dtype) -> Tensor:
+    return torch.randn(tokens, (form.heads + 2 * form.kv_heads) * form.head_dim).to(dtype)
+
+
+# --- the reference ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (3, 1)])
 def test_attention_is_softmax_over_what_lies_before_each_row(heads: int, kv_heads: int) -> None:
     torch.manual_seed(0)
-    size, block = 8, 4
-    plan = StepPlan(chunks=(chunk(0, 0, 5, (3, 1)), chunk(1, 9, 1, (0, 5, 2)), chunk(2, 3, 6, (4, 6, 7))))
-    batch = build_batch(plan, block, CPU)
-    cache = (torch.randn(8, block, kv_heads, size), torch.randn(8, block, kv_heads, size))
-    query = torch.randn(12, heads, size)
+    form, block = form_of(heads, kv_heads, 8), 4
+    chunks: list[Chunk] = [([3, 1], 0, 5), ([0, 5, 2], 9, 1), ([4, 6, 7], 3, 6)]
+    cache = (torch.randn(8, kv_heads, block, 8), torch.randn(8, kv_heads, block, 8))
+    query = torch.randn(12, heads, 8)
 
-    out = OPS.attention(query, cache, batch, size**-0.5)
+    out = REFERENCE.attention(query, form, cache, batch_of(block, *chunks))
 
     row = 0
-    for c in plan.chunks:
-        for position in range(c.start, c.end):
-            places = [(c.blocks[p // block], p % block) for p in range(position + 1)]
+    for blocks, start, length in chunks:
+        for position in range(start, start + length):
+            places = [(blocks[p // block], p % block) for p in range(position + 1)]
             for head in range(heads):
                 group = head * kv_heads // heads
-                scores = [float(query[row, head] @ cache[0][b, o, group]) * size**-0.5 for b, o in places]
+                scores = [float(query[row, head] @ cache[0][b, group, o]) * form.scale for b, o in places]
                 weights = torch.softmax(torch.tensor(scores), dim=0)
-                expected = sum(w * cache[1][b, o, group] for w, (b, o) in zip(weights, places, strict=True))
+                expected = sum(w * cache[1][b, group, o] for w, (b, o) in zip(weights, places, strict=True))
                 torch.testing.assert_close(out[row, head], expected, atol=1e-5, rtol=1e-4)
             row += 1
 
 
-def test_keys_and_values_are_written_where_the_block_table_says() -> None:
-    batch = build_batch(StepPlan(chunks=(chunk(0, 3, 3, (2, 0)),)), 4, CPU)
-    cache = (torch.zeros(3, 4, 1, 2), torch.zeros(3, 4, 1, 2))
-    key = torch.arange(6.0).view(3, 1, 2) + 1
+def test_a_window_hides_what_lies_further_back_and_a_form_that_is_not_causal_looks_ahead() -> None:
+    values = torch.arange(1.0, 5.0).view(1, 1, 4, 1).expand(1, 1, 4, 2)
+    cache, batch = (torch.zeros(1, 1, 4, 2), values), batch_of(4, ([0], 0, 4))
+    query = torch.zeros(4, 1, 2)  # all scores are the same: a row is the mean of the values that it sees
 
-    OPS.write_kv(key, -key, cache, batch.places)
+    behind = REFERENCE.attention(query, form_of(1, 1, 2, window=2), cache, batch)
+    around = REFERENCE.attention(query, form_of(1, 1, 2, causal=False), cache, batch)
 
-    assert cache[0][2, 3, 0].tolist() == [1, 2]
-    assert cache[0][0, :2, 0].tolist() == [[3, 4], [5, 6]]
-    assert cache[1][0, 1, 0].tolist() == [-5, -6]
+    assert behind[:, 0, 0].tolist() == [1.0, 1.5, 2.5, 3.5]
+    assert around[:, 0, 0].tolist() == [2.5] * 4
+
+
+def test_a_soft_cap_bounds_the_scores() -> None:
+    cache = (torch.tensor([[[[8.0, 0.0], [0.0, 0.0]]]]), torch.tensor([[[[1.0, 1.0], [0.0, 0.0]]]]))
+    form = AttentionForm(heads=1, kv_heads=1, head_dim=2, scale=1.0, causal=False, softcap=2.0)
+
+    out = REFERENCE.attention(torch.tensor([[[1.0, 0.0]]]), form, cache, batch_of(2, ([0], 1, 1)))
+
+    expected = 1 / (1 + math.exp(-2.0 * math.tanh(8 / 2)))
+    torch.testing.assert_close(out[0, 0, 0], torch.tensor(expected))
+
+
+def test_keys_and_values_are_stored_where_the_block_table_says() -> None:
+    form = form_of(1, 1, 2)
+    cache = empty_cache(3, 4, form, torch.float32)
+    key = torch.arange(6.0).view(3, 2) + 1
+
+    REFERENCE.store_kv(torch.cat((key * 0, key, -key), dim=1), form, cache, batch_of(4, ([2, 0], 3, 3)))
+
+    assert cache[0][2, 0, 3].tolist() == [1, 2]
+    assert cache[0][0, 0, :2].tolist() == [[3, 4], [5, 6]]
+    assert cache[1][0, 0, 1].tolist() == [-5, -6]
     assert int((cache[0] != 0).sum()) == 6
 
 
-def test_rotation_turns_each_pair_by_position_times_frequency() -> None:
-    size, position, theta = 6, 5, 100.0
-    x = torch.randn(1, 2, size)
+def test_rotation_turns_each_pair_by_position_times_frequency_and_leaves_the_rest() -> None:
+    size, turned, position, theta = 8, 6, 5, 100.0
+    form = form_of(2, 1, size, rotary=rotary_table(Rope(dim=turned, theta=theta), 8, torch.device("cpu")))
+    qkv = torch.randn(1, 4 * size)
 
-    out = OPS.rotate(x, rotary_table(size, 8, theta, CPU), torch.tensor([position]))
+    out = REFERENCE.store_kv(qkv, form, empty_cache(2, 4, form, torch.float32), batch_of(4, ([0, 1], position, 1)))
 
-    for i in range(size // 2):
-        angle = position * theta ** (-2 * i / size)
-        low, high = x[0, 1, i], x[0, 1, i + size // 2]
+    x = qkv[0, size : 2 * size]  # the second head
+    for i in range(turned // 2):
+        angle = position * theta ** (-2 * i / turned)
+        low, high = x[i], x[i + turned // 2]
         expected = [low * math.cos(angle) - high * math.sin(angle), high * math.cos(angle) + low * math.sin(angle)]
-        torch.testing.assert_close(out[0, 1, [i, i + size // 2]], torch.stack(expected), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(out[0, 1, [i, i + turned // 2]], torch.stack(expected), atol=1e-5, rtol=1e-5)
+    assert torch.equal(out[0, 1, turned:], x[turned:])
+
+
+def test_heads_are_normed_before_they_are_rotated() -> None:
+    form = form_of(1, 1, 4, q_norm=torch.tensor([1.0, 2.0, 3.0, 4.0]), k_norm=torch.full((4,), 2.0), epsilon=0.0)
+    cache = empty_cache(1, 4, form, torch.float32)
+
+    out = REFERENCE.store_kv(torch.full((1, 12), 5.0), form, cache, batch_of(4, ([0], 0, 1)))
+
+    torch.testing.assert_close(out[0, 0], torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    torch.testing.assert_close(cache[0][0, 0, 0], torch.full((4,), 2.0))
+    assert cache[1][0, 0, 0].tolist() == [5.0] * 4
 
 
 def test_rms_norm_scales_to_unit_mean_square() -> None:
     x, weight = torch.randn(3, 8) * 5, torch.rand(8)
 
-    out = OPS.rms_norm(x, weight, 0.0)
+    out = REFERENCE.rms_norm(x, weight, 0.0)
 
     torch.testing.assert_close((out / weight).square().mean(-1), torch.ones(3))
 
 
-def test_silu_mul_gates_the_right_half_by_the_left() -> None:
-    out = OPS.silu_mul(torch.tensor([[0.0, 2.0, 3.0, 5.0]]))
+def test_add_rms_norm_hands_on_the_sum() -> None:
+    x, residual = torch.randn(3, 8), torch.randn(3, 8)
+
+    out, total = REFERENCE.add_rms_norm(x.clone(), residual.clone(), torch.ones(8), 0.0)
+
+    torch.testing.assert_close(total, x + residual)
+    torch.testing.assert_close(out, REFERENCE.rms_norm(x + residual, torch.ones(8), 0.0))
+
+
+def test_layer_norm_has_mean_and_scale_of_its_weights() -> None:
+    out = REFERENCE.layer_norm(torch.randn(3, 8) * 5 + 2, torch.full((8,), 2.0), torch.full((8,), 7.0), 0.0)
+
+    torch.testing.assert_close(out.mean(-1), torch.full((3,), 7.0))
+    torch.testing.assert_close(out.std(-1, correction=0), torch.full((3,), 2.0))
+
+
+def test_gate_multiplies_the_right_half_by_the_activation_of_the_left() -> None:
+    out = REFERENCE.gate(torch.tensor([[0.0, 2.0, 3.0, 5.0]]), Activation.SILU)
 
     torch.testing.assert_close(out, torch.tensor([[0.0, 5 * 2 / (1 + math.exp(-2.0))]]))
 
 
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [
+        (Activation.SILU, 1.5 / (1 + math.exp(-1.5))),
+        (Activation.GELU, 1.5 * 0.5 * (1 + math.erf(1.5 / math.sqrt(2)))),
+        (Activation.GELU_TANH, 0.75 * (1 + math.tanh(math.sqrt(2 / math.pi) * (1.5 + 0.044715 * 1.5**3)))),
+    ],
+)
+def test_activations_are_what_their_names_say(activation: Activation, expected: float) -> None:
+    torch.testing.assert_close(REFERENCE.activate(torch.tensor([[1.5]]), activation), torch.tensor([[expected]]))
+
+
 def test_linear_multiplies_and_adds() -> None:
-    out = OPS.linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]), torch.tensor([0.5]))
+    out = REFERENCE.linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]), torch.tensor([0.5]))
 
     assert out.tolist() == [[11.5]]
 
 
+# --- native tables against it -------------------------------------------------------------------------------------
+
+native = remember(native_ops)
+Run = Callable[
+    [Ops, Callable[[Tensor], Tensor]], Tensor
+]  # with a table, and what makes a tensor of the format under test
+
+
+def assert_as_good(run: Run, dtype: torch.dtype) -> None:
+    """Its error is at most twice that of the reference in the same format, or float32's."""
+    exact = run(REFERENCE, lambda x: x.to(dtype).float()).float()
+    error = (run(native(dtype), lambda x: x.to(dtype)).float() - exact).abs().max()
+    allowed = (run(REFERENCE, lambda x: x.to(dtype)).float() - exact).abs().max() * 2
+
+    assert error <= max(allowed, exact.abs().max() * 1e-5)
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    torch.manual_seed(0)
+    chosen: torch.dtype = request.param
+    return chosen
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "height", "width"),
+    [(1, 64, 64), (1, 576, 192), (3, 100, 33), (7, 65, 2), (13, 1, 1), (100, 130, 257), (200, 64, 1024)],
+)
+def test_linear(dtype: torch.dtype, rows: int, height: int, width: int, wide: bool) -> None:
+    x, weight, bias = torch.randn(rows, width), torch.randn(height, width), torch.randn(height)
+
+    assert_as_good(lambda ops, cast: ops.linear(cast(x), ops.pack(cast(weight)), wide=wide), dtype)
+    assert_as_good(lambda ops, cast: ops.linear(cast(x), ops.pack(cast(weight)), bias, wide=wide), dtype)
+    assert native(dtype).linear(x.to(dtype), native(dtype).pack(weight.to(dtype)), wide=wide).dtype is (
+        torch.float32 if wide else dtype
+    )
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (100, 33), (1, 1)])
+def test_embed(dtype: torch.dtype, height: int, width: int) -> None:
+    table, ids = torch.randn(height, width).to(dtype), torch.randint(height, (50,))
+    ops = native(dtype)
+
+    assert torch.equal(ops.embed(ids, ops.pack(table.clone())), table[ids])
+
+
+def test_embed_refuses_what_is_no_row(dtype: torch.dtype) -> None:
+    ops = native(dtype)
+    table = ops.pack(torch.zeros(10, 4, dtype=dtype))
+
+    for wrong in (10, -1):
+        with pytest.raises(IndexError, match=f"id {wrong} of a table with 10 rows"):
+            ops.embed(torch.tensor([0, wrong]), table)
+
+
+SHAPES = pytest.mark.parametrize(("rows", "width"), [(1, 64), (1, 192), (5, 1), (3, 33), (70, 1000), (2, 4099)])
+
+
+@SHAPES
+def test_rms_norm(dtype: torch.dtype, rows: int, width: int) -> None:
+    x, weight = torch.randn(rows, width) * 3, torch.randn(width)
+
+    assert_as_good(lambda ops, cast: ops.rms_norm(cast(x), weight, EPSILON), dtype)
+
+
+@SHAPES
+def test_add_rms_norm(dtype: torch.dtype, rows: int, width: int) -> None:
+    x, residual, weight = torch.randn(rows, width), torch.randn(rows, width), torch.randn(width)
+
+    for part in (0, 1):
+        assert_as_good(
+            lambda ops, cast, part=part: ops.add_rms_norm(cast(x).clone(), cast(residual).clone(), weight, EPSILON)[
+                part
+            ],
+            dtype,
+        )
+
+
+@SHAPES
+def test_layer_norm(dtype: torch.dtype, rows: int, width: int) -> None:
+    x, weight, bias = torch.randn(rows, width) * 3 + 1, torch.randn(width), torch.randn(width)
+
+    assert_as_good(lambda ops, cast: ops.layer_norm(cast(x), weight, bias, EPSILON), dtype)
+
+
+@SHAPES
+@pytest.mark.parametrize("activation", Activation)
+def test_activate(dtype: torch.dtype, rows: int, width: int, activation: Activation) -> None:
+    x = torch.randn(rows, width) * 4
+
+    assert_as_good(lambda ops, cast: ops.activate(cast(x), activation), dtype)
+
+
+@SHAPES
+@pytest.mark.parametrize("activation", Activation)
+def test_gate(dtype: torch.dtype, rows: int, width: int, activation: Activation) -> None:
+    x = torch.randn(rows, 2 * width) * 4
+
+    assert_as_good(lambda ops, cast: ops.gate(cast(x), activation), dtype)
+
+
+@pytest.mark.parametrize("activation", Activation)
+def test_activations_keep_what_is_no_number(dtype: torch.dtype, activation: Activation) -> None:
+    x = torch.tensor([[float("nan"), 0.0, -0.0, 60.0, -60.0]]).to(dtype)
+
+    out = native(dtype).activate(x, activation)
+
+    torch.testing.assert_close(out, REFERENCE.activate(x, activation), equal_nan=True)
+
+
+BLOCKS: list[Chunk] = [
+    ([7, 2, 0, 9, 4, 1, 3, 13, 11], 0, 60),
+    ([5], 6, 1),
+    ([6, 8, 10, 12], 20, 9),
+]  # for blocks of 8 and more
+
+
+@pytest.mark.parametrize("block_size", [8, 16, 32])
+@pytest.mark.parametrize(
+    "form",
+    [
+        form_of(),
+        form_of(4, 2, 64, rotary=torch.randn(128, 64)),
+        form_of(3, 1, 48, rotary=torch.randn(128, 20), q_norm=torch.randn(48), k_norm=torch.randn(48)),
+        form_of(2, 2, 10, rotary=torch.randn(128, 10), k_norm=torch.randn(10)),
+        form_of(8, 1, 256, rotary=torch.randn(128, 128)),
+    ],
+    ids=["plain", "rotated", "normed", "odd", "large"],
+)
+def test_store_kv(dtype: torch.dtype, block_size: int, form: AttentionForm) -> None:
+    """Queries as returned, keys and values as attention finds them: one key at a time has all the weight."""
+    batch = batch_of(block_size, *BLOCKS)
+    qkv = torch.randn(len(batch.places), (form.heads + 2 * form.kv_heads) * form.head_dim)
+
+    def stored(ops: Ops, cast: Callable[[Tensor], Tensor]) -> tuple[Tensor, LayerCache]:
+        cache = empty_cache(14, block_size, form, cast(qkv).dtype)
+        return ops.store_kv(cast(qkv), form, cache, batch), cache
+
+    assert_as_good(lambda ops, cast: stored(ops, cast)[0], dtype)
+    for which in (0, 1):  # a block is a permutation of what the reference has there
+        assert_as_good(lambda ops, cast, which=which: stored(ops, cast)[1][which].flatten(2).sort().values, dtype)
+
+
+ATTENTION_FORMS = {
+    "grouped": form_of(4, 2, 64),
+    "single": form_of(2, 2, 32),
+    "wide group": form_of(14, 2, 64),
+    "48": form_of(3, 1, 48),
+    "96": form_of(4, 2, 96),
+    "128": form_of(4, 1, 128),
+    "256": form_of(2, 1, 256),
+    "odd": form_of(3, 3, 10),
+    "window": form_of(4, 2, 64, window=13),
+    "soft cap": form_of(4, 2, 64, softcap=2.0),
+    "both ways": form_of(4, 2, 64, causal=False),
+    "both ways in a window": form_of(4, 2, 64, causal=False, window=7),
+}
+FORMS = pytest.mark.parametrize("form", ATTENTION_FORMS.values(), ids=ATTENTION_FORMS.keys())
+
+
+class Scene:
+    """Three sequences of some length, in shuffled blocks of a cache which held something else before."""
+
+    lengths = (150, 1, 77)
+
+    def __init__(self, form: AttentionForm, block_size: int) -> None:
+        self.form, self.block_size = form, block_size
+        counts = [-(-length // block_size) for length in self.lengths]
+        self.num_blocks = sum(counts) + 1
+        order = torch.randperm(self.num_blocks).tolist()
+        self.blocks = [order[sum(counts[:i]) : sum(counts[: i + 1])] for i in range(len(counts))]
+        self.qkv = [torch.randn(n, (form.heads + 2 * form.kv_heads) * form.head_dim) for n in self.lengths]
+
+    def filled(self, ops: Ops, dtype: torch.dtype) -> tuple[list[Tensor], LayerCache]:
+        """The queries of each sequence, and the cache with all of them."""
+        cache = empty_cache(self.num_blocks, self.block_size, self.form, dtype, fill=float("nan"))
+        chunks = [(blocks, 0, n) for blocks, n in zip(self.blocks, self.lengths, strict=True)]
+        queries = ops.store_kv(torch.cat(self.qkv).to(dtype), self.form, cache, batch_of(self.block_size, *chunks))
+        return list(queries.split(self.lengths)), cache
+
+    def attend(self, ops: Ops, dtype: torch.dtype, *chunks: tuple[int, int, int]) -> Tensor:
+        """Each chunk is a sequence, where it starts and ends; as if what follows were not there yet."""
+        queries, cache = self.filled(ops, dtype)
+        batch = batch_of(self.block_size, *((self.blocks[i], start, end - start) for i, start, end in chunks))
+        return ops.attention(torch.cat([queries[i][start:end] for i, start, end in chunks]), self.form, cache, batch)
+
+
+@pytest.mark.parametrize("block_size", [8, 16, 32])
+@FORMS
+def test_attention(dtype: torch.dtype, form: AttentionForm, block_size: int) -> None:
+    scene = Scene(form, block_size)
+    chunks = [(0, 40, 150), (1, 0, 1), (2, 76, 77)]
+
+    assert_as_good(lambda ops, cast: scene.attend(ops, cast(torch.zeros(0)).dtype, *chunks), dtype)
+
+
 def test_every_kernel_has_a_case_here() -> None:
-    assert {field.name for field in dataclasses.fields(Ops)} == {
-        "linear",
-        "rms_norm",
-        "rotate",
-        "silu_mul",
-        "write_kv",
-        "attention",
-    }
+    cases = {name.removeprefix("test_") for name in globals()} | {
+        "pack"
+    }  # which only has a meaning to linear and embed
+
+    assert {field.name for field in dataclasses.fields(Ops)} <= cases
+
+
+# --- the batch has no influence -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("height", "width"), [(200, 384), (65, 33), (1024, 1024)])
+def test_a_row_of_linear_does_not_depend_on_the_others(
+    dtype: torch.dtype, height: int, width: int, threads: int
+) -> None:
+    ops = native(dtype)
+    x, weight = torch.randn(200, width).to(dtype), ops.pack(torch.randn(height, width).to(dtype))
+
+    together = ops.linear(x, weight)
+
+    for rows in (slice(0, 1), slice(199, 200), slice(50, 53), slice(90, 190)):
+        assert torch.equal(ops.linear(x[rows], weight), together[rows])
+
+
+def test_a_row_of_a_norm_does_not_depend_on_the_others(dtype: torch.dtype, threads: int) -> None:
+    ops = native(dtype)
+    x, weight = torch.randn(500, 999).to(dtype), torch.randn(999)
+
+    for norm in (lambda x: ops.rms_norm(x, weight, EPSILON), lambda x: ops.layer_norm(x, weight, weight, EPSILON)):
+        assert torch.equal(norm(x[77:78]), norm(x)[77:78])
+
+
+@pytest.mark.parametrize("block_size", [8, 16, 32])
+@FORMS
+def test_attention_does_not_depend_on_chunks_or_company(
+    dtype: torch.dtype, form: AttentionForm, block_size: int, threads: int
+) -> None:
+    scene, ops = Scene(form, block_size), native(dtype)
+    whole = scene.attend(ops, dtype, (0, 0, 150), (2, 0, 77), (1, 0, 1))
+
+    if form.causal:  # else a row sees what its chunk brings
+        for cuts in ([0, 150], [0, 1, 2, 3, 150], [0, 16, 32, 149, 150], [0, 7, 50, 67, 131, 150]):
+            parts = [scene.attend(ops, dtype, (0, start, end)) for start, end in zip(cuts, cuts[1:], strict=False)]
+            assert torch.equal(torch.cat(parts), whole[:150])
+    assert torch.equal(scene.attend(ops, dtype, (2, 0, 77)), whole[150:227])
+    assert torch.equal(scene.attend(ops, dtype, (1, 0, 1)), whole[227:])

@@ -3,8 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quire_engine.core.request import RequestId
-from quire_engine.core.step import FinishReason, TokenEvent
+from quire_engine.core.step import Finish, FinishReason
 from quire_engine.core.stops import StopMatcher
 from quire_engine.locate import locate_model
 from quire_engine.text.stream import TextStream
@@ -25,16 +24,14 @@ def cut(data: bytes, sizes: list[int]) -> list[bytes]:
 def stream(parts: list[bytes], stops: tuple[bytes, ...]) -> list[str]:
     """What a client gets when the tokens are `parts`, as engine and text stream work together."""
     table = [*parts, b""]
-    matcher, text = StopMatcher(stops), TextStream([*parts, b""], stops, frozenset())
+    matcher, text = StopMatcher(stops), TextStream([*parts, b""], stops)
     deltas = []
     for token, part in enumerate(parts):
         stop = matcher.feed(part)
-        finish = FinishReason.STOP if stop else None
-        deltas.append(text.feed(TokenEvent(request_id=RequestId(0), token=token, finish=finish, stop=stop)))
+        deltas.append(text.feed(token, Finish(FinishReason.STOP, stop) if stop else None))
         if stop:
             return deltas
-    end = TokenEvent(request_id=RequestId(0), token=len(table) - 1, finish=FinishReason.LENGTH)
-    return [*deltas, text.feed(end)]
+    return [*deltas, text.feed(len(table) - 1, Finish(FinishReason.LENGTH))]
 
 
 texts = st.text("abé漢🙂", max_size=20)
@@ -86,13 +83,19 @@ def test_text_that_may_begin_a_stop_string_is_held_back_and_no_longer() -> None:
 
 
 def test_an_end_token_adds_no_text() -> None:
-    text = TextStream([b"a", b"<end>"], (), frozenset({1}))
+    text = TextStream([b"a", b"<end>"], ())
 
-    shown = text.feed(TokenEvent(request_id=RequestId(0), token=0)) + text.feed(
-        TokenEvent(request_id=RequestId(0), token=1, finish=FinishReason.STOP)
-    )
+    shown = text.feed(0) + text.feed(1, Finish(FinishReason.STOP))
 
     assert shown == "a"
+
+
+def test_what_ends_the_text_is_shown_if_asked_for() -> None:
+    by_string = TextStream([b"a", b"b END c"], (b"END",), include_stop=True)
+    by_token = TextStream([b"a", b"<end>"], (), include_stop=True)
+
+    assert by_string.feed(0) + by_string.feed(1, Finish(FinishReason.STOP, b"END")) == "ab END"
+    assert by_token.feed(0) + by_token.feed(1, Finish(FinishReason.STOP)) == "a<end>"
 
 
 @given(st.text(max_size=60))

@@ -1,15 +1,29 @@
-"""A checkpoint that is not whole is never loaded, and the message says what is wrong with it."""
+"""A checkpoint that is not whole is never loaded, one that we would run differently neither; the message says why."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fakes.checkpoints import save_llama
+import torch
+from fakes.checkpoints import rename_tensors, save_case, save_llama
+from safetensors.torch import load_file, save_file
 
-from quire_api import EngineConfig
-from quire_engine.build import build_engine
-from quire_engine.errors import ConfigFailure, EngineFailure, MemoryFailure, WeightsFailure
+from quire_engine.errors import ConfigFailure, EngineFailure, WeightsFailure
+from quire_engine.locate import locate_model
+from quire_engine.models import ARCHITECTURES
+from quire_engine.models.weights import DummyWeights, Weights
+from quire_engine.ops.reference import reference_ops
+from quire_engine.spec import read_spec
+
+CPU = torch.device("cpu")
+
+
+def load(folder: Path) -> None:
+    spec = read_spec(folder)
+    with Weights(folder, torch.float32, CPU) as weights:
+        ARCHITECTURES[spec.architecture](spec, weights, reference_ops(), CPU)
 
 
 def edit_config(folder: Path, **changes: object) -> None:
@@ -24,44 +38,129 @@ def cut_short(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def quantise(folder: Path) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+    rename_tensors(folder, lambda tensors: tensors | {name: tensors[name].to(torch.int8)})
+
+
+def lose_a_shard(folder: Path) -> None:
+    save_case("llama-untied", folder, shards="100KB")
+    sorted(folder.glob("model-*.safetensors"))[1].unlink()
+
+
+def spoil_the_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text("{}")
+
+
+def add_modules(folder: Path, *kinds: str, **pooling: object) -> None:
+    """What sentence-transformers writes."""
+    modules = [{"path": "1_Pooling", "type": f"sentence_transformers.models.{kind}"} for kind in kinds]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling/config.json").write_text(json.dumps(pooling))
+
+
+def rope(**settings: object) -> Callable[[Path], None]:
+    return lambda folder: edit_config(folder, rope_parameters={"rope_theta": 1e4, **settings})
+
+
+def config(**changes: object) -> Callable[[Path], None]:
+    return lambda folder: edit_config(folder, **changes)
+
+
 SPOILED: dict[str, tuple[Callable[[Path], object], type[EngineFailure], str]] = {
-    "no config": (lambda f: (f / "config.json").unlink(), WeightsFailure, "there is no config.json"),
+    "no config": (lambda f: (f / "config.json").unlink(), WeightsFailure, "config.json is missing"),
     "config no JSON": (lambda f: (f / "config.json").write_text("{"), WeightsFailure, "config.json cannot be read"),
     "config a list": (lambda f: (f / "config.json").write_text("[]"), WeightsFailure, "is not a JSON object"),
-    "size missing": (lambda f: edit_config(f, hidden_size=None), WeightsFailure, "has no hidden_size"),
-    "size wrong": (lambda f: edit_config(f, intermediate_size=95), WeightsFailure, "but config.json makes it"),
-    "a layer too few": (
-        lambda f: edit_config(f, num_hidden_layers=2),
+    "size missing": (config(hidden_size=None), WeightsFailure, "has no hidden_size"),
+    "size wrong": (
+        config(intermediate_size=95),
         WeightsFailure,
-        "tensors the model does not know",
+        r"gate_proj.weight is \[96, 64\] .* makes it \[95, 64\]",
     ),
-    "a layer too many": (lambda f: edit_config(f, num_hidden_layers=4), WeightsFailure, "has no tensor model.layers.3"),
-    "size as text": (lambda f: edit_config(f, hidden_size="64"), WeightsFailure, "config.json"),
-    "no family": (lambda f: edit_config(f, architectures=[]), WeightsFailure, "value of the wrong kind"),
+    "heads that cannot share": (config(num_key_value_heads=3), WeightsFailure, "4 attention heads cannot share 3"),
+    "a layer too few": (config(num_hidden_layers=2), WeightsFailure, "has 9 tensors the model does not know"),
+    "a layer too many": (config(num_hidden_layers=4), WeightsFailure, "has no tensor model.layers.3"),
+    "size as text": (config(hidden_size="64"), WeightsFailure, "hidden_size is '64', and should be a number"),
+    "no family": (config(architectures=[]), WeightsFailure, "value of the wrong kind"),
     "unknown family": (
-        lambda f: edit_config(f, architectures=["MambaForCausalLM"]),
+        config(architectures=["MambaForCausalLM"], model_type="mamba"),
         ConfigFailure,
-        "MambaForCausalLM is not supported",
+        "MambaForCausalLM is not supported yet: its model_type is 'mamba'",
     ),
-    "unknown rope": (
-        lambda f: edit_config(f, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}),
+    "unknown activation": (
+        config(hidden_act="relu"),
         ConfigFailure,
-        "'yarn' is not supported",
+        "activation 'relu' is not supported yet, only silu",
+    ),
+    "unknown format": (config(dtype="float64"), ConfigFailure, "type 'float64' are not supported yet"),
+    "quantised": (config(quantization_config={"bits": 4}), ConfigFailure, "quantization_config is {'bits': 4}"),
+    "quantised without a word": (quantise, WeightsFailure, "down_proj.weight is I8 in .* only BF16, F16, F32"),
+    "no causal mask": (config(use_bidirectional_attention=True), ConfigFailure, "use_bidirectional_attention is True"),
+    "unknown rope": (
+        rope(rope_type="longrope"),
+        ConfigFailure,
+        "'longrope' of a llama is not supported yet, only default",
+    ),
+    "rope without its factor": (rope(rope_type="linear"), WeightsFailure, "has no factor"),
+    "rope with more than we know": (
+        rope(rope_type="default", mrope_section=[1, 2]),
+        ConfigFailure,
+        "rotary embedding 'default' with mrope_section is not supported yet",
+    ),
+    "rope of half a head": (rope(partial_rotary_factor=0.5), ConfigFailure, "partial_rotary_factor 0.5 of a llama"),
+    "unknown layer": (
+        config(model_type="qwen3", layer_types=["full_attention"] * 2 + ["chunked_attention"]),
+        ConfigFailure,
+        "a layer of type 'chunked_attention' is not supported yet",
+    ),
+    "layers not all named": (
+        config(model_type="qwen3", layer_types=["full_attention"]),
+        WeightsFailure,
+        "layer_types names 1 layers, and num_hidden_layers is 3",
+    ),
+    "unknown module": (lambda f: add_modules(f, "Dense"), ConfigFailure, "sentence_transformers.models.Dense is not"),
+    "unknown pooling": (
+        lambda f: add_modules(f, "Transformer", "Pooling", pooling_mode_max_tokens=True, pooling_mode_mean_tokens=True),
+        ConfigFailure,
+        "pooling by max_tokens and mean_tokens is not supported yet",
     ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), WeightsFailure, "model.safetensors is missing"),
     "weights cut short": (cut_short, WeightsFailure, "damaged or cut short"),
-    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), WeightsFailure, "tokenizer.json cannot be read"),
+    "a shard missing": (lose_a_shard, WeightsFailure, "model-00002-of-.*.safetensors is missing"),
+    "index of nothing": (spoil_the_index, WeightsFailure, "model.safetensors.index.json cannot be read"),
 }
 
 
 @pytest.mark.parametrize("case", SPOILED)
 def test_a_spoiled_checkpoint_is_refused_in_a_sentence(case: str, tmp_path: Path) -> None:
     spoil, failure, says = SPOILED[case]
-    save_llama(tmp_path, num_attention_heads=4, num_key_value_heads=2)
+    save_llama(tmp_path)
     spoil(tmp_path)
 
     with pytest.raises(failure, match=says):
-        build_engine(EngineConfig(model=str(tmp_path), kv_cache_gib=0.01))
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "says"),
+    [
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
+        ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is False, which is not supported yet, only True"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention is True"),
+        ("bert", {"is_decoder": True}, "is_decoder is True"),
+        ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
+        ("phi3", {"rope_parameters": {"rope_type": "longrope"}}, "'longrope' of a phi3 is not supported yet"),
+    ],
+)
+def test_what_a_family_may_say_and_we_do_not_compute_is_refused(
+    case: str, changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    save_case(case, tmp_path)
+    edit_config(tmp_path, **changes)
+
+    with pytest.raises(ConfigFailure, match=says):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -70,28 +169,39 @@ def test_a_spoiled_checkpoint_is_refused_in_a_sentence(case: str, tmp_path: Path
         ("/nowhere", "no model at /nowhere: there is no such folder"),
         ("file:///nowhere", "no model at /nowhere"),
         ("builtin://llama-9", "no such model ships with this engine"),
-        ("hf://org/model", "hf:// is not supported yet"),
     ],
 )
 def test_a_missing_model_is_named(model: str, says: str) -> None:
     with pytest.raises(WeightsFailure, match=says):
-        build_engine(EngineConfig(model=model))
+        locate_model(model)
 
 
-@pytest.mark.parametrize(
-    ("options", "failure", "says"),
-    [
-        ({"max_model_len": 4096}, ConfigFailure, "is more than the 2048 tokens the model was trained for"),
-        ({"kv_cache_gib": 4096}, MemoryFailure, "GiB that are free"),
-        (
-            {"kv_cache_gib": 0.001, "max_model_len": 2048},
-            MemoryFailure,
-            "lower --max-model-len or raise --kv-cache-gib",
-        ),
-    ],
-)
-def test_a_cache_that_cannot_be_is_refused_with_numbers(
-    options: dict[str, object], failure: type[EngineFailure], says: str
-) -> None:
-    with pytest.raises(failure, match=says):
-        build_engine(EngineConfig.model_validate({"model": "builtin://quire-tiny", **options}))
+def test_parts_of_a_tensor_are_read_one_after_the_other(tmp_path: Path) -> None:
+    save_file({"all": torch.arange(12.0).view(3, 2, 2)}, tmp_path / "model.safetensors")
+
+    with Weights(tmp_path, torch.float16, CPU) as weights:
+        parts = list(weights.parts("all", (3, 2, 2)))
+
+    assert [part.dtype for part in parts] == [torch.float16] * 3
+    assert torch.equal(torch.stack(parts), load_file(tmp_path / "model.safetensors")["all"].half())
+
+
+def test_stacked_tensors_stand_in_the_order_of_their_names(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1, 2), "b": torch.ones(2, 2)}, tmp_path / "model.safetensors")
+
+    with Weights(tmp_path, torch.float32, CPU) as weights:
+        stacked = weights.stacked(["b", "a"], [(2, 2), (1, 2)])
+
+    assert stacked.tolist() == [[1, 1], [1, 1], [0, 0]]
+
+
+def test_random_weights_are_small_norms_are_one_and_both_are_the_same_each_time() -> None:
+    first, second = ([w.take("a.weight", (64, 64)), w.take("norm.weight", (64,))] for w in (dummy(), dummy()))
+
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert 0.019 < float(first[0].std()) < 0.021
+    assert first[1].tolist() == [1.0] * 64
+
+
+def dummy() -> DummyWeights:
+    return DummyWeights(torch.float32, CPU)

@@ -62,6 +62,31 @@ class EngineOptions(Strict):
         description="Most tokens in one step. A longer prompt is computed in chunks, so that it does not hold up the requests beside it.",
         examples=[8192],
     )
+    long_prefill_token_threshold: int | None = Field(
+        None,
+        ge=1,
+        le=1_048_576,
+        description="A prompt with more tokens to go than this lets shorter ones pass, and itself moves on by at least this much a step. "
+        "Unset: a quarter of `maxNumBatchedTokens`.",
+        examples=[1024],
+    )
+    scheduling_policy: Literal["fcfs", "priority"] = Field(
+        "fcfs",
+        description="Who goes first: `fcfs` by arrival, `priority` by the request's `priority`, lower first, then by arrival.",
+        examples=["priority"],
+    )
+    enable_prefix_caching: bool = Field(
+        True,
+        description="Keep what was computed of finished requests while there is room, and share it with requests that begin alike.",
+        examples=[False],
+    )
+    swap_space_gib: float = Field(
+        0.0,
+        ge=0,
+        le=4096,
+        description="Host memory in GiB for the KV cache of preempted requests. Without it, or where it is cheaper, they are computed again.",
+        examples=[4.0],
+    )
     seed: int = Field(
         0,
         ge=0,
@@ -97,6 +122,11 @@ class EngineConfig(EngineOptions):
         min_length=1,
         max_length=2048,
         examples=["builtin://quire-tiny"],
+    )
+    load_format: Literal["auto", "dummy"] = Field(
+        "auto",
+        description="`auto` reads the checkpoint's weights; `dummy` makes up random ones of its shapes, for benchmarks.",
+        examples=["dummy"],
     )
     served_model_name: tuple[str, ...] = Field(
         (),

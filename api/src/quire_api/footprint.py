@@ -1,20 +1,44 @@
-"""How many bytes a model needs: arithmetic on the shape in its config.json, nothing loaded.
+"""How many bytes a model needs: arithmetic on the sizes in its config.json, nothing loaded.
 
-Exact for the llama family (tests compare with transformers, and with the file of quire-tiny).
+Exact for every family of `FAMILIES`: tests compare with transformers' own counts, and with the file of quire-tiny.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-__all__ = ["DTYPE_BYTES", "ModelShape"]
+__all__ = ["DTYPE_BYTES", "FAMILIES", "ModelShape"]
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+# model_type -> what its config.json does not say, because every model of the family has it or because it is the default.
+FAMILIES: dict[str, Mapping[str, Any]] = {
+    "llama": {},
+    "mistral": {},
+    "mixtral": {},
+    "phi3": {},
+    "qwen2": {"qkv_bias": True},
+    "qwen3": {"qk_norm": True, "head_dim": 128},
+    "gemma2": {"norms": 4, "tied": True, "head_dim": 256},
+    "gemma3_text": {"norms": 4, "tied": True, "head_dim": 256, "qk_norm": True},
+    "gpt2": {"tied": True, "gated": False, "biased": True, "learned_positions": True},
+    "bert": {"tied": True, "gated": False, "biased": True, "learned_positions": True},
+}
+
+HEADLESS = ("BertModel", "BertForMaskedLM", "Qwen3Model")  # architectures that the engine reads without an output head
+
+GPT2_NAMES = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+    "intermediate_size": "n_inner",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """The sizes of a decoder."""
+    """The sizes of a transformer."""
 
     layers: int
     hidden: int
@@ -24,45 +48,85 @@ class ModelShape:
     head_dim: int
     vocabulary: int
     tied: bool  # one matrix is both the embedding and the output head
-    attention_bias: bool = False
+    headless: bool = False  # there is no output head
+
+    qkv_bias: bool = False
+    out_bias: bool = False  # of the attention's output
+    qk_norm: bool = False  # an RMS norm of each query and key head
+    gated: bool = True  # the feed-forward has a gate
     mlp_bias: bool = False
+    experts: int = 0  # feed-forwards to choose from in each layer; 0: there is just the one
+    experts_per_token: int = 0
+    norms: int = 2  # of a layer
+    norm_bias: bool = False
+    positions: int = 0  # rows of a learned position embedding
+    token_types: int = 0  # rows of BERT's embedding of the text's parts
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Read config.json; KeyError names what is missing, TypeError what is no number."""
+        """Read config.json; KeyError names what is missing, TypeError what is no number, ValueError what cannot be."""
+        family = config.get("model_type", "llama")
+        if family not in FAMILIES:
+            raise ValueError(f"model_type is {family!r}, and should be one of {', '.join(FAMILIES)}")
+        traits = FAMILIES[family]
+        names = GPT2_NAMES if family == "gpt2" else {}
 
-        def size(name: str) -> int:
-            value = config[name]
+        def size(name: str, default: int | None = None) -> int:
+            name = names.get(name, name)
+            value = config[name] if default is None else config.get(name)
+            if value is None and default is not None:
+                return default
             if not isinstance(value, int):
                 raise TypeError(f"{name} is {value!r}, and should be a number")
             return value
 
         heads, hidden = size("num_attention_heads"), size("hidden_size")
+        kv_heads = size("num_key_value_heads", heads)
+        if heads % kv_heads:
+            raise ValueError(f"{heads} attention heads cannot share {kv_heads} key-value heads evenly")
+        biased = traits.get("biased", False)
+        attention_bias = config.get("attention_bias", biased)
+        experts = size("num_local_experts") if family == "mixtral" else 0
         return cls(
             layers=size("num_hidden_layers"),
             hidden=hidden,
-            intermediate=size("intermediate_size"),
+            intermediate=size("intermediate_size", 4 * hidden if family == "gpt2" else None),
             heads=heads,
-            kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or hidden // heads,
+            kv_heads=kv_heads,
+            head_dim=size("head_dim", traits.get("head_dim", hidden // heads)),
             vocabulary=size("vocab_size"),
-            tied=config.get("tie_word_embeddings", False),
-            attention_bias=config.get("attention_bias", False),
-            mlp_bias=config.get("mlp_bias", False),
+            tied=config.get("tie_word_embeddings", traits.get("tied", False)),
+            headless=(config.get("architectures") or [""])[0] in HEADLESS,
+            qkv_bias=traits.get("qkv_bias", attention_bias),
+            out_bias=attention_bias,
+            qk_norm=traits.get("qk_norm", False),
+            gated=traits.get("gated", True),
+            mlp_bias=config.get("mlp_bias", biased),
+            experts=experts,
+            experts_per_token=size("num_experts_per_tok") if experts else 0,
+            norms=traits.get("norms", 2),
+            norm_bias=biased,
+            positions=size("max_position_embeddings") if traits.get("learned_positions") else 0,
+            token_types=size("type_vocab_size", 2) if family == "bert" else 0,
         )
 
     @property
     def parameters(self) -> int:
+        """What the engine computes with: of BERT neither pooler nor heads."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attention = self.hidden * (q + 2 * kv) + q * self.hidden
-        attention += (q + 2 * kv + self.hidden) if self.attention_bias else 0
-        mlp = 3 * self.hidden * self.intermediate
-        mlp += (2 * self.intermediate + self.hidden) if self.mlp_bias else 0
-        norms = 2 * self.hidden
-        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return self.layers * (attention + mlp + norms) + embeddings + self.hidden
+        attention += (q + 2 * kv) * self.qkv_bias + self.hidden * self.out_bias + 2 * self.head_dim * self.qk_norm
+        inner = self.intermediate * (2 if self.gated else 1)
+        mlp = self.hidden * (inner + self.intermediate) + (inner + self.hidden) * self.mlp_bias
+        if self.experts:
+            mlp = self.experts * (mlp + self.hidden)  # and a row of the router each
+        norm = self.hidden * (2 if self.norm_bias else 1)
+        matrices = 1 if self.tied or self.headless else 2
+        rows = self.vocabulary * matrices + self.positions + self.token_types
+        return self.layers * (attention + mlp + self.norms * norm) + rows * self.hidden + norm
 
     def weight_bytes(self, dtype: str) -> int:
+        """As a file; in memory norms and biases are float32, which of a real model adds next to nothing."""
         return self.parameters * DTYPE_BYTES[dtype]
 
     def kv_bytes_per_token(self, dtype: str) -> int:

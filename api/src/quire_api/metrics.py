@@ -36,6 +36,18 @@ ENGINE: tuple[Metric, ...] = (
         help="Requests put back into the queue for want of KV cache.",
     ),
     Metric(
+        name="vllm:prefix_cache_queries_total",
+        kind="counter",
+        labels=_MODEL,
+        help="Prompt tokens of admitted requests: those that were looked for in the prefix cache.",
+    ),
+    Metric(
+        name="vllm:prefix_cache_hits_total",
+        kind="counter",
+        labels=_MODEL,
+        help="Prompt tokens that were found there, and not computed again.",
+    ),
+    Metric(
         name="vllm:prompt_tokens_total",
         kind="counter",
         labels=_MODEL,

@@ -3,75 +3,150 @@
 Everything below takes parts, not options; to see what an option does, look for it here.
 """
 
+import logging
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 
 from quire_api.engine import EngineConfig
 from quire_engine.core.blocks import BlockPool
-from quire_engine.core.request import Request, RequestId, SamplingParams
+from quire_engine.core.memory import Memory
+from quire_engine.core.request import Request, RequestId, TokenParams
 from quire_engine.core.scheduler import Limits, Scheduler
 from quire_engine.engine import Engine
 from quire_engine.errors import ConfigFailure, DeviceFailure, MemoryFailure
 from quire_engine.locate import locate_model
-from quire_engine.models import ARCHITECTURES
-from quire_engine.models.weights import Weights
+from quire_engine.models import ENCODERS, GENERATORS, Build, CausalLM
+from quire_engine.models.weights import DummyWeights, Weights
+from quire_engine.ops import Ops
+from quire_engine.ops.cpu import NoLibrary, native_ops
 from quire_engine.ops.reference import reference_ops
+from quire_engine.runtime.batch import BatchBuilder
+from quire_engine.runtime.embedder import Embedder
 from quire_engine.runtime.kv_cache import KVCache
 from quire_engine.runtime.runner import ModelRunner
-from quire_engine.runtime.sizing import Sizes, plan_sizes
+from quire_engine.runtime.sizing import Sizes, plan_sizes, swap_cost
+from quire_engine.sampling.sampler import Sampler
 from quire_engine.spec import ModelSpec, read_spec
 from quire_engine.text.tokenizer import Tokenizer
 
-__all__ = ["BuiltEngine", "build_engine"]
+__all__ = ["BuiltEmbedder", "BuiltEngine", "build_embedder", "build_engine", "build_model"]
+
+log = logging.getLogger("quire.engine")
+
+Model = TypeVar("Model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltEngine:
     engine: Engine
+    spec: ModelSpec
     sizes: Sizes
+    tokenizer: Tokenizer | None
     dtype: str
     device: torch.device
 
     def warm_up(self) -> None:
         """One real request through all of it: what is ready has computed a token."""
-        params = SamplingParams(max_tokens=2, temperature=0.0)
+        params = TokenParams(max_tokens=2, temperature=0.0)
         self.engine.add(Request(id=RequestId(-1), prompt=(0,), params=params))
         while self.engine.has_work:
             self.engine.step()
 
 
-def build_engine(config: EngineConfig, depth: int | None = None) -> BuiltEngine:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltEmbedder:
+    """The same for a model that makes embeddings and no text: it keeps nothing from one prompt to the next."""
+
+    embedder: Embedder
+    spec: ModelSpec
+    tokenizer: Tokenizer | None
+
+
+def build_engine(
+    config: EngineConfig, *, depth: int | None = None, ops: Ops | None = None, with_tokenizer: bool = True
+) -> BuiltEngine:
     """Load the model; EngineFailure says in a sentence what is wrong.
 
     `depth` is how many steps may be under way. None takes what suits the device: a GPU computes a step while the
-    host plans the next; a CPU computes while it is asked to, so there is nothing to run ahead of.
+    host plans the next; a CPU computes while it is asked to, so there is nothing to run ahead of. `ops` are the
+    kernels; None takes the best there are. Without a tokenizer, tokens have no text: only ids go in and out.
     """
+    loaded = _load(config, GENERATORS, ops, with_tokenizer)
+    with _memory_is_named():
+        return _assemble(config, loaded, depth)
+
+
+def build_embedder(config: EngineConfig, *, ops: Ops | None = None, with_tokenizer: bool = True) -> BuiltEmbedder:
+    """Load a model for its embeddings: an encoder, or what is below the output head of a generator."""
+    loaded = _load(config, {**GENERATORS, **ENCODERS}, ops, with_tokenizer)
+    with _memory_is_named():
+        embedder = Embedder(
+            loaded.model,
+            loaded.spec,
+            dtype=getattr(torch, loaded.dtype),
+            block_size=config.block_size,
+            max_tokens=max(config.max_num_batched_tokens, config.max_model_len or loaded.spec.trained_len),
+            device=loaded.device,
+        )
+    return BuiltEmbedder(embedder=embedder, spec=loaded.spec, tokenizer=loaded.tokenizer)
+
+
+def build_model(config: EngineConfig, *, with_tokenizer: bool = True) -> BuiltEngine | BuiltEmbedder:
+    """Whichever the checkpoint is for."""
+    if read_spec(locate_model(config.model)).architecture in ENCODERS:
+        return build_embedder(config, with_tokenizer=with_tokenizer)
+    return build_engine(config, with_tokenizer=with_tokenizer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Loaded(Generic[Model]):
+    model: Model
+    spec: ModelSpec
+    tokenizer: Tokenizer | None
+    dtype: str
+    device: torch.device
+
+
+def _load(
+    config: EngineConfig, table: Mapping[str, Build[Model]], ops: Ops | None, with_tokenizer: bool
+) -> _Loaded[Model]:
     folder = locate_model(config.model)
     spec = read_spec(folder)
-    if spec.architecture not in ARCHITECTURES:
-        known = ", ".join(sorted(ARCHITECTURES))
-        raise ConfigFailure(f"architecture {spec.architecture} is not supported yet, only {known}")
+    if spec.architecture not in table:
+        hint = "it makes embeddings, no text" if spec.architecture in ENCODERS else f"only {', '.join(sorted(table))}"
+        raise ConfigFailure(f"architecture {spec.architecture} is not supported here: {hint}")
     device = _device(config.device)
     dtype = spec.dtype if config.dtype == "auto" else config.dtype
+    torch_dtype = getattr(torch, dtype)
     _check_memory(spec, dtype, device)
+    with _memory_is_named():
+        tokenizer = Tokenizer(folder, spec.shape.vocabulary) if with_tokenizer else None
+        dummy = config.load_format == "dummy"
+        with DummyWeights(torch_dtype, device) if dummy else Weights(folder, torch_dtype, device) as weights:
+            model = table[spec.architecture](spec, weights, ops or _best_ops(device, torch_dtype), device)
+    return _Loaded(model=model, spec=spec, tokenizer=tokenizer, dtype=dtype, device=device)
+
+
+@contextmanager
+def _memory_is_named() -> Iterator[None]:
+    """torch says in many ways that memory ran out; we say it in one."""
     try:
-        return _load(config, folder, spec, dtype, device, depth)
+        yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         raise MemoryFailure(f"out of memory while loading: {str(error).splitlines()[0]}") from None
 
 
-def _load(
-    config: EngineConfig, folder: Path, spec: ModelSpec, dtype: str, device: torch.device, depth: int | None
-) -> BuiltEngine:
-    torch_dtype: torch.dtype = getattr(torch, dtype)
-    ops = reference_ops()
-    with Weights(folder, torch_dtype, device) as weights:
-        model = ARCHITECTURES[spec.architecture](spec, weights, ops, device)
+def _assemble(config: EngineConfig, loaded: "_Loaded[CausalLM]", depth: int | None) -> BuiltEngine:
+    """Size the KV cache by what is left, and put the parts together."""
+    spec, tokenizer, dtype, device = loaded.spec, loaded.tokenizer, loaded.dtype, loaded.device
     sizes = plan_sizes(
         spec.shape,
         dtype,
@@ -79,22 +154,45 @@ def _load(
         max_model_len=config.max_model_len,
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
         kv_cache_gib=config.kv_cache_gib,
+        swap_space_gib=config.swap_space_gib,
         free_bytes=_free_bytes(device),
     )
-    cache = KVCache(spec.shape, sizes.num_blocks, sizes.block_size, torch_dtype, device)
-    scheduler = Scheduler(
+    memory = Memory(
         BlockPool(sizes.num_blocks, sizes.block_size),
-        Limits(
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            max_model_len=sizes.max_model_len,
-        ),
-        Tokenizer(folder, spec.shape.vocabulary).token_bytes,
+        BlockPool(sizes.num_host_blocks, sizes.block_size),
+        prefix_caching=config.enable_prefix_caching,
+        swap_cost=swap_cost(spec.shape, dtype, device.type),
     )
-    runner = ModelRunner(model, ops, cache, config.max_num_seqs, device)
-    engine = Engine(scheduler, runner, depth or (2 if device.type == "cuda" else 1))
-    return BuiltEngine(engine=engine, sizes=sizes, dtype=dtype, device=device)
+    limits = Limits(
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=sizes.max_model_len,
+        long_prefill_tokens=config.long_prefill_token_threshold or -(-config.max_num_batched_tokens // 4),
+        by_priority=config.scheduling_policy == "priority",
+    )
+    token_bytes = tokenizer.token_bytes if tokenizer else [b""] * spec.shape.vocabulary
+    runner = ModelRunner(
+        loaded.model,
+        KVCache(spec.shape, sizes.num_blocks, sizes.num_host_blocks, sizes.block_size, getattr(torch, dtype), device),
+        BatchBuilder(config.max_num_seqs, sizes.max_model_len, sizes.block_size, device),
+        Sampler(spec.shape.vocabulary, config.max_num_seqs, sizes.max_model_len, device),
+        config.max_num_seqs,
+        device,
+    )
+    engine = Engine(Scheduler(memory, limits, token_bytes), runner, depth or (2 if device.type == "cuda" else 1))
+    return BuiltEngine(engine=engine, spec=spec, sizes=sizes, tokenizer=tokenizer, dtype=dtype, device=device)
+
+
+def _best_ops(device: torch.device, dtype: torch.dtype) -> Ops:
+    """The native kernels where they are, and where this machine can build them; else plain torch, which is slow."""
+    if device.type == "cpu":
+        try:
+            return native_ops(dtype)
+        except NoLibrary as reason:
+            log.warning("no native CPU kernels (%s): plain torch computes, several times slower", reason)
+    return reference_ops()
 
 
 def _device(wanted: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""`quire serve`. Flags are checked, and mistakes reported, before torch is imported anywhere."""
+"""`quire serve` and `quire generate`. Flags are checked, and mistakes reported, before torch is imported anywhere."""
 
 import argparse
 import asyncio
@@ -8,9 +8,10 @@ import sys
 
 from quire_api.errors import InvalidInput
 from quire_api.flags import FlagParser, add_flags, config_from
-from quire_engine.errors import ConfigFailure, EngineFailure
+from quire_engine.errors import ConfigFailure, EngineFailure, RequestRejected
+from quire_engine.params import SamplingParams
 
-__all__ = ["serve"]
+__all__ = ["generate", "serve"]
 
 
 def serve(argv: list[str]) -> int:
@@ -28,7 +29,7 @@ def serve(argv: list[str]) -> int:
     try:
         config = config_from(_with_model(parser.parse_args(argv)))
     except InvalidInput as error:
-        return _fail("; ".join(error.problems), ConfigFailure.exit_code)
+        return _fail("serve", "; ".join(error.problems), ConfigFailure.exit_code)
 
     import uvloop
 
@@ -39,8 +40,70 @@ def serve(argv: list[str]) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run(config))
     except (EngineFailure, ServerFailure) as failure:
-        return _fail(str(failure), failure.exit_code)
+        return _fail("serve", str(failure), failure.exit_code)
     return 0
+
+
+def generate(argv: list[str]) -> int:
+    """The text goes to standard output as it comes, all else to standard error."""
+    parser = FlagParser(
+        prog="quire generate",
+        usage='quire generate MODEL "PROMPT" [--flags]',
+        description="Write the answer of a model to one prompt, in this process.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("model_argument", nargs="?", metavar="MODEL", help="the model, as for --model")
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text to go on from; - reads standard input")
+    parser.add_argument("--chat", action="store_true", help="the prompt is a user's message, to be answered")
+    for name, (kind, text) in SAMPLING.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS, help=text)
+    parser.add_argument("--stop", action="append", default=[], help="text that ends the answer; may be repeated")
+    add_flags(parser)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        arguments = parser.parse_args(argv)
+        options = vars(arguments)
+        sampling = {name: options.pop(name) for name in SAMPLING if name in options}
+        config = config_from(_with_model(arguments))
+        if arguments.prompt is None:
+            raise InvalidInput(['no prompt: quire generate MODEL "PROMPT", or - to read it from standard input'])
+        params = SamplingParams(**{"max_tokens": None, **sampling}, stop=arguments.stop)
+    except InvalidInput as error:
+        return _fail("generate", "; ".join(error.problems), ConfigFailure.exit_code)
+    except RequestRejected as refusal:
+        return _fail("generate", str(refusal), ConfigFailure.exit_code)
+    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+
+    from quire_engine.llm import LLM
+
+    try:
+        llm = LLM(**{name: getattr(config, name) for name in config.model_fields_set})
+        ids = llm.chat_ids([{"role": "user", "content": prompt}]) if arguments.chat else None
+        shown = 0
+        for output in llm.stream([prompt if ids is None else {"prompt_token_ids": ids}], params):
+            text = output.outputs[0].text
+            sys.stdout.write(text[shown:])
+            sys.stdout.flush()
+            shown = len(text)
+        if sys.stdout.isatty():
+            print()
+    except EngineFailure as failure:
+        return _fail("generate", str(failure), failure.exit_code)
+    except RequestRejected as refusal:
+        return _fail("generate", str(refusal), ConfigFailure.exit_code)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+SAMPLING = {  # flags of `quire generate` besides the engine's: type, help
+    "max_tokens": (int, "most tokens of the answer (default: what the model can take)"),
+    "temperature": (float, "0 is greedy (default: 1)"),
+    "top_p": (float, "keep the smallest set of tokens with this share of the probability"),
+    "top_k": (int, "keep the best so many tokens"),
+    "min_p": (float, "leave out what is less likely than this share of the best token's probability"),
+    "repetition_penalty": (float, "over 1: repeat less"),
+}
 
 
 def _with_model(arguments: argparse.Namespace) -> argparse.Namespace:
@@ -53,7 +116,7 @@ def _with_model(arguments: argparse.Namespace) -> argparse.Namespace:
     return arguments
 
 
-def _fail(reason: str, code: int) -> int:
+def _fail(command: str, reason: str, code: int) -> int:
     """One sentence for people, and for the operator, which reads it from the pod's status."""
-    print(f"quire serve: {reason}", file=sys.stderr)
+    print(f"quire {command}: {reason}", file=sys.stderr)
     return code

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from quire_engine.core.request import Request, RequestId
 from quire_engine.core.scheduler import Load, Scheduler
-from quire_engine.core.step import StepPlan, StepResult, TokenEvent
+from quire_engine.core.step import Events, StepPlan, StepResult
 
 __all__ = ["Engine", "Launched", "Runner"]
 
@@ -44,14 +44,14 @@ class Engine:
     def add(self, request: Request) -> None:
         self._scheduler.add(request)
 
-    def abort(self, request_id: RequestId) -> list[TokenEvent]:
+    def abort(self, request_id: RequestId) -> Events:
         return self._scheduler.abort(request_id)
 
-    def step(self) -> list[TokenEvent]:
+    def step(self) -> Events:
         plan = self._scheduler.schedule()
-        if plan.chunks:
+        if not plan.is_idle:
             self._under_way.append((plan, self._runner.launch(plan)))
-        if self._under_way and (len(self._under_way) >= self._depth or not plan.chunks):
+        if self._under_way and (len(self._under_way) >= self._depth or plan.is_idle):
             plan, launched = self._under_way.popleft()
             return self._scheduler.commit(plan, launched.result())
-        return []
+        return Events()

@@ -1,14 +1,82 @@
-"""What a checkpoint says of itself: the only reader of config.json in the engine."""
+"""What a checkpoint says of itself: the only reader of config.json in the engine.
+
+Both of its dialects are understood, that of transformers 5 and the older one. A value that would change what is
+computed, and that no model here computes, is a ConfigFailure which names it: nothing is ignored silently.
+"""
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quire_api.footprint import DTYPE_BYTES, ModelShape
+from quire_api.footprint import DTYPE_BYTES, FAMILIES, ModelShape
 from quire_engine.errors import ConfigFailure, WeightsFailure
 
-__all__ = ["ModelSpec", "read_spec"]
+__all__ = ["ModelSpec", "Pooling", "Rope", "read_spec"]
+
+Config = Mapping[str, Any]
+
+ACTIVATIONS = {  # as transformers calls them -> as `ops.Activation` does
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+ACTIVATION_OF = {  # family -> what config.json calls it, and which it is if it is not there
+    "gpt2": ("activation_function", "gelu_new"),
+    "bert": ("hidden_act", "gelu"),
+    "gemma2": ("hidden_activation", "gelu_pytorch_tanh"),
+    "gemma3_text": ("hidden_activation", "gelu_pytorch_tanh"),
+}
+EPSILON_NAMES = {"gpt2": "layer_norm_epsilon", "bert": "layer_norm_eps"}
+
+# What must be so, if it is there at all.
+ONLY: dict[str, Any] = {
+    "add_cross_attention": False,
+    "is_decoder": False,
+    "position_embedding_type": "absolute",
+    "quantization_config": None,
+    "scale_attn_by_inverse_layer_idx": False,
+    "scale_attn_weights": True,
+    "use_bidirectional_attention": False,
+}
+
+ROPE_KEYS: dict[str, set[str]] = {  # kind -> what it is made of, besides ROPE_COMMON
+    "default": set(),
+    "linear": {"factor"},
+    "dynamic": {"factor"},
+    "yarn": {"factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor"},
+}
+ROPE_COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rope:
+    """Rotary position embedding; layers/rotary.py makes the table of it."""
+
+    kind: str = "default"
+    dim: int  # how much of a head is rotated
+    theta: float = 10000.0
+    factor: float = 1.0
+    original_len: int = 0  # positions before they were stretched
+    low_freq_factor: float = 1.0  # of llama3
+    high_freq_factor: float = 4.0
+    attention_factor: float = 1.0  # of yarn, as are the rest
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pooling:
+    """How the hidden states of a text become its embedding."""
+
+    kind: str  # cls: the first token's; last: the last token's; mean: of all tokens
+    normalise: bool = True  # to length 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,19 +84,26 @@ class ModelSpec:
     architecture: str
     shape: ModelShape
     dtype: str  # of the checkpoint
+    activation: str  # a value of `ops.Activation`
     norm_epsilon: float
-    rope_theta: float
+    windows: tuple[int | None, ...]  # by layer: a token sees itself and the window - 1 before it
+    ropes: tuple[Rope | None, ...]  # by layer
+    attention_scale: float
+    attention_softcap: float | None
+    logit_softcap: float | None
     trained_len: int  # positions
     end_tokens: frozenset[int]
+    pooling: Pooling
 
 
 def read_spec(folder: Path) -> ModelSpec:
     """WeightsFailure if there is no readable model, ConfigFailure if it is one that we do not run."""
-    config = _read_json(folder / "config.json")
+    config = _read_json(folder / "config.json", dict)
     if config is None:
         raise WeightsFailure(f"no model in {folder}: config.json is missing")
+    generation = _read_json(folder / "generation_config.json", dict) or {}
     try:
-        return _spec(config, _read_json(folder / "generation_config.json") or {})
+        return _spec(config, generation, folder)
     except KeyError as error:
         path = folder / "config.json"
         raise WeightsFailure(f"{path} has no {error.args[0]}: is it the config of a language model?") from None
@@ -36,35 +111,180 @@ def read_spec(folder: Path) -> ModelSpec:
         raise WeightsFailure(f"{folder / 'config.json'} has a value of the wrong kind: {error}") from None
 
 
-def _spec(config: dict[str, Any], generation: dict[str, Any]) -> ModelSpec:
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}  # transformers 5 renamed it
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind != "default":
-        raise ConfigFailure(f"rotary embedding {kind!r} is not supported yet, only plain rotary embedding")
-    if config.get("hidden_act", "silu") != "silu":
-        raise ConfigFailure(f"activation {config['hidden_act']!r} is not supported yet, only 'silu'")
-    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-    if dtype not in DTYPE_BYTES:
-        raise ConfigFailure(f"weights of type {dtype!r} are not supported yet, only {', '.join(DTYPE_BYTES)}")
+def _spec(config: Config, generation: Config, folder: Path) -> ModelSpec:
+    architecture: str = config["architectures"][0]
+    family = config.get("model_type", "llama")
+    if family not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise ConfigFailure(
+            f"{architecture} is not supported yet: its model_type is {family!r}, and not one of {known}"
+        )
+    for name, allowed in ONLY.items():
+        if config.get(name) not in (None, allowed):
+            raise ConfigFailure(f"{name} is {config[name]!r}, which is not supported yet, only {allowed!r}")
+    shape = ModelShape.from_config(config)
+    types = _layer_types(config, family, shape.layers)
+    by_type = _ropes(config, family, shape)
+    gemma = family in ("gemma2", "gemma3_text")
+    window = config.get("sliding_window", None if family in ("mixtral", "phi3") else 4096)
     ends = generation.get("eos_token_id", config.get("eos_token_id"))
+    ropes = tuple(by_type.get(kind) for kind in types)
     return ModelSpec(
-        architecture=config["architectures"][0],
-        shape=ModelShape.from_config(config),
-        dtype=dtype,
-        norm_epsilon=config["rms_norm_eps"],
-        rope_theta=rope.get("rope_theta") or config.get("rope_theta") or 10000.0,
-        trained_len=config["max_position_embeddings"],
+        architecture=architecture,
+        shape=shape,
+        dtype=_dtype(config),
+        activation=_activation(config, family),
+        norm_epsilon=config[EPSILON_NAMES.get(family, "rms_norm_eps")],
+        windows=tuple(window if kind == "sliding_attention" else None for kind in types),
+        ropes=ropes,
+        attention_scale=(config.get("query_pre_attn_scalar", 256) if gemma else shape.head_dim) ** -0.5,
+        attention_softcap=config.get("attn_logit_softcapping", 50.0 if family == "gemma2" else None) if gemma else None,
+        logit_softcap=config.get("final_logit_softcapping", 30.0 if family == "gemma2" else None) if gemma else None,
+        trained_len=max(_positions(config), *(_stretched_len(rope) for rope in ropes)),
         end_tokens=frozenset([ends] if isinstance(ends, int) else ends or []),
+        pooling=_pooling(folder, Pooling(kind="mean" if family == "bert" else "last")),
     )
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _dtype(config: Config) -> str:
+    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    if dtype not in DTYPE_BYTES:
+        raise ConfigFailure(f"weights of type {dtype!r} are not supported yet, only {', '.join(DTYPE_BYTES)}")
+    return str(dtype)
+
+
+def _activation(config: Config, family: str) -> str:
+    name, default = ACTIVATION_OF.get(family, ("hidden_act", "silu"))
+    activation = config.get(name) or default
+    if activation not in ACTIVATIONS:
+        raise ConfigFailure(f"activation {activation!r} is not supported yet, only {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[activation]
+
+
+def _positions(config: Config) -> int:
+    positions: int = config["n_positions" if "n_positions" in config else "max_position_embeddings"]
+    return positions
+
+
+def _layer_types(config: Config, family: str, layers: int) -> list[str]:
+    """By layer, 'full_attention' or 'sliding_attention'."""
+    if family in ("mistral", "mixtral", "phi3"):
+        window = config.get("sliding_window", 4096 if family == "mistral" else None)
+        return ["full_attention" if window is None else "sliding_attention"] * layers
+    if family not in ("gemma2", "gemma3_text", "qwen2", "qwen3"):
+        return ["full_attention"] * layers
+    windowed = family.startswith("gemma") or config.get("use_sliding_window", False)
+    types = config.get("layer_types")
+    if types is None and family.startswith("qwen"):
+        first = config.get("max_window_layers", 28)
+        types = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
+    elif types is None:
+        every = config.get("sliding_window_pattern") or (2 if family == "gemma2" else 6)
+        types = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)]
+    if len(types) != layers:
+        raise ValueError(f"layer_types names {len(types)} layers, and num_hidden_layers is {layers}")
+    for kind in types:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise ConfigFailure(
+                f"a layer of type {kind!r} is not supported yet, only full_attention and sliding_attention"
+            )
+    return [kind if windowed else "full_attention" for kind in types]
+
+
+def _ropes(config: Config, family: str, shape: ModelShape) -> dict[str, Rope]:
+    """Type of layer -> its rotary embedding."""
+    if shape.positions:
+        return {}
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}  # transformers 5 renamed it
+    theta = config.get("rope_theta") or (1e6 if family in ("mixtral", "gemma3_text") else 1e4)
+    if not given.keys() & {"full_attention", "sliding_attention"}:
+        local = {"rope_theta": config.get("rope_local_base_freq")} if family == "gemma3_text" else given
+        given = {"full_attention": given, "sliding_attention": local}
+    thetas = {"full_attention": theta, "sliding_attention": 1e4 if family == "gemma3_text" else theta}
+    positions, outer = _positions(config), config.get("partial_rotary_factor")
+    return {
+        kind: _rope(given.get(kind) or {}, family, thetas[kind], shape.head_dim, positions, outer) for kind in thetas
+    }
+
+
+def _rope(given: Config, family: str, theta: float, head_dim: int, positions: int, outer: float | None) -> Rope:
+    kind = given.get("rope_type") or given.get("type") or "default"
+    if kind not in ROPE_KEYS or (family == "phi3" and kind != "default"):
+        known = "default" if family == "phi3" else ", ".join(ROPE_KEYS)
+        raise ConfigFailure(f"rotary embedding {kind!r} of a {family} is not supported yet, only {known}")
+    said = {name for name, value in given.items() if value is not None}
+    for name in sorted(said - ROPE_COMMON - ROPE_KEYS[kind]):
+        raise ConfigFailure(f"rotary embedding {kind!r} with {name} is not supported yet")
+    share = given.get("partial_rotary_factor") or outer or 1.0
+    if share != 1.0 and family != "phi3":
+        raise ConfigFailure(f"partial_rotary_factor {share} of a {family} is not supported yet, only 1")
+    original = given.get("original_max_position_embeddings") or positions
+    numbers = {name: given[name] for name in ROPE_KEYS[kind] if name in said or kind != "yarn"}
+    if kind == "yarn":
+        factor = numbers.setdefault("factor", positions / original)
+        scales = [numbers.pop(name, 0.0) for name in ("mscale", "mscale_all_dim")]
+        numbers.setdefault("attention_factor", _yarn_attention(factor, *scales))
+    return Rope(
+        kind=kind,
+        dim=int(head_dim * share),
+        theta=given.get("rope_theta") or theta,
+        original_len=original,
+        **numbers,
+    )
+
+
+def _yarn_attention(factor: float, scale: float, scale_all: float) -> float:
+    """What cosines and sines are multiplied by, as transformers derives it."""
+    if factor <= 1:
+        return 1.0
+    grown = 0.1 * math.log(factor)
+    return (grown * scale + 1) / (grown * scale_all + 1) if scale and scale_all else grown + 1
+
+
+def _stretched_len(rope: Rope | None) -> int:
+    """yarn is trained for more positions than config.json counts. `dynamic` would have its angles change with every
+    position beyond the trained ones, under keys that are stored already: there the trained length is the end."""
+    return int(rope.factor * rope.original_len) if rope is not None and rope.kind == "yarn" else 0
+
+
+def _pooling(folder: Path, default: Pooling) -> Pooling:
+    """What sentence-transformers keeps beside the model, if it does."""
+    modules = _read_json(folder / "modules.json", list)
+    if modules is None:
+        return default
+    pooling, normalise = default, False
+    for module in modules:
+        kind = module["type"].rsplit(".", 1)[-1]
+        if kind == "Pooling":
+            pooling = Pooling(kind=_pooling_kind(_read_json(folder / module["path"] / "config.json", dict) or {}))
+        elif kind == "Normalize":
+            normalise = True
+        elif kind != "Transformer":
+            raise ConfigFailure(f"an embedding module of type {module['type']} is not supported yet")
+    return Pooling(kind=pooling.kind, normalise=normalise)
+
+
+def _pooling_kind(config: Config) -> str:
+    kinds = {"cls_token": "cls", "cls": "cls", "mean_tokens": "mean", "mean": "mean", "lasttoken": "last"}
+    modes = [
+        name.removeprefix("pooling_mode_") for name, on in config.items() if name.startswith("pooling_mode_") and on
+    ]
+    modes += [config["pooling_mode"]] if "pooling_mode" in config else []
+    if len(modes) != 1 or modes[0] not in kinds:
+        raise ConfigFailure(
+            f"pooling by {' and '.join(modes) or 'nothing'} is not supported yet, only cls, mean or lasttoken"
+        )
+    return kinds[modes[0]]
+
+
+def _read_json(path: Path, kind: type) -> Any:
+    """None if there is no such file."""
     try:
         data = json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise WeightsFailure(f"{path} cannot be read: {error}") from None
-    if not isinstance(data, dict):
-        raise WeightsFailure(f"{path} is not a JSON object")
+    if not isinstance(data, kind):
+        raise WeightsFailure(f"{path} is not a JSON {'object' if kind is dict else 'list'}")
     return data

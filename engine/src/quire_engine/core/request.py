@@ -3,26 +3,39 @@
 from dataclasses import dataclass
 from typing import NewType
 
-__all__ = ["Request", "RequestId", "SamplingParams"]
+__all__ = ["Request", "RequestId", "TokenParams"]
 
 RequestId = NewType("RequestId", int)  # given by the engine's caller, never used twice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """How the next token is chosen, and when to stop. Validated at the border; the core trusts it."""
+class TokenParams:
+    """How tokens are chosen, and when to stop. Validated at the border (params.py); the core trusts it."""
 
     max_tokens: int
+    min_tokens: int = 0  # before that many, no stop token is chosen and no stop string ends the output
     temperature: float = 1.0  # 0 is greedy
     top_k: int = 0  # 0 is all
     top_p: float = 1.0
+    min_p: float = 0.0  # tokens less likely than this share of the likeliest one's probability are left out
+    repetition_penalty: float = 1.0  # of tokens in prompt or output: logits are divided by it, negative ones multiplied
+    frequency_penalty: float = 0.0  # taken off a logit for each time the token stands in the output
+    presence_penalty: float = 0.0  # taken off once, if it stands there at all
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed: tuple[int, ...] | None = None  # None: all tokens
+    bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that are never completed
     seed: int = 0
     stop: tuple[bytes, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()  # with the model's own end tokens, unless ignored
+    logprobs: int | None = None  # with each token its log probability, and this many of the likeliest
+    prompt_logprobs: int | None = None  # the same for the tokens of the prompt but the first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     id: RequestId
     prompt: tuple[int, ...]
-    params: SamplingParams
+    params: TokenParams
+    priority: int = 0  # lower runs first, under the priority policy
+    leader: RequestId | None = None  # added before this one, with the same prompt: its blocks are shared
+    domain: tuple[str, ...] = ()  # only requests of the same domain share cached prefixes (adapter, tenant's salt)

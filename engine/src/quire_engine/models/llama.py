@@ -1,83 +1,127 @@
 """The llama family: RMS norm, rotary embedding, grouped-query attention, a gated feed-forward.
 
-Names of layers are those of the checkpoint. Shapes: T tokens of the step, H hidden, D head size.
+Mistral adds a window, Phi-3 keeps its matrices fused, Qwen2 has biases, Qwen3 norms its heads; mixtral.py has experts.
+Names of layers are those of the checkpoint. Shapes: T tokens of the step, H hidden.
+
+What goes past a branch is added where the next norm is taken, so that a kernel can do both at once: a block is given
+`x`, what the last branch made, and `residual`, what went past it.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from quire_engine.layers.attention import Attention, Cache, attention_form
+from quire_engine.layers.embedding import Embedding, Head
+from quire_engine.layers.feed_forward import FeedForward, Gated
 from quire_engine.layers.linear import Linear
-from quire_engine.layers.rotary import rotary_table
+from quire_engine.layers.norms import RMSNorm, rms_weight
+from quire_engine.layers.rotary import rotary_tables
 from quire_engine.models.weights import Weights
-from quire_engine.ops import Ops
+from quire_engine.ops import LayerCache, Ops
 from quire_engine.runtime.batch import ForwardBatch
-from quire_engine.runtime.kv_cache import KVCache
 from quire_engine.spec import ModelSpec
 
-__all__ = ["Llama"]
+__all__ = ["Decoder", "Llama", "gated", "self_attention"]
+
+MakeFeedForward = Callable[[ModelSpec, Weights, Ops, str], FeedForward]
 
 
-class Llama:
-    def __init__(self, spec: ModelSpec, weights: Weights, ops: Ops, device: torch.device) -> None:
+def self_attention(
+    spec: ModelSpec, weights: Weights, ops: Ops, name: str, layer: int, rotary: Tensor | None, *, from_one: bool = False
+) -> Attention:
+    """`name`.self_attn; `from_one` is for the norms of its heads, if it has any (layers/norms.py)."""
+    shape, name = spec.shape, f"{name}.self_attn"
+    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    q_norm, k_norm = (
+        rms_weight(weights, f"{name}.{part}_norm", shape.head_dim, from_one=from_one) if shape.qk_norm else None
+        for part in "qk"
+    )
+    form = attention_form(spec, layer, rotary, q_norm=q_norm, k_norm=k_norm)
+    projections, fused = [f"{name}.{part}_proj" for part in "qkv"], f"{name}.qkv_proj"
+    bias = shape.qkv_bias
+    qkv = Linear(ops, weights, *projections, out=(q, kv, kv), into=shape.hidden, bias=bias, fused=fused)
+    out = Linear(ops, weights, f"{name}.o_proj", out=(shape.hidden,), into=q, bias=shape.out_bias)
+    return Attention(ops, form, qkv, out)
+
+
+def gated(spec: ModelSpec, weights: Weights, ops: Ops, name: str) -> Gated:
+    """`name`.mlp"""
+    hidden, inner, bias, name = spec.shape.hidden, spec.shape.intermediate, spec.shape.mlp_bias, f"{name}.mlp"
+    parts, fused = [f"{name}.gate_proj", f"{name}.up_proj"], f"{name}.gate_up_proj"
+    gate_up = Linear(ops, weights, *parts, out=(inner, inner), into=hidden, bias=bias, fused=fused)
+    down = Linear(ops, weights, f"{name}.down_proj", out=(hidden,), into=inner, bias=bias)
+    return Gated(ops, gate_up, down, spec.activation)
+
+
+class Decoder:
+    """All but the output head: what embeddings need."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Weights,
+        ops: Ops,
+        device: torch.device,
+        feed_forward: MakeFeedForward = gated,
+    ) -> None:
         shape = spec.shape
-        self._ops = ops
-        self._epsilon = spec.norm_epsilon
-        self._embedding = weights.take("model.embed_tokens.weight", (shape.vocabulary, shape.hidden))
-        table = rotary_table(shape.head_dim, spec.trained_len, spec.rope_theta, device)
-        self._blocks = [_Block(spec, weights, ops, f"model.layers.{i}", table) for i in range(shape.layers)]
-        self._norm = weights.take("model.norm.weight", (shape.hidden,))
-        if shape.tied:
-            weights.ignore("lm_head.weight")  # some checkpoints keep a copy
-            self._head = self._embedding
-        else:
-            self._head = weights.take("lm_head.weight", (shape.vocabulary, shape.hidden))
+        name = weights.either("model.embed_tokens.weight", "embed_tokens.weight").removesuffix(".weight")
+        prefix = name.removesuffix("embed_tokens")
+        self._embedding = Embedding(ops, weights, name, shape.vocabulary, shape.hidden)
+        self._blocks = [
+            _Block(spec, weights, ops, f"{prefix}layers.{i}", i, rotary, feed_forward)
+            for i, rotary in enumerate(rotary_tables(spec, device))
+        ]
+        self._norm = RMSNorm(ops, weights, f"{prefix}norm", shape.hidden, spec.norm_epsilon)
 
-    def forward(self, batch: ForwardBatch, cache: KVCache) -> Tensor:
-        x = self._embedding[batch.tokens]  # [T, H]
+    def forward(self, batch: ForwardBatch, cache: Cache) -> Tensor:
+        x, residual = self._embedding(batch.tokens), None  # [T, H]
         for index, block in enumerate(self._blocks):
-            x = block(x, batch, cache.layer(index))
-        return self._ops.rms_norm(x, self._norm, self._epsilon)
+            x, residual = block(x, residual, batch, cache.layer(index))
+        return self._norm.add(x, residual)[0]
+
+
+class Llama(Decoder):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Weights,
+        ops: Ops,
+        device: torch.device,
+        feed_forward: MakeFeedForward = gated,
+    ) -> None:
+        super().__init__(spec, weights, ops, device, feed_forward)
+        tied = self._embedding if spec.shape.tied else None
+        self._head = Head(ops, weights, "lm_head", spec.shape.vocabulary, spec.shape.hidden, tied=tied)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self._ops.linear(hidden, self._head, None).float()
+        return self._head(hidden)
 
 
 class _Block:
-    """One layer: attention, then feed-forward, each added to what came in."""
+    """One layer: attention, then feed-forward."""
 
-    def __init__(self, spec: ModelSpec, weights: Weights, ops: Ops, name: str, table: Tensor) -> None:
-        shape = spec.shape
-        hidden, wide = shape.hidden, shape.intermediate
-        self._q, self._kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        self._head_dim = shape.head_dim
-        self._ops = ops
-        self._epsilon = spec.norm_epsilon
-        self._table = table
-        self._scale = shape.head_dim**-0.5
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Weights,
+        ops: Ops,
+        name: str,
+        layer: int,
+        rotary: Tensor | None,
+        feed_forward: MakeFeedForward,
+    ) -> None:
+        hidden, epsilon = spec.shape.hidden, spec.norm_epsilon
+        self._norm_in = RMSNorm(ops, weights, f"{name}.input_layernorm", hidden, epsilon)
+        self._attention = self_attention(spec, weights, ops, name, layer, rotary)
+        self._norm_mid = RMSNorm(ops, weights, f"{name}.post_attention_layernorm", hidden, epsilon)
+        self._feed_forward = feed_forward(spec, weights, ops, name)
 
-        attention, mlp = f"{name}.self_attn", f"{name}.mlp"
-        self._norm_in = weights.take(f"{name}.input_layernorm.weight", (hidden,))
-        self._norm_mid = weights.take(f"{name}.post_attention_layernorm.weight", (hidden,))
-        projections = [f"{attention}.{p}_proj" for p in "qkv"]
-        bias = shape.attention_bias
-        self._qkv = Linear(ops, weights, *projections, out=(self._q, self._kv, self._kv), into=hidden, bias=bias)
-        self._out = Linear(ops, weights, f"{attention}.o_proj", out=(hidden,), into=self._q, bias=bias)
-        bias = shape.mlp_bias
-        self._gate_up = Linear(
-            ops, weights, f"{mlp}.gate_proj", f"{mlp}.up_proj", out=(wide, wide), into=hidden, bias=bias
-        )
-        self._down = Linear(ops, weights, f"{mlp}.down_proj", out=(hidden,), into=wide, bias=bias)
-
-    def __call__(self, x: Tensor, batch: ForwardBatch, cache: tuple[Tensor, Tensor]) -> Tensor:
-        x = x + self._attend(self._ops.rms_norm(x, self._norm_in, self._epsilon), batch, cache)
-        h = self._ops.rms_norm(x, self._norm_mid, self._epsilon)
-        return x + self._down(self._ops.silu_mul(self._gate_up(h)))
-
-    def _attend(self, x: Tensor, batch: ForwardBatch, cache: tuple[Tensor, Tensor]) -> Tensor:
-        parts = torch.split(self._qkv(x), [self._q, self._kv, self._kv], dim=-1)
-        q, k, v = (part.view(len(x), -1, self._head_dim) for part in parts)  # [T, heads or kv_heads, D]
-        q = self._ops.rotate(q, self._table, batch.positions)
-        k = self._ops.rotate(k, self._table, batch.positions)
-        self._ops.write_kv(k, v, cache, batch.places)
-        attended = self._ops.attention(q, cache, batch, self._scale)
-        return self._out(attended.flatten(1))
+    def __call__(
+        self, x: Tensor, residual: Tensor | None, batch: ForwardBatch, cache: LayerCache
+    ) -> tuple[Tensor, Tensor]:
+        x, residual = self._norm_in.add(x, residual)
+        x, residual = self._norm_mid.add(self._attention(x, batch, cache), residual)
+        return self._feed_forward(x), residual

@@ -5,7 +5,7 @@ another shape, or is left over afterwards is an error, never a guess.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,18 +16,19 @@ from torch import Tensor
 
 from quire_engine.errors import WeightsFailure
 
-__all__ = ["Weights"]
+__all__ = ["DummyWeights", "Weights"]
 
-DERIVED = (".rotary_emb.inv_freq",)  # older checkpoints keep what follows from config.json
+DERIVED = (".rotary_emb.inv_freq", ".position_ids")  # older checkpoints keep what follows from config.json
+FORMATS = {"F32", "BF16", "F16"}  # as safetensors calls them
 
 
 class Weights:
     """The safetensors files of a folder; use as a context."""
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+        self.device = device
         self._folder = folder
         self._dtype = dtype
-        self._device = device
         self._files: dict[str, Any] = {}  # tensor name -> open file
         self._taken: set[str] = set()
 
@@ -50,30 +51,79 @@ class Weights:
                 f"{self._folder} has {len(left)} tensors the model does not know, {left[0]} the first: wrong architecture?"
             )
 
-    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The tensor, on the device, in the wanted format."""
-        if name not in self._files:
-            raise WeightsFailure(f"{self._folder} has no tensor {name}")
-        tensor: Tensor = self._files[name].get_tensor(name)
-        if tuple(tensor.shape) != shape:
-            raise WeightsFailure(
-                f"{name} is {list(tensor.shape)} in {self._folder}, but config.json makes it {list(shape)}"
-            )
-        self._taken.add(name)
-        return tensor.to(device=self._device, dtype=self._dtype)
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
 
-    def stacked(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    def either(self, *names: str) -> str:
+        """The first of these that is there; if none is, the first, which `take` will then ask for."""
+        return next((name for name in names if name in self), names[0])
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor, on the device, in the wanted format: the model's, if none is named."""
+        return next(self._read(name, shape, [...], dtype))
+
+    def parts(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Iterator[Tensor]:
+        """[n, ...] as n tensors, each read by itself."""
+        return self._read(name, shape, range(shape[0]), dtype)
+
+    def stacked(
+        self, names: Sequence[str], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype | None = None
+    ) -> Tensor:
         """Several tensors as one, along the first dimension."""
-        out = torch.empty((sum(shape[0] for shape in shapes), *shapes[0][1:]), dtype=self._dtype, device=self._device)
+        if len(names) == 1:
+            return self.take(names[0], shapes[0], dtype)
+        rows = sum(shape[0] for shape in shapes)
+        out = torch.empty((rows, *shapes[0][1:]), dtype=dtype or self._dtype, device=self.device)
         start = 0
         for name, shape in zip(names, shapes, strict=True):
-            out[start : start + shape[0]] = self.take(name, shape)
+            out[start : start + shape[0]] = self.take(name, shape, dtype)
             start += shape[0]
         return out
 
     def ignore(self, name: str) -> None:
-        """Accept a tensor that the model does not read, if it is there."""
+        """Accept a tensor that the model does not read, if it is there; all below a name that ends with a dot."""
+        self._taken |= {n for n in self._files if n == name or (name.endswith(".") and n.startswith(name))}
+
+    def _read(
+        self, name: str, shape: tuple[int, ...], indices: Sequence[Any], dtype: torch.dtype | None
+    ) -> Iterator[Tensor]:
+        if name not in self._files:
+            raise WeightsFailure(f"{self._folder} has no tensor {name}")
+        found = self._files[name].get_slice(name)
+        if tuple(found.get_shape()) != shape:
+            raise WeightsFailure(
+                f"{name} is {found.get_shape()} in {self._folder}, but config.json makes it {list(shape)}"
+            )
+        if found.get_dtype() not in FORMATS:
+            raise WeightsFailure(
+                f"{name} is {found.get_dtype()} in {self._folder}, and only {', '.join(sorted(FORMATS))} can be read"
+            )
         self._taken.add(name)
+        for index in indices:
+            yield found[index].to(device=self.device, dtype=dtype or self._dtype)
+
+
+class DummyWeights(Weights):
+    """The same for measurements without a checkpoint: no file is read, every name is there, its numbers random.
+
+    Matrices and biases are normal with a deviation of 0.02, the weights of norms 1; equal from one start to the next.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(Path("/nowhere"), dtype, device)
+        self._random = torch.Generator(device).manual_seed(0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def _read(
+        self, name: str, shape: tuple[int, ...], indices: Sequence[Any], dtype: torch.dtype | None
+    ) -> Iterator[Tensor]:
+        for index in indices:
+            size = shape if index is ... else shape[1:]
+            tensor = torch.empty(size, dtype=dtype or self._dtype, device=self.device)
+            is_norm = len(shape) == 1 and not name.endswith("bias")
+            yield tensor.fill_(1.0) if is_norm else tensor.normal_(0.0, 0.02, generator=self._random)
 
 
 def _files_of(folder: Path) -> list[Path]:

@@ -3,34 +3,84 @@
 `Ops` is built once (build.py), handed to the model and from it to the layers; nothing looks it up. A new
 kernel is a field here, an implementation in reference.py, which is the oracle, and a parity case in
 tests/quire_engine/test_ops.py for each other implementation.
+
+Shapes: T tokens of a step, D head size. Activations are of the model's format; weights of norms are float32.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from quire_engine.runtime.batch import ForwardBatch
 
-__all__ = ["Ops"]
+__all__ = ["Activation", "AttentionForm", "LayerCache", "Linear", "Matrix", "Ops"]
+
+Matrix = Any  # a weight [out, in] in the layout of the table that packed it
+LayerCache = tuple[
+    Tensor, Tensor
+]  # keys, values: each [blocks, kv_heads, block_size, D]; kernels may order a block their way
+
+
+class Activation(StrEnum):
+    SILU = "silu"
+    GELU = "gelu"  # by the error function
+    GELU_TANH = "gelu_tanh"  # by its usual approximation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AttentionForm:
+    """What one attention layer does with its heads. Query head h reads key head h // (heads // kv_heads)."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    causal: bool = True
+    window: int | None = None  # a token sees itself and the window - 1 before it
+    softcap: float | None = None  # scores become softcap * tanh(score / softcap)
+    rotary: Tensor | None = None  # [positions, rotary_dim] float32, cosines then sines; rotary_dim <= D, the rest stays
+    q_norm: Tensor | None = None  # [D] float32: RMS norm of each query head before it is rotated
+    k_norm: Tensor | None = None
+    epsilon: float = 1e-6  # of those norms
+
+
+class Linear(Protocol):
+    def __call__(self, x: Tensor, weight: Matrix, bias: Tensor | None = None, *, wide: bool = False) -> Tensor:
+        """x [T, in] -> [T, out]; float32 if `wide`, as logits are. The bias is float32."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ops:
-    linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    """x [T, in], weight [out, in], bias [out] -> [T, out]"""
+    pack: Callable[[Tensor], Matrix]
+    """weight [out, in] -> the same, laid out for `linear` and `embed`; may reuse its memory"""
+
+    linear: Linear
+
+    embed: Callable[[Tensor, Matrix], Tensor]
+    """ids [T], table [vocabulary, hidden] as packed -> rows [T, hidden]"""
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
-    """x [T, hidden], weight [hidden], epsilon -> [T, hidden]; computed in float32"""
+    """x [T, hidden], weight [hidden], epsilon -> [T, hidden]; computed in float32, rounded once"""
 
-    rotate: Callable[[Tensor, Tensor, Tensor], Tensor]
-    """x [T, heads, head_dim], table [positions, head_dim] of cos|sin, positions [T] -> x rotated"""
+    add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+    """x, residual, weight, epsilon -> (rms_norm(x + residual), x + residual); may overwrite x and residual"""
 
-    silu_mul: Callable[[Tensor], Tensor]
-    """gate|up [T, 2 * intermediate] -> silu(gate) * up [T, intermediate]"""
+    layer_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    """x [T, hidden], weight, bias [hidden], epsilon -> [T, hidden]"""
 
-    write_kv: Callable[[Tensor, Tensor, tuple[Tensor, Tensor], Tensor], None]
-    """key, value [T, kv_heads, head_dim], a layer's cache, places [T]: store them"""
+    activate: Callable[[Tensor, Activation], Tensor]
+    """x [T, n] -> activation(x)"""
 
-    attention: Callable[[Tensor, tuple[Tensor, Tensor], ForwardBatch, float], Tensor]
-    """query [T, heads, head_dim], a layer's cache, batch, scale -> [T, heads, head_dim]; causal"""
+    gate: Callable[[Tensor, Activation], Tensor]
+    """gate|up [T, 2 * n] -> activation(gate) * up [T, n]"""
+
+    store_kv: Callable[[Tensor, AttentionForm, LayerCache, ForwardBatch], Tensor]
+    """q|k|v [T, (heads + 2 * kv_heads) * D] -> q [T, heads, D]; q and k are normed and rotated as the form says,
+    k and v stored at the batch's places"""
+
+    attention: Callable[[Tensor, AttentionForm, LayerCache, ForwardBatch], Tensor]
+    """q [T, heads, D] -> [T, heads, D]: each row over the stored tokens of its chunk's sequence that it may see"""

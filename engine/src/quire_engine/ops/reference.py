@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quire_engine.ops import Ops
+from quire_engine.ops import Activation, AttentionForm, LayerCache, Matrix, Ops
 from quire_engine.runtime.batch import ForwardBatch
 
 __all__ = ["reference_ops"]
@@ -12,50 +12,103 @@ __all__ = ["reference_ops"]
 
 def reference_ops() -> Ops:
     return Ops(
-        linear=F.linear, rms_norm=rms_norm, rotate=rotate, silu_mul=silu_mul, write_kv=write_kv, attention=attention
+        pack=lambda weight: weight,
+        linear=linear,
+        embed=lambda ids, table: F.embedding(ids, table),
+        rms_norm=rms_norm,
+        add_rms_norm=add_rms_norm,
+        layer_norm=layer_norm,
+        activate=activate,
+        gate=gate,
+        store_kv=store_kv,
+        attention=attention,
     )
+
+
+def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None, *, wide: bool = False) -> Tensor:
+    y = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+    return y.float() if wide else y
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     wide = x.float()
-    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+    return (weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon))).to(x.dtype)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    total = x + residual
+    return rms_norm(total, weight, epsilon), total
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    return F.layer_norm(x.float(), weight.shape, weight, bias, epsilon).to(x.dtype)
+
+
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    if activation is Activation.SILU:
+        return F.silu(x)
+    return F.gelu(x, approximate="tanh" if activation is Activation.GELU_TANH else "none")
+
+
+def gate(gate_up: Tensor, activation: Activation) -> Tensor:
+    gates, up = gate_up.chunk(2, dim=-1)
+    return activate(gates, activation) * up
 
 
 def rotate(x: Tensor, table: Tensor, positions: Tensor) -> Tensor:
-    """Pairs are (i, i + head_dim / 2), as checkpoints of the llama family have them."""
-    cos, sin = table[positions].to(x.dtype)[:, None, :].chunk(2, dim=-1)  # [T, 1, head_dim / 2]
-    low, high = x.chunk(2, dim=-1)
-    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
+    """x [T, heads, D]. Pairs are (i, i + rotary_dim / 2), as checkpoints of the llama family have them."""
+    rotary_dim = table.shape[1]
+    cos, sin = table[positions][:, None, :].chunk(2, dim=-1)  # [T, 1, rotary_dim / 2]
+    turned, rest = x[..., :rotary_dim].float(), x[..., rotary_dim:]
+    low, high = turned.chunk(2, dim=-1)
+    return torch.cat(((low * cos - high * sin).to(x.dtype), (high * cos + low * sin).to(x.dtype), rest), dim=-1)
 
 
-def silu_mul(gate_up: Tensor) -> Tensor:
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
-
-
-def write_kv(key: Tensor, value: Tensor, cache: tuple[Tensor, Tensor], places: Tensor) -> None:
+def store_kv(qkv: Tensor, form: AttentionForm, cache: LayerCache, batch: ForwardBatch) -> Tensor:
+    heads = qkv.view(len(qkv), -1, form.head_dim)
+    q, k, v = torch.split(heads, [form.heads, form.kv_heads, form.kv_heads], dim=1)
+    if form.q_norm is not None:
+        q = rms_norm(q, form.q_norm, form.epsilon)
+    if form.k_norm is not None:
+        k = rms_norm(k, form.k_norm, form.epsilon)
+    if form.rotary is not None:
+        q, k = rotate(q, form.rotary, batch.positions), rotate(k, form.rotary, batch.positions)
     keys, values = cache
-    keys.flatten(0, 1)[places] = key
-    values.flatten(0, 1)[places] = value
+    block_size = keys.shape[2]
+    block, row = batch.places // block_size, batch.places % block_size
+    keys[block, :, row] = k
+    values[block, :, row] = v
+    return q
 
 
-def attention(query: Tensor, cache: tuple[Tensor, Tensor], batch: ForwardBatch, scale: float) -> Tensor:
-    """One chunk after the other: gather its pages, mask what lies ahead of each row."""
+def attention(query: Tensor, form: AttentionForm, cache: LayerCache, batch: ForwardBatch) -> Tensor:
+    """One chunk after the other: gather its pages, mask what a row must not see. Scores in float32."""
     keys, values = cache
-    block_size = keys.shape[1]
-    out = torch.empty_like(query)
-    for i, context in enumerate(batch.context_len):
-        rows = slice(batch.query_start[i], batch.query_start[i + 1])
-        pages = batch.block_tables[i, : -(-context // block_size)]
-        q = query[rows].transpose(0, 1)  # [heads, n, head_dim]
-        k = keys[pages].flatten(0, 1)[:context].transpose(0, 1)  # [kv_heads, context, head_dim]
-        v = values[pages].flatten(0, 1)[:context].transpose(0, 1)
-        n = q.shape[1]
-        mask = None
-        if n > 1:  # row j stands at position context - n + j
-            mask = torch.ones(n, context, dtype=torch.bool, device=q.device).tril(context - n)
-        attended = F.scaled_dot_product_attention(
-            q[None], k[None], v[None], attn_mask=mask, scale=scale, enable_gqa=True
-        )
-        out[rows] = attended[0].transpose(0, 1)
+    block_size = keys.shape[2]
+    starts, contexts = batch.query_start.tolist(), batch.context_len.tolist()
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    for i, context in enumerate(contexts):
+        rows = slice(starts[i], starts[i + 1])
+        pages = batch.block_tables[i, : -(-context // block_size)].long()
+        group = form.heads // form.kv_heads
+        q = (
+            query[rows].transpose(0, 1).reshape(form.kv_heads, group, -1, form.head_dim).float()
+        )  # [kv_heads, group, n, D]
+        k = keys[pages].transpose(0, 1).flatten(1, 2)[:, None, :context].float()  # [kv_heads, 1, context, D]
+        v = values[pages].transpose(0, 1).flatten(1, 2)[:, None, :context].float()
+        scores = q @ k.transpose(-1, -2) * form.scale  # [kv_heads, group, n, context]
+        if form.softcap is not None:
+            scores = form.softcap * torch.tanh(scores / form.softcap)
+        n = q.shape[2]
+        at = torch.arange(context - n, context, device=q.device)[:, None]  # position of each row
+        key_at = torch.arange(context, device=q.device)
+        hidden = torch.zeros(n, context, dtype=torch.bool, device=q.device)
+        if form.causal:
+            hidden |= key_at > at
+        if form.window is not None:
+            hidden |= key_at <= at - form.window
+            if not form.causal:
+                hidden |= key_at >= at + form.window
+        weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+        out[rows] = (weights @ v).flatten(0, 1).transpose(0, 1).to(query.dtype)
     return out

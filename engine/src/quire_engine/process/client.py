@@ -13,17 +13,18 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
 from itertools import count
 
 from quire_api.engine import EngineConfig
 from quire_api.flags import to_argv
-from quire_engine.core.request import Request, RequestId, SamplingParams
+from quire_engine.core.request import Request, RequestId, TokenParams
 from quire_engine.core.scheduler import Load
-from quire_engine.core.step import TokenEvent
+from quire_engine.core.step import Finish
 from quire_engine.errors import RequestRejected
 from quire_engine.process.link import HEADER, Ended, Ready, Report, Work, pack
 
-__all__ = ["EngineClient", "EngineLost"]
+__all__ = ["EngineClient", "EngineLost", "GenerationFailed", "TokenEvent"]
 
 
 log = logging.getLogger("quire.serve")
@@ -33,6 +34,18 @@ CUT = "the engine is shutting down, and the time to finish is over"
 
 class EngineLost(Exception):
     """The engine ended, or is about to, while a request was under way."""
+
+
+class GenerationFailed(Exception):
+    """This one request could not go on; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One more token of a request, or its end, or both."""
+
+    token: int | None
+    finish: Finish | None
 
 
 _Item = TokenEvent | RequestRejected | EngineLost
@@ -90,7 +103,7 @@ class EngineClient:
             os.killpg(self._process.pid, signal.SIGKILL)
             await asyncio.to_thread(self._process.wait)
 
-    async def generate(self, prompt: tuple[int, ...], params: SamplingParams) -> AsyncGenerator[TokenEvent]:
+    async def generate(self, prompt: tuple[int, ...], params: TokenParams) -> AsyncGenerator[TokenEvent]:
         """The events of one request, the final one last. Leaving the iteration early aborts the request."""
         request_id = RequestId(next(self._ids))
         queue: asyncio.Queue[_Item] = asyncio.Queue()
@@ -165,12 +178,7 @@ class EngineClient:
             queue = self._queues.get(RequestId(request_id))
             if queue is None:
                 continue  # its client has left
-            finish, stop = report.finished.get(i, (None, None))
-            queue.put_nowait(
-                TokenEvent(
-                    request_id=RequestId(request_id), token=None if token < 0 else token, finish=finish, stop=stop
-                )
-            )
+            queue.put_nowait(TokenEvent(None if token < 0 else token, report.finished.get(i)))
         for rejected_id, (message, param) in report.rejected.items():
             if queue := self._queues.get(rejected_id):
                 queue.put_nowait(RequestRejected(message, param))

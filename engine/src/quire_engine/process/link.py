@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from quire_engine.core.request import Request, RequestId
 from quire_engine.core.scheduler import Load
-from quire_engine.core.step import FinishReason
+from quire_engine.core.step import Finish, TokenLogprob
 
 __all__ = ["HEADER", "Ended", "Link", "Ready", "Report", "Work", "pack"]
 
@@ -40,11 +40,14 @@ class Ready:
 
 @dataclass(slots=True, kw_only=True)
 class Report:
-    """From the engine, after a step: event i is token `tokens[i]` of request `ids[i]`, or none if that is -1."""
+    """From the engine, after a step: the `Events` of core/step.py, numbers as arrays, and what became of new requests."""
 
     ids: "array[int]"
     tokens: "array[int]"
-    finished: dict[int, tuple[FinishReason, bytes | None]]  # by position in `ids`
+    finished: dict[int, Finish]
+    logprobs: dict[int, TokenLogprob]
+    prompt_logprobs: dict[RequestId, list[TokenLogprob]]
+    cached: dict[RequestId, int]
     rejected: dict[RequestId, tuple[str, str | None]]  # message and parameter at fault
     load: Load
 

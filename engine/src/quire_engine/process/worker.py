@@ -12,7 +12,7 @@ from typing import NoReturn
 from quire_api.flags import from_argv
 from quire_engine.build import build_engine
 from quire_engine.core.request import RequestId
-from quire_engine.core.step import FinishReason, TokenEvent
+from quire_engine.core.step import Events
 from quire_engine.engine import Engine
 from quire_engine.errors import EngineFailure, RequestRejected
 from quire_engine.process.link import Ended, Link, Ready, Report, Work
@@ -51,7 +51,7 @@ def serve(engine: Engine, link: Link) -> NoReturn:
     """Until the link closes, which is an EOFError."""
     while True:
         rejected: dict[RequestId, tuple[str, str | None]] = {}
-        events: list[TokenEvent] = []
+        events = Events()
         for message in link.receive(wait=not engine.has_work):
             assert isinstance(message, Work)
             for request in message.requests:
@@ -60,21 +60,20 @@ def serve(engine: Engine, link: Link) -> NoReturn:
                 except RequestRejected as refusal:
                     rejected[request.id] = (str(refusal), refusal.param)
             for request_id in message.aborts:
-                events += engine.abort(request_id)
+                events.extend(engine.abort(request_id))
         if engine.has_work:
-            events += engine.step()
+            events.extend(engine.step())
         link.send(_report(events, rejected, engine))
 
 
-def _report(events: list[TokenEvent], rejected: dict[RequestId, tuple[str, str | None]], engine: Engine) -> Report:
-    finished: dict[int, tuple[FinishReason, bytes | None]] = {}
-    for i, event in enumerate(events):
-        if event.finish is not None:
-            finished[i] = (event.finish, event.stop)
+def _report(events: Events, rejected: dict[RequestId, tuple[str, str | None]], engine: Engine) -> Report:
     return Report(
-        ids=array("q", [event.request_id for event in events]),
-        tokens=array("q", [-1 if event.token is None else event.token for event in events]),
-        finished=finished,
+        ids=array("q", events.ids),
+        tokens=array("q", events.tokens),
+        finished=events.finished,
+        logprobs=events.logprobs,
+        prompt_logprobs=events.prompt_logprobs,
+        cached=events.cached,
         rejected=rejected,
         load=engine.load,
     )

@@ -1,6 +1,6 @@
-"""A step's arrays, built from its plan.
+"""A step's arrays, built from its plan and from what earlier plans said of each slot.
 
-The tokens of all chunks stand one after another, T in all; each chunk i owns the rows
+The tokens of all chunks stand one after another, T in all; each of the B chunks i owns the rows
 query_start[i] .. query_start[i + 1] of every [T, ...] tensor:
 
     chunk          0               1     2
@@ -19,85 +19,68 @@ from torch import Tensor
 
 from quire_engine.core.step import StepPlan
 
-__all__ = ["ForwardBatch", "Sampling", "build_batch"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """The S rows that sample, and how."""
-
-    rows: Tensor  # [S] which of the T rows
-    slots: Tensor  # [S] the sequence's slot
-    positions: Tensor  # [S] position of the token that is chosen
-    temperature: Tensor  # [S] float32; 0 is greedy
-    top_k: Tensor  # [S]; 0 is all
-    top_p: Tensor  # [S] float32
-    seeds: Tensor  # [S]
-    all_greedy: bool
-    any_top: bool  # top_k or top_p is asked for
+__all__ = ["BatchBuilder", "ForwardBatch"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardBatch:
-    tokens: Tensor  # [T] ids; what `follow_rows` names is not filled in yet
-    positions: Tensor  # [T]
-    places: Tensor  # [T] where each token's key and value go
-    query_start: tuple[int, ...]  # [B + 1]
-    context_len: tuple[int, ...]  # [B]
-    block_tables: Tensor  # [B, most blocks of a chunk], padded with 0
-    follow_rows: Tensor  # [F] rows whose id is the last sampled one ...
-    follow_slots: Tensor  # [F] ... of these slots
-    sampling: Sampling
+    tokens: Tensor  # [T] int64 ids; what `follow_rows` names is not filled in yet
+    positions: Tensor  # [T] int64
+    places: Tensor  # [T] int64: where each token's key and value go (kv_cache.py)
+    query_start: Tensor  # [B + 1] int32
+    context_len: Tensor  # [B] int32
+    block_tables: Tensor  # [B, most blocks of a chunk] int32, padded with whatever
+    follow_rows: Tensor  # [F] int64: rows whose id is the last sampled one ...
+    follow_slots: Tensor  # [F] int64: ... of these slots
 
 
-def build_batch(plan: StepPlan, block_size: int, device: torch.device) -> ForwardBatch:
-    chunks = plan.chunks
-    lengths = [chunk.length for chunk in chunks]
-    query_start = np.concatenate(([0], np.cumsum(lengths)))
-    tokens = np.concatenate(
-        [np.fromiter((*c.tokens, 0) if c.follows else c.tokens, np.int64, c.length) for c in chunks]
-    )
-    positions = np.concatenate([np.arange(chunk.start, chunk.end) for chunk in chunks])
+class BatchBuilder:
+    """Row `slot` of its arrays belongs to the sequence that was placed there last."""
 
-    tables = np.zeros((len(chunks), max(len(chunk.blocks) for chunk in chunks)), np.int64)
-    for row, chunk in enumerate(chunks):
-        tables[row, : len(chunk.blocks)] = chunk.blocks
-    owner = np.repeat(np.arange(len(chunks)), lengths)  # [T] which chunk a row is of
-    places = tables[owner, positions // block_size] * block_size + positions % block_size
+    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, device: torch.device) -> None:
+        self._block_size = block_size
+        self._device = device
+        self._tables = np.zeros((max_num_seqs, -(-max_model_len // block_size)), np.int32)
+        self._num_placed = np.zeros(max_num_seqs, np.int64)
+        self._tokens = [np.zeros(0, np.int64)] * max_num_seqs
 
-    follows = [(query_start[i + 1] - 1, chunk.slot) for i, chunk in enumerate(chunks) if chunk.follows]
-    samples = [(i, chunk) for i, chunk in enumerate(chunks) if chunk.samples]
-    params = [chunk.params for _, chunk in samples]
+    def take_in(self, plan: StepPlan) -> None:
+        """Remember what is new."""
+        for placed in plan.placements:
+            self._tokens[placed.slot] = np.array(placed.tokens, np.int64)
+            self._num_placed[placed.slot] = len(placed.tokens)
+            self._tables[placed.slot, : len(placed.blocks)] = placed.blocks
+        for slot, index, block in plan.new_blocks:
+            self._tables[slot, index] = block
 
-    def upload(values: Any, kind: type[np.generic]) -> Tensor:
+    def build(self, plan: StepPlan) -> ForwardBatch:
+        """Lay out the step, which has a chunk at least."""
+        slots, starts, lengths = np.array(plan.slots), np.array(plan.starts), np.array(plan.lengths)  # [B] each
+        ends = starts + lengths
+        query_start = np.zeros(len(slots) + 1, np.int32)
+        np.cumsum(lengths, out=query_start[1:])
+        owner = np.repeat(np.arange(len(slots)), lengths)  # [T] which chunk a row is of
+        positions = np.arange(query_start[-1]) + (starts - query_start[:-1])[owner]
+        tables = self._tables[slots, : -(-int(ends.max()) // self._block_size)]
+        places = tables[owner, positions // self._block_size].astype(np.int64) * self._block_size
+        places += positions % self._block_size
+
+        follows = starts >= self._num_placed[slots]
+        tokens = np.zeros(query_start[-1], np.int64)
+        for i in np.flatnonzero(~follows):
+            tokens[query_start[i] : query_start[i + 1]] = self._tokens[slots[i]][starts[i] : ends[i]]
+        return ForwardBatch(
+            tokens=self._upload(tokens),
+            positions=self._upload(positions),
+            places=self._upload(places),
+            query_start=self._upload(query_start),
+            context_len=self._upload(ends.astype(np.int32)),
+            block_tables=self._upload(tables),
+            follow_rows=self._upload(query_start[:-1][follows].astype(np.int64)),
+            follow_slots=self._upload(slots[follows]),
+        )
+
+    def _upload(self, values: "np.ndarray[Any, Any]") -> Tensor:
         """To the device, from pinned memory, so that the host need not wait for the step before."""
-        tensor = torch.from_numpy(np.asarray(values, kind))
-        return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
-
-    def integers(values: Any) -> Tensor:
-        return upload(values, np.int64)
-
-    def floats(values: Any) -> Tensor:
-        return upload(values, np.float32)
-
-    return ForwardBatch(
-        tokens=integers(tokens),
-        positions=integers(positions),
-        places=integers(places),
-        query_start=tuple(query_start.tolist()),
-        context_len=tuple(chunk.end for chunk in chunks),
-        block_tables=integers(tables),
-        follow_rows=integers([row for row, _ in follows]),
-        follow_slots=integers([slot for _, slot in follows]),
-        sampling=Sampling(
-            rows=integers([query_start[i + 1] - 1 for i, _ in samples]),
-            slots=integers([chunk.slot for _, chunk in samples]),
-            positions=integers([chunk.end for _, chunk in samples]),
-            temperature=floats([p.temperature for p in params]),
-            top_k=integers([p.top_k for p in params]),
-            top_p=floats([p.top_p for p in params]),
-            seeds=integers([p.seed for p in params]),
-            all_greedy=all(p.temperature == 0 for p in params),
-            any_top=any(p.top_k > 0 or p.top_p < 1 for p in params),
-        ),
-    )
+        tensor = torch.from_numpy(values)
+        return tensor if self._device.type == "cpu" else tensor.pin_memory().to(self._device, non_blocking=True)

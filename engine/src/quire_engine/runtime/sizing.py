@@ -1,22 +1,34 @@
-"""How much KV cache to allocate. Pure arithmetic, done once before anything is allocated."""
+"""How much memory for what. Pure arithmetic, done once before anything is allocated.
+
+    free once the weights are loaded = activations of the largest step + KV cache + the rest, for neighbours
+
+What a step needs beside weights and cache is bounded by its budget of tokens and by how many requests sample in it;
+it is counted here, so that an engine which is ready has all it will ever ask for.
+"""
 
 from dataclasses import dataclass
 
-from quire_api.footprint import ModelShape
+from quire_api.footprint import DTYPE_BYTES, ModelShape
 from quire_engine.errors import ConfigFailure, MemoryFailure
 
-__all__ = ["Sizes", "plan_sizes"]
+__all__ = ["Sizes", "plan_sizes", "step_bytes", "swap_cost"]
 
 GIB = 1 << 30
-SHARE_OF_FREE = 0.4  # the rest is for activations, the API process and the neighbours
+SHARE_OF_FREE = 0.4  # the rest is for the API process, the page cache and the neighbours
+
+# Orders of magnitude, for a choice between two: bytes a second between device and host, operations a second.
+COPY_RATE = {"cpu": 10e9, "cuda": 25e9}
+COMPUTE_RATE = {"cpu": 300e9, "cuda": 300e12}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
     num_blocks: int
+    num_host_blocks: int
     block_size: int
     max_model_len: int
     kv_cache_bytes: int
+    step_bytes: int  # activations, logits
 
 
 def plan_sizes(
@@ -27,7 +39,9 @@ def plan_sizes(
     max_model_len: int | None,
     block_size: int,
     max_num_seqs: int,
+    max_num_batched_tokens: int,
     kv_cache_gib: float | None,
+    swap_space_gib: float,
     free_bytes: int,
 ) -> Sizes:
     """Blocks and longest request. `free_bytes` is what is free once the weights are loaded."""
@@ -37,14 +51,18 @@ def plan_sizes(
         )
     block_bytes = shape.kv_bytes_per_token(dtype) * block_size
     wanted_len = max_model_len or trained_len
+    step = step_bytes(shape, dtype, max_num_batched_tokens, max_num_seqs)
+    swap = int(swap_space_gib * GIB)
     if kv_cache_gib is None:
         full_house = max_num_seqs * -(-wanted_len // block_size) * block_bytes
-        budget = min(full_house, int(free_bytes * SHARE_OF_FREE))
+        budget = max(0, min(full_house, int(free_bytes * SHARE_OF_FREE) - step - swap))
     else:
         budget = int(kv_cache_gib * GIB)
-        if budget > free_bytes:
+        if budget + step + swap > free_bytes:
             raise MemoryFailure(
-                f"--kv-cache-gib {kv_cache_gib} is more than the {free_bytes / GIB:.2f} GiB that are free: lower it"
+                f"--kv-cache-gib {kv_cache_gib}, {step / GIB:.2f} GiB for a step of {max_num_batched_tokens} tokens and "
+                f"{swap_space_gib:g} GiB of swap space are more than the {free_bytes / GIB:.2f} GiB that are free: "
+                "lower one of --kv-cache-gib, --max-num-batched-tokens, --swap-space-gib"
             )
     num_blocks = budget // block_bytes
     held = num_blocks * block_size
@@ -56,7 +74,23 @@ def plan_sizes(
         )
     return Sizes(
         num_blocks=num_blocks,
+        num_host_blocks=swap // block_bytes,
         block_size=block_size,
         max_model_len=min(wanted_len, held),
         kv_cache_bytes=num_blocks * block_bytes,
+        step_bytes=step,
     )
+
+
+def step_bytes(shape: ModelShape, dtype: str, max_num_batched_tokens: int, max_num_seqs: int) -> int:
+    """Most that is alive at once in a step: one layer's activations, or the logits and what the sampler makes of them."""
+    attention = (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    layer = max_num_batched_tokens * (3 * shape.hidden + max(attention, 3 * shape.intermediate)) * DTYPE_BYTES[dtype]
+    logits = min(max_num_seqs, max_num_batched_tokens) * shape.vocabulary * 4 * 3
+    return max(layer, logits)
+
+
+def swap_cost(shape: ModelShape, dtype: str, device: str) -> float:
+    """Seconds to move a token's keys and values out and in again, for each second it takes to compute them again."""
+    move = 2 * shape.kv_bytes_per_token(dtype) / COPY_RATE[device]
+    return move / (2 * shape.parameters / COMPUTE_RATE[device])

@@ -1,65 +1,85 @@
-"""Chooses the next token of each row.
+"""Chooses the next token of each row: the processors in their order, then the best token or a draw.
 
-Randomness is stateless: the noise of a row is a hash of (seed, position, token), so that a request gets the
-same tokens in any batch, after a preemption, and on any device. Sampling is the Gumbel trick: the argmax of
-logits / temperature + noise is a draw from the softmax.
+A step costs what its rows ask for: a batch that is greedy and asks for nothing is one maximum. The host never reads
+a token here, for it may be a step ahead; what depends on the output so far is kept on the device, by slot. A row's
+token depends on its own logits, parameters, position and output alone: not on the batch, nor on a preemption.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from quire_engine.runtime.batch import Sampling
+from quire_engine.core.step import Placement, TokenLogprob
+from quire_engine.sampling.drawing import Drawing
+from quire_engine.sampling.logprobs import Scores
+from quire_engine.sampling.processors import AllowedTokens, BadWords, LogitBias, MinTokens, Penalties, Processor
+from quire_engine.sampling.rows import Rows, upload
 
-__all__ = ["sample", "to_unit", "uniform_noise"]
-
-_MASK = 0xFFFFFFFF
-
-
-def sample(logits: Tensor, how: Sampling) -> Tensor:
-    """[S, vocabulary] float32 -> [S] token ids."""
-    greedy = logits.argmax(dim=-1)
-    if how.all_greedy:
-        return greedy
-    scaled = logits / how.temperature.clamp(min=1e-6)[:, None]
-    if how.any_top:
-        scaled = _keep_top(scaled, how.top_k, how.top_p)
-    noise = uniform_noise(how.seeds, how.positions, logits.shape[-1])
-    drawn = (scaled - torch.log(-torch.log(noise))).argmax(dim=-1)
-    return torch.where(how.temperature == 0, greedy, drawn)
+__all__ = ["Sampled", "Sampler"]
 
 
-def _keep_top(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Set to -inf what is neither among the `top_k` best nor in the smallest set that has `top_p` of the mass.
+class Sampled:
+    def __init__(self, tokens: Tensor, scores: Scores | None = None, scored: list[int] | None = None) -> None:
+        self.tokens = tokens  # [S] int64, on the device; -1: the largest logit is not a finite number
+        self._scores = scores
+        self._scored = scored or []  # rows, in the order of `scores`
 
-    Both count on the same order, best first; top_p looks at the mass among those which top_k left.
-    """
-    ordered, order = logits.sort(dim=-1, descending=True, stable=True)  # [S, V]
-    rank = torch.arange(logits.shape[-1], device=logits.device)
-    beyond_k = (top_k > 0)[:, None] & (rank >= top_k[:, None])
-    ordered = ordered.masked_fill(beyond_k, float("-inf"))
-    mass_before = ordered.softmax(dim=-1).cumsum(dim=-1).roll(1, dims=-1)
-    beyond_p = (mass_before >= top_p[:, None]) & (top_p < 1)[:, None]
-    beyond_p[:, 0] = False  # the best token always stays
-    ordered = ordered.masked_fill(beyond_p, float("-inf"))
-    return torch.empty_like(logits).scatter_(-1, order, ordered)
+    def logprobs(self) -> dict[int, TokenLogprob]:
+        """By row, of those that asked. The device must be done with the step."""
+        if self._scores is None:
+            return {}
+        return {row: score for row, score in zip(self._scored, self._scores.read(), strict=True) if score is not None}
 
 
-def uniform_noise(seeds: Tensor, positions: Tensor, vocabulary: int) -> Tensor:
-    """[S], [S] -> [S, vocabulary] in (0, 1), from the words alone."""
-    row = _mix(_mix(seeds & _MASK) ^ _mix((seeds >> 32) + 0x9E3779B9) ^ _mix(positions + 0x85EBCA6B))  # [S]
-    column = torch.arange(vocabulary, device=seeds.device)
-    bits = _mix(row[:, None] ^ _mix(column + 0xC2B2AE35)[None, :])  # [S, V] of 32 bits
-    return to_unit(bits)
+class Sampler:
+    def __init__(self, vocabulary: int, max_num_seqs: int, max_model_len: int, device: torch.device) -> None:
+        self._vocabulary = vocabulary
+        self._device = device
+        self._processors: tuple[Processor, ...] = (  # the order is what they mean together
+            AllowedTokens(device),
+            BadWords(max_num_seqs, device),
+            LogitBias(device),
+            MinTokens(max_num_seqs, device),
+            Penalties(vocabulary, max_num_seqs, device),
+        )
+        self._drawing = Drawing(vocabulary, max_num_seqs, device)  # temperature, min-p, top-k, top-p, noise
+        self._top = np.zeros(max_num_seqs, np.int64)  # log probabilities beside the token's own
+        # [processors, then whether it draws, then whether it wants log probabilities; slots]
+        self._needs = np.zeros((len(self._processors) + 2, max_num_seqs), np.bool_)
+
+    def place(self, placed: Placement) -> None:
+        """A sequence takes a slot, whatever was there: a new one, or one that goes on."""
+        for number, processor in enumerate(self._processors):
+            self._needs[number, placed.slot] = processor.place(placed)
+        wants_logprobs = placed.params.logprobs is not None
+        self._needs[-2, placed.slot] = self._drawing.place(placed)
+        self._needs[-1, placed.slot] = wants_logprobs
+        self._top[placed.slot] = min(placed.params.logprobs or 0, self._vocabulary)
+
+    def sample(self, logits: Tensor, slots: list[int], positions: list[int]) -> Sampled:
+        """[S, V] float32, which it may overwrite; positions[i] is the position of the token that is chosen."""
+        rows = Rows(np.arange(len(slots)), np.array(slots, np.int64), np.array(positions, np.int64))
+        needs = self._needs[:, rows.slots]  # [P + 2, S]
+        if not needs.any():
+            return Sampled(_finite(*logits.max(dim=-1)))
+        used = [(p, rows.where(need)) for p, need in zip(self._processors, needs[:-2], strict=True) if need.any()]
+        drawn, scored = rows.where(needs[-2]), rows.where(needs[-1])
+
+        logprobs = logits[upload(scored.index, self._device)].log_softmax(dim=-1) if len(scored) else None
+        for processor, some in used:
+            processor.apply(logits, some)
+        values, tokens = logits.max(dim=-1)
+        if len(drawn):
+            tokens[upload(drawn.index, self._device)] = self._drawing.draw(logits, drawn)
+        tokens = _finite(values, tokens)
+        for processor, some in used:
+            processor.note(tokens[upload(some.index, self._device)], some)
+        if logprobs is None:
+            return Sampled(tokens)
+        chosen = tokens[upload(scored.index, self._device)]
+        return Sampled(tokens, Scores(logprobs, chosen, self._top[scored.slots].tolist()), scored.index.tolist())
 
 
-def to_unit(bits: Tensor) -> Tensor:
-    """32-bit words -> float32 in (0, 1): with 23 bits and a half, neither end is reached by rounding."""
-    return ((bits >> 9).float() + 0.5) / (1 << 23)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """A bijection of 32-bit words that flips each output bit with half of the input flips ("lowbias32")."""
-    x = x & _MASK
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
-    return x ^ (x >> 16)
+def _finite(values: Tensor, tokens: Tensor) -> Tensor:
+    """A maximum that is not a number shows one anywhere in the row."""
+    return torch.where(values.isfinite(), tokens, -1)

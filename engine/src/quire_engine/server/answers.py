@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from quire_engine.errors import RequestRejected
-from quire_engine.process.client import EngineLost
+from quire_engine.process.client import EngineLost, GenerationFailed
 from quire_engine.server import errors
 from quire_engine.server.generation import Piece, Prompt
 
@@ -86,7 +86,7 @@ class Answer:
                         text = ""
                     yield self._event(self.shape.delta(text), piece.finish, no_usage)
         except Exception as error:
-            if not isinstance(error, EngineLost | RequestRejected):
+            if not isinstance(error, EngineLost | GenerationFailed | RequestRejected):
                 log.exception("while streaming an answer")
             yield _sse(errors.sentence_of(error))
             return

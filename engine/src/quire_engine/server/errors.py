@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from quire_engine.errors import RequestRejected
-from quire_engine.process.client import EngineLost
+from quire_engine.process.client import EngineLost, GenerationFailed
 
 __all__ = ["ModelUnknown", "body", "install", "sentence_of"]
 
@@ -43,7 +43,8 @@ def install(app: FastAPI) -> None:
         return JSONResponse(body(str(error), "not_found_error", 404, "model"), 404)
 
     @app.exception_handler(EngineLost)
-    async def lost(_: Request, error: EngineLost) -> JSONResponse:
+    @app.exception_handler(GenerationFailed)
+    async def lost(_: Request, error: Exception) -> JSONResponse:
         return JSONResponse(body(str(error), "internal_error", 500), 500)
 
     @app.exception_handler(HTTPException)
@@ -61,5 +62,5 @@ def sentence_of(error: Exception) -> dict[str, Any]:
     """The body for an error after which nothing can be answered; of one we did not foresee, no details."""
     if isinstance(error, RequestRejected):
         return body(str(error), "invalid_request_error", 400, error.param)
-    known = isinstance(error, EngineLost)
+    known = isinstance(error, EngineLost | GenerationFailed)
     return body(str(error) if known else f"internal error: {type(error).__name__}", "internal_error", 500)

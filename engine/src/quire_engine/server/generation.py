@@ -10,10 +10,10 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from quire_api.engine import EngineConfig
-from quire_engine.core.request import SamplingParams
+from quire_engine.core.request import TokenParams
 from quire_engine.core.step import FinishReason
 from quire_engine.errors import RequestRejected
-from quire_engine.process.client import EngineClient, EngineLost
+from quire_engine.process.client import EngineClient, EngineLost, GenerationFailed
 from quire_engine.server.errors import ModelUnknown
 from quire_engine.server.metrics import EngineMetrics
 from quire_engine.server.requests import ChatRequest, CompletionRequest
@@ -30,7 +30,7 @@ LONG_TEXT = 4096  # characters from which tokenising leaves the event loop
 @dataclass(frozen=True, slots=True)
 class Prompt:
     ids: tuple[int, ...]
-    params: SamplingParams
+    params: TokenParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Generation:
 
     async def run(self, prompt: Prompt) -> AsyncGenerator[Piece]:
         """The answer in pieces, the last of them final. Leaving early aborts the request."""
-        text = TextStream(self._tokenizer.token_bytes, prompt.params.stop, prompt.params.stop_token_ids)
+        text = TextStream(self._tokenizer.token_bytes, prompt.params.stop)
         clock = self._metrics.clock(len(prompt.ids))
         reason, tokens = FinishReason.ABORT, 0
         try:
@@ -102,10 +102,15 @@ class Generation:
                     if event.token is not None:
                         tokens += 1
                         clock.token()
-                    delta = text.feed(event)
-                    reason = event.finish or reason
-                    if delta or event.finish:
-                        yield Piece(delta, event.finish, tokens)
+                    delta = text.feed(event.token, event.finish)
+                    if event.finish is None:
+                        if delta:
+                            yield Piece(delta, None, tokens)
+                        continue
+                    reason = event.finish.reason
+                    if reason is FinishReason.ERROR:
+                        raise GenerationFailed(event.finish.message or "the engine could not go on with this request")
+                    yield Piece(delta, reason, tokens)
         except EngineLost:
             reason = FinishReason.ERROR
             raise
@@ -143,7 +148,7 @@ class Generation:
         top_k = max(request.top_k or 0, 0)
         return Prompt(
             tuple(ids),
-            SamplingParams(
+            TokenParams(
                 max_tokens=max_tokens,
                 temperature=1.0 if request.temperature is None else request.temperature,
                 top_k=0 if top_k >= vocabulary else top_k,

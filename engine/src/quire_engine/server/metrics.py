@@ -24,14 +24,16 @@ class EngineMetrics:
             self._collectors[metric.name] = collector
             if metric.labels == ("model_name",):
                 collector.labels(model_name)  # so that it is there, with 0, from the start
-        self._preemptions = 0
+        self._counted = Load(running=0, waiting=0, kv_usage=0, preemptions=0, prefix_queries=0, prefix_hits=0)
 
     def on_load(self, load: Load) -> None:
         self._of("vllm:num_requests_running").set(load.running)
         self._of("vllm:num_requests_waiting").set(load.waiting)
         self._of("vllm:kv_cache_usage_perc").set(load.kv_usage)
-        self._of("vllm:num_preemptions_total").inc(load.preemptions - self._preemptions)
-        self._preemptions = load.preemptions
+        before, self._counted = self._counted, load
+        self._of("vllm:num_preemptions_total").inc(load.preemptions - before.preemptions)
+        self._of("vllm:prefix_cache_queries_total").inc(load.prefix_queries - before.prefix_queries)
+        self._of("vllm:prefix_cache_hits_total").inc(load.prefix_hits - before.prefix_hits)
 
     def clock(self, prompt_tokens: int) -> "RequestClock":
         """Start to measure an accepted request."""

@@ -1,4 +1,4 @@
-"""Token events -> text deltas.
+"""Tokens -> text deltas.
 
 Holds back bytes that are half a character, and text that may turn out to be the beginning of a stop string,
 so that what was sent never has to be taken back. Any cut of the same bytes into tokens gives the same text.
@@ -7,27 +7,29 @@ so that what was sent never has to be taken back. Any cut of the same bytes into
 import codecs
 from collections.abc import Sequence
 
-from quire_engine.core.step import FinishReason, TokenEvent
+from quire_engine.core.step import Finish, FinishReason
 
 __all__ = ["TextStream"]
 
 
 class TextStream:
-    def __init__(self, token_bytes: Sequence[bytes], stop: tuple[bytes, ...], end_tokens: frozenset[int]) -> None:
+    def __init__(self, token_bytes: Sequence[bytes], stop: tuple[bytes, ...], include_stop: bool = False) -> None:
+        """`include_stop`: what ends the text, a string or a token, is shown as well."""
         self._token_bytes = token_bytes
         self._stop = stop
-        self._end_tokens = end_tokens
+        self._include_stop = include_stop
         self._held = b""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def feed(self, event: TokenEvent) -> str:
-        """The text that is certain after `event`; with a final event, all that is left."""
-        ended_by_token = event.finish is FinishReason.STOP and event.stop is None
-        if event.token is not None and not (ended_by_token and event.token in self._end_tokens):
-            self._held += self._token_bytes[event.token]
-        if event.stop is not None:
-            self._held = self._held[: self._held.index(event.stop)]
-        if event.finish is not None:
+    def feed(self, token: int | None, finish: Finish | None = None) -> str:
+        """The text that is certain now; with the finish, all that is left."""
+        ended_by_token = finish is not None and finish.reason is FinishReason.STOP and finish.stop is None
+        if token is not None and (self._include_stop or not ended_by_token):
+            self._held += self._token_bytes[token]
+        if finish is not None and finish.stop is not None:
+            end = self._held.index(finish.stop)
+            self._held = self._held[: end + len(finish.stop) if self._include_stop else end]
+        if finish is not None:
             text, self._held = self._held, b""
             return self._decoder.decode(text, final=True)
         sure = len(self._held) - self._held_back()

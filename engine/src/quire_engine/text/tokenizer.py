@@ -29,12 +29,21 @@ class Tokenizer:
         self.config = _read_config(folder)
         self.special_ids = frozenset(token["id"] for token in declared.get("added_tokens", ()) if token["special"])
         self.token_bytes: list[bytes] = self._token_bytes(declared, vocabulary)
+        self._special_bytes = {
+            token["id"]: token["content"].encode() for token in declared.get("added_tokens", ()) if token["special"]
+        }
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return self._fast.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: list[int]) -> str:
         return b"".join(self.token_bytes[i] for i in ids).decode("utf-8", "replace")
+
+    def text_table(self, skip_special: bool) -> list[bytes]:
+        """What each token shows: `token_bytes`, or that with the names of special tokens."""
+        if skip_special:
+            return self.token_bytes
+        return [self._special_bytes.get(i, text) for i, text in enumerate(self.token_bytes)]
 
     def token_text(self, name: str) -> str:
         """A special token of tokenizer_config.json, such as `bos_token`, or nothing."""

@@ -1,0 +1,55 @@
+"""Attention: project, store, look back, project."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from quire_engine.layers.linear import Linear
+from quire_engine.ops import AttentionForm, LayerCache, Ops
+from quire_engine.runtime.batch import ForwardBatch
+from quire_engine.spec import ModelSpec
+
+__all__ = ["Attention", "Cache", "attention_form"]
+
+
+class Cache(Protocol):
+    """What a model wants of the KV cache."""
+
+    def layer(self, index: int) -> LayerCache: ...
+
+
+def attention_form(
+    spec: ModelSpec,
+    layer: int,
+    rotary: Tensor | None = None,
+    *,
+    causal: bool = True,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+) -> AttentionForm:
+    return AttentionForm(
+        heads=spec.shape.heads,
+        kv_heads=spec.shape.kv_heads,
+        head_dim=spec.shape.head_dim,
+        scale=spec.attention_scale,
+        causal=causal,
+        window=spec.windows[layer],
+        softcap=spec.attention_softcap,
+        rotary=rotary,
+        q_norm=q_norm,
+        k_norm=k_norm,
+        epsilon=spec.norm_epsilon,
+    )
+
+
+class Attention:
+    def __init__(self, ops: Ops, form: AttentionForm, qkv: Linear, out: Linear) -> None:
+        self._ops = ops
+        self._form = form
+        self._qkv = qkv
+        self._out = out
+
+    def __call__(self, x: Tensor, batch: ForwardBatch, cache: LayerCache) -> Tensor:
+        """[T, hidden] -> [T, hidden]"""
+        query = self._ops.store_kv(self._qkv(x), self._form, cache, batch)
+        return self._out(self._ops.attention(query, self._form, cache, batch).flatten(1))

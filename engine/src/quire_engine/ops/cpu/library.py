@@ -1,0 +1,122 @@
+"""Finds the library of kernels for this CPU and a format of numbers, or compiles it, and declares its functions.
+
+A wheel brings one for every instruction set (hatch_build.py). From a source tree the library is compiled when it is
+first needed, and kept in the user's cache; where nothing can be kept, in a temporary folder for as long as it takes to
+load it. The functions themselves are in source/*.c.
+"""
+
+import ctypes
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from ctypes import c_float, c_int, c_long, c_void_p
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quire_engine.ops.cpu.compile import TARGETS, CompileFailure, compile_library, library_name
+
+__all__ = ["BatchStruct", "FormStruct", "MatrixStruct", "NoLibrary", "open_library"]
+
+BROUGHT = Path(__file__).parent / "libraries"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "quire"
+
+
+class NoLibrary(Exception):
+    """Why the native kernels are not to be had, in a line."""
+
+
+class FormStruct(ctypes.Structure):  # cache.h
+    _fields_ = (
+        *((name, c_long) for name in ("heads", "kv_heads", "dim", "causal", "window", "rotary_dim")),
+        *((name, c_float) for name in ("scale", "softcap", "epsilon")),
+        *((name, c_void_p) for name in ("rotary", "q_norm", "k_norm")),
+    )
+
+
+class BatchStruct(ctypes.Structure):  # cache.h
+    _fields_ = (
+        *((name, c_void_p) for name in ("positions", "places", "query_start", "context_len", "block_table")),
+        *((name, c_long) for name in ("tokens", "chunks", "table_width")),
+    )
+
+
+class MatrixStruct(ctypes.Structure):  # linear.c
+    _fields_ = (("panels", c_void_p), ("out", c_long), ("in", c_long))
+
+
+PARAMETERS: dict[str, list[Any]] = {
+    "set_team": [c_void_p, c_void_p],
+    "packed_size": [c_long, c_long],
+    "pack": [c_void_p, c_void_p],
+    "linear": [c_void_p, c_void_p, c_void_p, c_void_p, c_long, c_int],
+    "embed": [c_void_p, c_void_p, c_void_p, c_long],
+    "rms_norm": [c_void_p, c_void_p, c_void_p, c_long, c_long, c_float],
+    "add_rms_norm": [c_void_p, c_void_p, c_void_p, c_long, c_long, c_float],
+    "layer_norm": [c_void_p, c_void_p, c_void_p, c_void_p, c_long, c_long, c_float],
+    "activate": [c_void_p, c_void_p, c_long, c_long, c_int],
+    "gate": [c_void_p, c_void_p, c_long, c_long, c_int],
+    "store_kv": [c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_long, c_void_p],
+    "attention": [c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_long, c_void_p],
+}
+RESULTS: dict[str, Any] = {"packed_size": c_long, "embed": c_long}
+
+
+def open_library(number_format: str) -> ctypes.CDLL:
+    """The best that this CPU can run."""
+    try:
+        library = _load(number_format)
+    except (CompileFailure, OSError) as error:
+        raise NoLibrary(str(error)) from error
+    for name, parameters in PARAMETERS.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = parameters, RESULTS.get(name)
+    _share_threads(library)
+    return library
+
+
+def _load(number_format: str) -> ctypes.CDLL:
+    failures = []
+    for target in (target for target in TARGETS if target.needs <= _cpu_flags()):
+        name = library_name(number_format, target)
+        for folder in (BROUGHT, CACHE.expanduser()):
+            if (folder / name).exists():
+                return ctypes.CDLL(str(folder / name))
+        try:
+            with _folder() as folder:
+                compile_library(number_format, target, folder / name)
+                return ctypes.CDLL(str(folder / name))  # stays loaded if the folder goes
+        except CompileFailure as failure:  # an old compiler may not know the newest instructions
+            failures.append(failure)
+    raise failures[0]
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """The cache, or one that is ours alone, so that nobody else can put a library there."""
+    cache = CACHE.expanduser()
+    with suppress(OSError, RuntimeError):
+        cache.mkdir(parents=True, exist_ok=True)
+    if os.access(cache, os.W_OK):
+        yield cache
+        return
+    with tempfile.TemporaryDirectory(prefix="quire-") as folder:
+        yield Path(folder)
+
+
+def _cpu_flags() -> set[str]:
+    """None where there is no such file, which leaves the plain instruction set."""
+    try:
+        return set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
+    except OSError:
+        return set()
+
+
+def _share_threads(library: ctypes.CDLL) -> None:
+    """Hand over the entry points of the OpenMP that torch itself is linked against; without, all stays on one thread."""
+    torch_library = ctypes.CDLL(torch._C.__file__)
+    with suppress(AttributeError):
+        entries = torch_library.GOMP_parallel, torch_library.omp_get_max_threads
+        library.set_team(*(ctypes.cast(entry, c_void_p) for entry in entries))

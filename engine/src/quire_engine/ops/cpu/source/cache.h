@@ -1,0 +1,41 @@
+/* What the kernels of attention share: what Python hands over, and the order of numbers within a block of the cache.
+
+   A layer's keys and values are [blocks, kv_heads, block_size * D] each. What belongs to one block and head is ordered so
+   that vectors need never be turned; groups are those of pairs.h. The last group of a row is shorter if its columns are
+   not a multiple of LANES.
+
+       keys     [D / 2][ groups of block_size tokens ]     columns are tokens, pairs are dimensions: q * keys
+       values   [block_size / 2][ groups of D dims   ]     columns are dimensions, pairs are tokens: weights * values */
+
+#pragma once
+
+#include "pairs.h"
+
+struct form {
+    long heads, kv_heads, dim, causal;
+    long window;     /* 0: none */
+    long rotary_dim; /* 0: none */
+    float scale, softcap /* 0: none */, epsilon;
+    const float *rotary, *q_norm, *k_norm; /* [positions, rotary_dim], [D], [D]; may be null */
+};
+
+struct batch {
+    const int64_t *positions, *places;                     /* [tokens] */
+    const int32_t *query_start, *context_len, *block_table; /* [chunks + 1], [chunks], [chunks, table_width] */
+    long tokens, chunks, table_width;
+};
+
+struct layer_cache {
+    element *keys, *values;
+    long block_size;
+};
+
+/* The element of row `row` and column `column`, in a block whose rows are paired and have `columns`. */
+INLINE long paired_place(long row, long column, long columns) {
+    long first = column / LANES * LANES; /* of its group */
+    return row / 2 * 2 * columns + 2 * first + slot(column - first, row % 2, least(LANES, columns - first));
+}
+
+INLINE long key_place(long token, long d, long block_size) { return paired_place(d, token, block_size); }
+
+INLINE long value_place(long token, long d, long dim) { return paired_place(token, d, dim); }

@@ -1,0 +1,150 @@
+/* Linear layers, and rows of a table in the same layout (a model may use one matrix as both).
+
+   A weight [out, in] is packed into panels of PANEL outputs, the last one filled up with zeros; `in` is even, made so by
+   a zero if it was not:
+
+       panel 0 (outputs 0 .. PANEL - 1)      panel 1 ...
+       [ k 0,1: VECTORS groups ][ k 2,3: VECTORS groups ] ...           group: pairs.h
+
+   A panel is read from its start to its end, once for a block of rows: for one row the speed is that of the memory, for
+   many the panel stays in the cache near the core, as the rows do. */
+
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "parallel.h"
+#include "tile.h"
+
+#define ROW_BLOCK (16 * ROWS)
+
+struct matrix {
+    element *panels; /* [ceil(out / PANEL), pairs, VECTORS, 2 * LANES] */
+    long out, in;
+};
+
+INLINE long num_pairs(const struct matrix *m) { return ceil_div(m->in, 2); }
+
+INLINE element *panel_at(const struct matrix *m, long panel) { return m->panels + panel * num_pairs(m) * 2 * PANEL; }
+
+/* Elements from the start of a panel to step k of a column. */
+INLINE long place(long column, long k) {
+    return (k / 2 * VECTORS + column / LANES) * 2 * LANES + slot(column % LANES, k % 2, LANES);
+}
+
+long packed_size(long out, long in) { return ceil_div(out, PANEL) * ceil_div(in, 2) * 2 * PANEL * sizeof(element); }
+
+struct packing {
+    const struct matrix *matrix;
+    const element *weight;
+};
+
+static void pack_panel(const void *job, long panel) {
+    const struct packing *p = job;
+    long in = p->matrix->in, columns = least(PANEL, p->matrix->out - panel * PANEL);
+    const element *weight = p->weight + panel * PANEL * in;
+    element *to = panel_at(p->matrix, panel);
+    if (columns < PANEL || in % 2)
+        memset(to, 0, num_pairs(p->matrix) * 2 * PANEL * sizeof(element));
+    for (long k = 0; k < in; k += 16) /* few steps at a time: what is written stays near until its lines are full */
+        for (long c = 0; c < columns; c++)
+            for (long i = k; i < least(k + 16, in); i++)
+                to[place(c, i)] = weight[c * in + i];
+}
+
+/* weight [out, in] -> m->panels, of packed_size bytes. */
+void pack(const struct matrix *m, const element *weight) {
+    long size = packed_size(m->out, m->in), page = 1 << 21;
+    uintptr_t from = ((uintptr_t)m->panels + page - 1) & -page, to = ((uintptr_t)m->panels + size) & -page;
+    if (from < to)
+        madvise((void *)from, to - from, MADV_HUGEPAGE); /* fewer walks through page tables; if it fails, so be it */
+    struct packing job = {m, weight};
+    in_parts(ceil_div(m->out, PANEL), (double)m->out * m->in, pack_panel, &job);
+}
+
+/* ids [rows] of a table -> y [rows, in], and how many rows were written: all, or those before an id that is none. */
+long embed(const struct matrix *table, const int64_t *ids, element *y, long rows) {
+    for (long row = 0; row < rows; row++) {
+        if (ids[row] < 0 || ids[row] >= table->out)
+            return row;
+        const element *panel = panel_at(table, ids[row] / PANEL);
+        for (long k = 0; k < table->in; k++)
+            y[row * table->in + k] = panel[place(ids[row] % PANEL, k)];
+    }
+    return rows;
+}
+
+struct product {
+    const struct matrix *matrix;
+    const operand *x;
+    const float *bias; /* may be null */
+    void *y;
+    long x_stride, rows, panels_per_part;
+    int wide;
+};
+
+static void store_tile(const struct product *p, const vec *sums, long row, long panel) {
+    long out = p->matrix->out;
+    for (long v = 0, column = panel * PANEL; v < VECTORS && column < out; v++, column += LANES) {
+        vec y = sums[v];
+        if (p->bias)
+            y += load_some_floats(p->bias + column, out - column);
+        if (p->wide)
+            store_some_floats((float *)p->y + row * out + column, y, out - column);
+        else
+            store_some((element *)p->y + row * out + column, y, out - column);
+    }
+}
+
+/* A block of rows times some panels. */
+static void multiply(const void *job, long part) {
+    const struct product *p = job;
+    long panels = ceil_div(p->matrix->out, PANEL), parts_across = ceil_div(panels, p->panels_per_part);
+    long first_panel = part % parts_across * p->panels_per_part, first_row = part / parts_across * ROW_BLOCK;
+    long last_panel = least(first_panel + p->panels_per_part, panels), last_row = least(first_row + ROW_BLOCK, p->rows);
+    for (long panel = first_panel; panel < last_panel; panel++) {
+        const element *start = panel_at(p->matrix, panel);
+        const element *columns[VECTORS];
+        for (long v = 0; v < VECTORS; v++)
+            columns[v] = start + v * 2 * LANES;
+        for (long row = first_row; row < last_row; row += ROWS) {
+            long rows = least(ROWS, last_row - row);
+            vec sums[ROWS * VECTORS] = {0};
+            add_tile(rows, sums, VECTORS, p->x + row * p->x_stride, p->x_stride, columns, 2 * PANEL, num_pairs(p->matrix));
+            for (long r = 0; r < rows; r++)
+                store_tile(p, sums + r * VECTORS, row + r, panel);
+        }
+    }
+}
+
+struct widening {
+    const element *x;
+    operand *to;
+    long width, stride;
+};
+
+static void widen_row(const void *job, long row) {
+    const struct widening *w = job;
+    operand *to = w->to + row * w->stride;
+    memset(to + w->stride - 2, 0, 2 * sizeof(operand));
+    for (long i = 0; i < w->width; i += LANES) {
+        operand some[LANES];
+        store_operands(some, load_some(w->x + row * w->width + i, w->width - i));
+        memcpy(to + i, some, least(LANES, w->width - i) * sizeof(operand));
+    }
+}
+
+/* x [rows, in] -> y [rows, out], of float32 if `wide`; the bias [out] may be null. */
+void linear(const struct matrix *m, const element *x, const float *bias, void *y, long rows, int wide) {
+    double cost = (double)rows * m->in * m->out;
+    long panels = ceil_div(m->out, PANEL);
+    struct product job = {m, (const operand *)x, bias, y, m->in, rows, most(1, panels / 16), wide};
+    operand *operands = NULL;
+    if (sizeof(operand) != sizeof(element) || m->in % 2) {
+        job.x_stride = num_pairs(m) * 2;
+        job.x = operands = malloc(rows * job.x_stride * sizeof(operand));
+        struct widening widening = {x, operands, m->in, job.x_stride};
+        in_parts(rows, rows * m->in, widen_row, &widening);
+    }
+    in_parts(ceil_div(rows, ROW_BLOCK) * ceil_div(panels, job.panels_per_part), cost, multiply, &job);
+    free(operands);
+}

@@ -1,0 +1,11 @@
+/* Work in parts, on torch's threads. */
+
+#pragma once
+
+/* Too little to be worth waking threads for: below this many multiplications and the like, all parts run here. */
+#define WORTH_SHARING 65536
+
+typedef void part_of(const void *job, long part);
+
+/* Do all `parts` of the job, whose cost in all is `cost`. Who does a part has no influence on its result. */
+void in_parts(long parts, double cost, part_of *work, const void *job);
