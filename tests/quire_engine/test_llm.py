@@ -3,10 +3,11 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
-from fakes.checkpoints import tiny_folder
+from fakes.checkpoints import save_case, tiny_folder
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 import quire_engine
@@ -77,10 +78,12 @@ def test_outputs_are_in_the_order_of_the_prompts_whoever_ends_first(llm: LLM) ->
 
 
 def test_several_answers_differ_and_repeat_with_the_seed(llm: LLM) -> None:
-    params = SamplingParams(n=4, seed=5, max_tokens=12, prompt_logprobs=1)
+    params = SamplingParams(n=4, seed=5, temperature=2.0, max_tokens=12, ignore_eos=True, prompt_logprobs=1)
 
     first, second = (llm.generate(PROMPTS[0], params, use_tqdm=False)[0] for _ in range(2))
-    single = llm.generate(PROMPTS[0], SamplingParams(seed=5, max_tokens=12), use_tqdm=False)[0]
+    single = llm.generate(
+        PROMPTS[0], SamplingParams(seed=5, temperature=2.0, max_tokens=12, ignore_eos=True), use_tqdm=False
+    )[0]
 
     assert [output.index for output in first.outputs] == [0, 1, 2, 3]
     assert [o.token_ids for o in first.outputs] == [o.token_ids for o in second.outputs]
@@ -90,7 +93,7 @@ def test_several_answers_differ_and_repeat_with_the_seed(llm: LLM) -> None:
 
 
 def test_without_a_seed_each_request_draws_anew_and_each_engine_alike() -> None:
-    params = SamplingParams(max_tokens=12)
+    params = SamplingParams(temperature=2.0, max_tokens=12, ignore_eos=True)
 
     runs = [
         [o.outputs[0].text for o in make(seed=s).generate(PROMPTS[:1] * 2, params, use_tqdm=False)] for s in (3, 3, 4)
@@ -141,7 +144,7 @@ def test_a_stop_string_ends_the_text_and_is_shown_if_asked_for(llm: LLM) -> None
 
 def test_a_stop_token_ends_the_answer_and_is_named(llm: LLM) -> None:
     tokens = llm.generate(PROMPTS[0], GREEDY, use_tqdm=False)[0].outputs[0].token_ids
-    wanted = tokens[6]
+    wanted = tokens[1]
 
     answer = llm.generate(
         PROMPTS[0], SamplingParams(temperature=0.0, max_tokens=20, stop_token_ids=[wanted]), use_tqdm=False
@@ -272,7 +275,7 @@ def test_the_bar_counts_requests_and_tokens(llm: LLM, capsys: pytest.CaptureFixt
 
 
 def test_an_option_nobody_knows_is_a_type_error_with_the_nearest_name() -> None:
-    with pytest.raises(TypeError, match="max_num_sequences.*max_num_seqs"):
+    with pytest.raises(TypeError, match=r"max_num_sequences.*max_num_seqs"):
         make(max_num_sequences=4)
 
 
@@ -294,6 +297,22 @@ def test_what_cannot_be_loaded_is_said_in_a_sentence(
 def test_a_model_of_text_makes_no_embeddings(llm: LLM) -> None:
     with pytest.raises(RequestRejected, match="embed"):
         llm.embed("a")
+
+
+def test_an_embedding_model_makes_a_vector_for_each_prompt(tmp_path: Path) -> None:
+    save_case("bert", tmp_path)
+    llm = LLM(str(tmp_path), dtype="float32", skip_tokenizer_init=True)
+    prompts = [{"prompt_token_ids": [5, 6, 7]}, {"prompt_token_ids": [8]}]
+
+    together = llm.embed(prompts)
+
+    assert [output.prompt_token_ids for output in together] == [[5, 6, 7], [8]]
+    for prompt, output in zip(prompts, together, strict=True):
+        assert output.outputs.embedding == pytest.approx(llm.embed(prompt)[0].outputs.embedding, abs=1e-5)
+    with pytest.raises(RequestRejected, match="input 1 is empty"):
+        llm.embed([prompts[0], {"prompt_token_ids": []}])
+    with pytest.raises(RequestRejected, match="use `embed`"):
+        llm.generate(prompts, use_tqdm=False)
 
 
 def test_importing_the_package_imports_no_torch() -> None:

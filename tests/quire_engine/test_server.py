@@ -14,6 +14,9 @@ import openai
 import pytest
 from fakes.serving import Running, children, serving
 
+from quire_engine.locate import locate_model
+from quire_engine.text.tokenizer import Tokenizer
+
 pytestmark = pytest.mark.xdist_group("server")  # one server for all of these
 
 HELLO = [{"role": "user", "content": "Hello!"}]
@@ -187,15 +190,24 @@ def test_32_streams_at_once_get_what_each_gets_alone(client: openai.OpenAI) -> N
             "not supported yet",
         ),
         ("chat", {"messages": HELLO, "n": 2}, 400, "n", "n is not supported yet: leave it out"),
-        ("chat", {"messages": HELLO, "temperature": -1}, 400, "temperature", "greater than or equal to 0"),
-        ("chat", {"messages": HELLO, "max_tokens": 0}, 400, "max_tokens", "greater than or equal to 1"),
-        ("chat", {"messages": HELLO, "stop": ""}, 400, "stop", "would stop every answer"),
+        ("chat", {"messages": HELLO, "temperature": -1}, 400, "temperature", "must be between 0 and 100"),
+        ("chat", {"messages": HELLO, "max_tokens": 0}, 400, "max_tokens", "must be at least 1"),
+        ("chat", {"messages": HELLO, "stop": ""}, 400, "stop", "an empty string would match everywhere"),
         ("chat", {"messages": HELLO, "model": "gpt-9"}, 404, "model", "serves quire-tiny, alias"),
         ("chat", {"messages": [{"role": "user", "content": "word " * 5000}]}, 400, "prompt", "takes at most 2048"),
         ("text", {"prompt": ""}, 400, "prompt", "the prompt is empty"),
         ("text", {"prompt": [5000]}, 400, "prompt", "is not below 1024"),
         ("text", {"prompt": [-1]}, 400, "prompt.0", "greater than or equal to 0"),
         ("text", {"prompt": "a", "logprobs": 3}, 400, "logprobs", "not supported yet"),
+        ("text", {"prompt": "a", "frequency_penalty": 3}, 400, "frequency_penalty", "between -2 and 2"),
+        (
+            "text",
+            {"prompt": "a", "logit_bias": {"5000": 1}},
+            400,
+            "logit_bias",
+            "not in the vocabulary, whose ids are 0 to 1023",
+        ),
+        ("text", {"prompt": "a", "allowed_token_ids": []}, 400, "allowed_token_ids", "no token could be chosen"),
     ],
 )
 def test_a_bad_request_is_refused_in_openais_words(
@@ -365,6 +377,27 @@ LONG = 1500  # tokens: a second or more, however fast the engine is
 def finish_of(lines: list[str]) -> str:
     events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     return str(events[-1]["choices"][0]["finish_reason"])
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"),
+    [
+        ({"logit_bias": {"70": 100}}, [70, 70, 70, 70]),
+        ({"allowed_token_ids": [71]}, [71, 71, 71, 71]),
+        ({"logit_bias": {"70": 100}, "stop_token_ids": [70]}, [70]),
+        (
+            {"logit_bias": {"70": 100}, "stop_token_ids": [70], "min_tokens": 2, "allowed_token_ids": [70, 72]},
+            [72, 72, 70],
+        ),
+    ],
+)
+def test_wishes_of_a_request_reach_the_sampler(server: Running, wish: dict[str, Any], expected: list[int]) -> None:
+    body = {"prompt": [5, 6], "max_tokens": 4, "temperature": 0, **wish}
+
+    status, answer = server.post("/v1/completions", **body, include_stop_str_in_output=True)
+
+    assert status == 200, answer
+    assert answer["choices"][0]["text"] == Tokenizer(locate_model("builtin://quire-tiny"), 1024).decode(expected)
 
 
 @pytest.mark.xdist_group("drain")

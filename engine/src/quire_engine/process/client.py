@@ -103,7 +103,7 @@ class EngineClient:
             os.killpg(self._process.pid, signal.SIGKILL)
             await asyncio.to_thread(self._process.wait)
 
-    async def generate(self, prompt: tuple[int, ...], params: TokenParams) -> AsyncGenerator[TokenEvent]:
+    async def generate(self, prompt: tuple[int, ...], params: TokenParams, priority: int) -> AsyncGenerator[TokenEvent]:
         """The events of one request, the final one last. Leaving the iteration early aborts the request."""
         request_id = RequestId(next(self._ids))
         queue: asyncio.Queue[_Item] = asyncio.Queue()
@@ -114,7 +114,7 @@ class EngineClient:
                 raise EngineLost(self.ended.result().reason)
             if self._cut:
                 raise EngineLost(CUT)
-            self._work().requests.append(Request(id=request_id, prompt=prompt, params=params))
+            self._work().requests.append(Request(id=request_id, prompt=prompt, params=params, priority=priority))
             while not finished:
                 item = await queue.get()
                 if not isinstance(item, TokenEvent):

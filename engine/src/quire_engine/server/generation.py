@@ -13,6 +13,7 @@ from quire_api.engine import EngineConfig
 from quire_engine.core.request import TokenParams
 from quire_engine.core.step import FinishReason
 from quire_engine.errors import RequestRejected
+from quire_engine.params import SamplingParams, resolve
 from quire_engine.process.client import EngineClient, EngineLost, GenerationFailed
 from quire_engine.server.errors import ModelUnknown
 from quire_engine.server.metrics import EngineMetrics
@@ -31,6 +32,8 @@ LONG_TEXT = 4096  # characters from which tokenising leaves the event loop
 class Prompt:
     ids: tuple[int, ...]
     params: TokenParams
+    asked: SamplingParams
+    priority: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +83,8 @@ class Generation:
         self._check(request)
         text = self._template.render([message.as_template() for message in request.messages], tools=None)
         ids = await self._encode(text, add_special_tokens=False)
-        limit = request.max_completion_tokens or request.max_tokens
-        return self._prompt(ids, request, limit if limit is not None else self.max_model_len)
+        limit = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+        return self._prompt(ids, request, request.sampling(limit))
 
     async def completion_prompt(self, request: CompletionRequest) -> Prompt:
         self._check(request)
@@ -89,15 +92,16 @@ class Generation:
             ids = await self._encode(request.prompt, add_special_tokens=True)
         else:
             ids = request.prompt
-        return self._prompt(ids, request, request.max_tokens if request.max_tokens is not None else 16)
+        return self._prompt(ids, request, request.sampling(16 if request.max_tokens is None else request.max_tokens))
 
     async def run(self, prompt: Prompt) -> AsyncGenerator[Piece]:
         """The answer in pieces, the last of them final. Leaving early aborts the request."""
-        text = TextStream(self._tokenizer.token_bytes, prompt.params.stop)
+        table = self._tokenizer.text_table(prompt.asked.skip_special_tokens)
+        text = TextStream(table, prompt.params.stop, prompt.asked.include_stop_str_in_output)
         clock = self._metrics.clock(len(prompt.ids))
         reason, tokens = FinishReason.ABORT, 0
         try:
-            async with aclosing(self._client.generate(prompt.ids, prompt.params)) as events:
+            async with aclosing(self._client.generate(prompt.ids, prompt.params, prompt.priority)) as events:
                 async for event in events:
                     if event.token is not None:
                         tokens += 1
@@ -131,8 +135,9 @@ class Generation:
         except (TypeError, UnicodeEncodeError):
             raise RequestRejected("the prompt is no text: it has half of a surrogate pair", "prompt") from None
 
-    def _prompt(self, ids: list[int], request: ChatRequest | CompletionRequest, max_tokens: int) -> Prompt:
+    def _prompt(self, ids: list[int], request: ChatRequest | CompletionRequest, asked: SamplingParams) -> Prompt:
         """What the engine would refuse is refused here already, before the first byte of a stream."""
+        ids = ids[-asked.truncate_prompt_tokens :] if asked.truncate_prompt_tokens else ids
         limit, vocabulary = self.max_model_len, self._spec.shape.vocabulary
         if not ids:
             raise RequestRejected("the prompt is empty: at least one token is needed", "prompt")
@@ -145,16 +150,17 @@ class Generation:
             raise RequestRejected(
                 f"prompt: token {max(ids)} is not below {vocabulary}, the size of the vocabulary", "prompt"
             )
-        top_k = max(request.top_k or 0, 0)
         return Prompt(
             tuple(ids),
-            TokenParams(
-                max_tokens=max_tokens,
-                temperature=1.0 if request.temperature is None else request.temperature,
-                top_k=0 if top_k >= vocabulary else top_k,
-                top_p=1.0 if request.top_p is None else request.top_p,
+            resolve(
+                asked,
                 seed=request.seed if request.seed is not None else self._fresh_seeds.getrandbits(63),
-                stop=request.stops,
-                stop_token_ids=frozenset() if request.ignore_eos else self._spec.end_tokens,
+                prompt_length=len(ids),
+                max_model_len=limit,
+                vocabulary=vocabulary,
+                end_tokens=self._spec.end_tokens,
+                tokenizer=self._tokenizer,
             ),
+            asked,
+            request.priority,
         )

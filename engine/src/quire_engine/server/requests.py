@@ -5,11 +5,13 @@ nothing; all others are ignored, and a header of the answer names them.
 """
 
 import re
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from quire_engine.errors import RequestRejected
+from quire_engine.params import SamplingParams
 
 __all__ = ["ChatRequest", "CompletionRequest", "Message", "StreamOptions"]
 
@@ -21,19 +23,6 @@ NOT_YET: dict[str, tuple[object, ...]] = {  # field -> values that ask for nothi
     "prompt_logprobs": (None,),
     "echo": (None, False),
     "suffix": (None, ""),
-    "logit_bias": (None, {}),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
-    "repetition_penalty": (None, 1),
-    "min_p": (None, 0),
-    "min_tokens": (None, 0),
-    "stop_token_ids": (None, []),
-    "bad_words": (None, []),
-    "allowed_token_ids": (None, []),
-    "include_stop_str_in_output": (None, False),
-    "skip_special_tokens": (None, True),
-    "truncate_prompt_tokens": (None,),
-    "priority": (None, 0),
     "response_format": (None, {"type": "text"}),
     "structured_outputs": (None,),
     "tools": (None, []),
@@ -62,13 +51,26 @@ class _Sampled(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str
-    max_tokens: Annotated[int | None, Field(ge=1)] = None
-    temperature: Annotated[float | None, Field(ge=0, le=100)] = None
-    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
-    top_k: Annotated[int | None, Field(ge=-1, lt=2**31)] = None
-    seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool = False
     ignore_eos: bool = False
+    min_tokens: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    skip_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     stream: bool = False
     stream_options: StreamOptions | None = None
 
@@ -84,15 +86,13 @@ class _Sampled(BaseModel):
         unknown = set(self.model_extra or ()) - set(NOT_YET) - {"user", "metadata", "store"}
         return sorted(name for name in unknown if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name))[:16]
 
-    @property
-    def stops(self) -> tuple[bytes, ...]:
-        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if "" in stops:
-            raise RequestRejected("stop: an empty string would stop every answer at once", "stop")
-        try:
-            return tuple(stop.encode() for stop in stops)
-        except UnicodeEncodeError:
-            raise RequestRejected("stop: half of a surrogate pair is no text", "stop") from None
+    def sampling(self, max_tokens: int | None) -> SamplingParams:
+        """What was asked for; null, and what was left out, are the defaults. RequestRejected for what cannot be meant."""
+        asked = {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
+        return SamplingParams(**{**asked, "max_tokens": max_tokens})
+
+
+SAMPLING = tuple(field.name for field in fields(SamplingParams) if field.name in _Sampled.model_fields)
 
 
 class CompletionRequest(_Sampled):
@@ -120,4 +120,4 @@ class Message(BaseModel):
 
 class ChatRequest(_Sampled):
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+    max_completion_tokens: int | None = None

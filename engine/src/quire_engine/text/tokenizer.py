@@ -5,6 +5,7 @@ decoded from it and stop strings are matched on it, so that no token border can 
 """
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,10 @@ class Tokenizer:
         """What each token shows: `token_bytes`, or that with the names of special tokens."""
         if skip_special:
             return self.token_bytes
+        return self._all_bytes
+
+    @cached_property
+    def _all_bytes(self) -> list[bytes]:
         return [self._special_bytes.get(i, text) for i, text in enumerate(self.token_bytes)]
 
     def token_text(self, name: str) -> str:

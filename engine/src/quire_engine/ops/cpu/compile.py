@@ -12,7 +12,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["FORMATS", "TARGETS", "CompileFailure", "Target", "compile_library", "library_name"]
+__all__ = ["FORMATS", "CompileFailure", "Target", "compile_library", "library_name", "targets"]
 
 FORMATS = ("float32", "bfloat16", "float16")
 SOURCE = Path(__file__).parent / "source"
@@ -39,8 +39,11 @@ AVX2 = Target("x86_64-avx2", frozenset({"avx2", "fma", "f16c"}))
 AVX512 = Target("x86_64-avx512", AVX2.needs | {"avx512f", "avx512bw", "avx512vl", "avx512dq"})
 AVX512_BF16 = Target("x86_64-avx512bf16", AVX512.needs | {"avx512_bf16"})
 
-# Of this machine, best first.
-TARGETS = (AVX512_BF16, AVX512, AVX2, PLAIN) if platform.machine() == "x86_64" else (PLAIN,)
+def targets(number_format: str) -> tuple[Target, ...]:
+    """Of this kind of machine, best first. The last one runs on all of them."""
+    if platform.machine() != "x86_64":
+        return (PLAIN,)
+    return (AVX512_BF16, AVX512, AVX2, PLAIN) if number_format == "bfloat16" else (AVX512, AVX2, PLAIN)
 
 
 def library_name(number_format: str, target: Target) -> str:
@@ -52,7 +55,7 @@ def library_name(number_format: str, target: Target) -> str:
 
 
 def compile_library(number_format: str, target: Target, path: Path) -> None:
-    """Takes two seconds or so. The file appears whole or not at all, whoever else is at it."""
+    """Takes some two seconds. The file appears whole or not at all, whoever else is at it."""
     unfinished = path.with_suffix(f".{os.getpid()}")
     sources = [str(source) for source in sorted(SOURCE.glob("*.c"))]
     command = [*_compiler(), *OPTIONS, *target.options, f"-DELEMENT_{number_format}", "-o", str(unfinished), *sources]
@@ -60,7 +63,8 @@ def compile_library(number_format: str, target: Target, path: Path) -> None:
         subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         unfinished.replace(path)
     except subprocess.CalledProcessError as error:
-        raise CompileFailure(f"{command[0]} failed: {error.stderr.partition('error: ')[2].partition(chr(10))[0]}") from error
+        message = next((line for line in error.stderr.splitlines() if "error" in line), "no message")
+        raise CompileFailure(f"{command[0]} failed: {message}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CompileFailure(f"{command[0]} failed: {error}") from error
     finally:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from quire_engine.ops.cpu.compile import TARGETS, CompileFailure, compile_library, library_name
+from quire_engine.ops.cpu.compile import CompileFailure, compile_library, library_name, targets
 
 __all__ = ["BatchStruct", "FormStruct", "MatrixStruct", "NoLibrary", "open_library"]
 
@@ -79,7 +79,7 @@ def open_library(number_format: str) -> ctypes.CDLL:
 
 def _load(number_format: str) -> ctypes.CDLL:
     failures = []
-    for target in (target for target in TARGETS if target.needs <= _cpu_flags()):
+    for target in (target for target in targets(number_format) if target.needs <= _cpu_flags()):
         name = library_name(number_format, target)
         for folder in (BROUGHT, CACHE.expanduser()):
             if (folder / name).exists():

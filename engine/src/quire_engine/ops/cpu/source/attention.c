@@ -66,7 +66,7 @@ INLINE const element *block_of(const struct piece *p, const element *cache, long
 }
 
 /* Blocks lie anywhere, so that the processor cannot guess the next one: ask for it while this one is computed. */
-static void prefetch_tile(const struct piece *p, long start, long end) {
+static void prefetch(const struct piece *p, long start, long end) {
     long bytes = p->cache.block_size * p->form->dim * sizeof(element);
     for (long token = start; token < least(start + PANEL, end); token += p->cache.block_size) {
         const char *keys = (const char *)block_of(p, p->cache.keys, token);
@@ -259,9 +259,9 @@ static void attend(const void *job, long part) {
     };
     prepare(&p, a, &r);
     long from = p.lo[0], to = p.hi[r.count - 1]; /* both grow with the position */
-    prefetch_tile(&p, from / PANEL * PANEL, to);
     for (long start = from / PANEL * PANEL; start < to; start += PANEL) {
-        prefetch_tile(&p, start + PANEL, to);
+        if (r.count <= ROWS) /* else there is so much to compute that the memory keeps up */
+            prefetch(&p, start + PANEL, to);
         struct tile t = {.start = start, .from = most(start, from), .to = least(start + PANEL, to)};
         find_keys(&p, &t);
         find_values(&p, &t);

@@ -61,15 +61,27 @@ void pack(const struct matrix *m, const element *weight) {
     in_parts(ceil_div(m->out, PANEL), (double)m->out * m->in, pack_panel, &job);
 }
 
-/* ids [rows] of a table -> y [rows, in], and how many rows were written: all, or those before an id that is none. */
+struct embedding {
+    const struct matrix *table;
+    const int64_t *ids;
+    element *y;
+};
+
+static void embed_row(const void *job, long row) {
+    const struct embedding *e = job;
+    const element *panel = panel_at(e->table, e->ids[row] / PANEL);
+    for (long k = 0; k < e->table->in; k++)
+        e->y[row * e->table->in + k] = panel[place(e->ids[row] % PANEL, k)];
+}
+
+/* ids [rows] of a table -> y [rows, in]. Returns how many ids come before one that is none; unless that is all of them,
+   nothing is written. */
 long embed(const struct matrix *table, const int64_t *ids, element *y, long rows) {
-    for (long row = 0; row < rows; row++) {
+    for (long row = 0; row < rows; row++)
         if (ids[row] < 0 || ids[row] >= table->out)
             return row;
-        const element *panel = panel_at(table, ids[row] / PANEL);
-        for (long k = 0; k < table->in; k++)
-            y[row * table->in + k] = panel[place(ids[row] % PANEL, k)];
-    }
+    struct embedding job = {table, ids, y};
+    in_parts(rows, 16 * rows * table->in, embed_row, &job);
     return rows;
 }
 

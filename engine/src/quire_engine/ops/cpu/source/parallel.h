@@ -3,7 +3,7 @@
 #pragma once
 
 /* Too little to be worth waking threads for: below this many multiplications and the like, all parts run here. */
-#define WORTH_SHARING 65536
+#define WORTH_SHARING (1 << 18)
 
 typedef void part_of(const void *job, long part);
 

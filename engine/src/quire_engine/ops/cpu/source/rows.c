@@ -64,18 +64,18 @@ static void layer_norm_row(const void *job, long row) {
 
 void rms_norm(element *x, const float *weight, element *y, long rows, long width, float epsilon) {
     struct norming job = {x, NULL, y, weight, NULL, width, epsilon};
-    in_parts(rows, 2 * rows * width, rms_norm_row, &job);
+    in_parts(rows, 4 * rows * width, rms_norm_row, &job);
 }
 
 /* residual += x; x = rms_norm(residual) */
 void add_rms_norm(element *x, element *residual, const float *weight, long rows, long width, float epsilon) {
     struct norming job = {x, residual, x, weight, NULL, width, epsilon};
-    in_parts(rows, 3 * rows * width, add_rms_norm_row, &job);
+    in_parts(rows, 4 * rows * width, add_rms_norm_row, &job);
 }
 
 void layer_norm(element *x, const float *weight, const float *bias, element *y, long rows, long width, float epsilon) {
     struct norming job = {x, NULL, y, weight, bias, width, epsilon};
-    in_parts(rows, 3 * rows * width, layer_norm_row, &job);
+    in_parts(rows, 4 * rows * width, layer_norm_row, &job);
 }
 
 enum activation { SILU, GELU, GELU_TANH };
