@@ -91,3 +91,19 @@ def test_a_mistake_is_found_before_torch_is_imported() -> None:
     )
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_a_reader_who_leaves_is_no_error() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "quire_api", "generate", MODEL, PROMPT, "--max-tokens=1900", "--kv-cache-gib=0.1"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    os.read(process.stdout.fileno(), 1)
+
+    process.stdout.close()
+
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait(30) == 1
+    process.stderr.close()

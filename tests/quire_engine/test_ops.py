@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from functools import cache as remember
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from quire_engine.layers.rotary import rotary_table
 from quire_engine.ops import Activation, AttentionForm, LayerCache, Ops
-from quire_engine.ops.cpu import native_ops
+from quire_engine.ops.cpu import NoLibrary, native_ops
+from quire_engine.ops.cpu.compile import Target
+from quire_engine.ops.cpu.library import usable_targets
 from quire_engine.ops.reference import reference_ops
 from quire_engine.runtime.batch import ForwardBatch
 from quire_engine.spec import Rope
@@ -393,6 +396,51 @@ def test_attention(dtype: torch.dtype, form: AttentionForm, block_size: int) -> 
     chunks = [(0, 40, 150), (1, 0, 1), (2, 76, 77)]
 
     assert_as_good(lambda ops, cast: scene.attend(ops, cast(torch.zeros(0)).dtype, *chunks), dtype)
+
+
+NAMES = [str(each).removeprefix("torch.") for each in DTYPES]
+LESSER = [(name, target) for name in NAMES for target in usable_targets(name)[1:]]  # what this CPU has besides the best
+
+
+@pytest.mark.parametrize(("name", "target"), LESSER, ids=lambda value: getattr(value, "name", value))
+def test_lesser_instruction_sets_compute_the_same(name: str, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr("quire_engine.ops.cpu.library.usable_targets", lambda number_format: [target])
+    dtype = getattr(torch, name)
+    lesser = native_ops(dtype)
+    x = torch.cat((torch.randn(7, 97) * 3, torch.randn(1, 97) * 1e-6, torch.full((1, 97), 6e4))).to(dtype)
+    weight, scene = torch.randn(70, 97).to(dtype), Scene(form_of(), 16)
+
+    for run in (
+        lambda ops: ops.linear(x, ops.pack(weight)),
+        lambda ops: ops.gate(x[:, :96], Activation.GELU_TANH),
+        lambda ops: scene.attend(ops, dtype, (0, 40, 150), (2, 76, 77)),
+    ):
+        torch.testing.assert_close(run(lesser), run(native(dtype)), rtol=2**-7, atol=1e-5)
+
+
+def test_without_a_compiler_the_reason_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("quire_engine.ops.cpu.library.CACHE", tmp_path)
+    monkeypatch.setattr("quire_engine.ops.cpu.library.BROUGHT", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+
+    with pytest.raises(NoLibrary, match="no C compiler"):
+        native_ops(torch.float32)
+
+
+def test_a_library_is_kept_for_the_next_process_if_there_is_a_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("quire_engine.ops.cpu.library.CACHE", tmp_path / "new")
+    monkeypatch.setattr("quire_engine.ops.cpu.library.BROUGHT", tmp_path)
+    native_ops(torch.float32)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("quire_engine.ops.cpu.library.CACHE", Path("/proc/none"))
+
+    assert len(list((tmp_path / "new").iterdir())) == 1
+    with pytest.raises(NoLibrary):  # nothing to be found, nothing to compile with
+        native_ops(torch.float32)
 
 
 def test_every_kernel_has_a_case_here() -> None:

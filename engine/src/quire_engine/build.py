@@ -177,7 +177,7 @@ def _assemble(config: EngineConfig, loaded: "_Loaded[CausalLM]", depth: int | No
         loaded.model,
         KVCache(spec.shape, sizes.num_blocks, sizes.num_host_blocks, sizes.block_size, getattr(torch, dtype), device),
         BatchBuilder(config.max_num_seqs, sizes.max_model_len, sizes.block_size, device),
-        Sampler(spec.shape.vocabulary, config.max_num_seqs, sizes.max_model_len, device),
+        Sampler(spec.shape.vocabulary, config.max_num_seqs, device),
         config.max_num_seqs,
         device,
     )

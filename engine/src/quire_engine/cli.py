@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import logging
+import os
 import signal
 import sys
 
@@ -93,6 +94,9 @@ def generate(argv: list[str]) -> int:
         return _fail("generate", str(refusal), ConfigFailure.exit_code)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader has had enough; nothing may be flushed to it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 
@@ -102,7 +106,10 @@ SAMPLING = {  # flags of `quire generate` besides the engine's: type, help
     "top_p": (float, "keep the smallest set of tokens with this share of the probability"),
     "top_k": (int, "keep the best so many tokens"),
     "min_p": (float, "leave out what is less likely than this share of the best token's probability"),
+    "min_tokens": (int, "fewest tokens of the answer"),
     "repetition_penalty": (float, "over 1: repeat less"),
+    "frequency_penalty": (float, "over 0: repeat less, the more often a token was there"),
+    "presence_penalty": (float, "over 0: prefer tokens that were not there"),
 }
 
 

@@ -122,18 +122,21 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """One conversation, a list of messages, or several of them; by the checkpoint's own template."""
         if isinstance(messages, Mapping | str):
             raise RequestRejected(f"messages is {messages!r}: give a list of messages", "messages")
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
-        prompts = [{"prompt_token_ids": self.chat_ids(each)} for each in conversations]
+        how = {**(chat_template_kwargs or {}), "add_generation_prompt": add_generation_prompt}
+        prompts = [{"prompt_token_ids": self.chat_ids(each, **how)} for each in conversations]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
-    def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """A conversation as the prompt that it becomes."""
+    def chat_ids(self, messages: Sequence[Mapping[str, Any]], **how: Any) -> list[int]:
+        """A conversation as the prompt that it becomes; `how` is for the template."""
         tokenizer = self.get_tokenizer()
-        return tokenizer.encode(ChatTemplate(tokenizer).render(messages, None), add_special_tokens=False)
+        return tokenizer.encode(ChatTemplate(tokenizer).render(messages, None, **how), add_special_tokens=False)
 
     def embed(self, prompts: Prompt | Sequence[Prompt]) -> list[EmbeddingRequestOutput]:
         """A vector for each prompt; for models that make embeddings."""

@@ -257,7 +257,8 @@ class Scheduler:
         sequence.num_in_flight -= 1
         if token < 0:
             message = (
-                "the model computed something that is not a number: its weights, or this number format, are at fault"
+                "no token could be chosen: the model computed something that is not a number (its weights, or this number "
+                "format, are at fault), or nothing that the request allows was left"
             )
             self._end(sequence, Finish(FinishReason.ERROR, message=message), events)
             return

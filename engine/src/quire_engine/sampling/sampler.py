@@ -32,7 +32,7 @@ class Sampled:
 
 
 class Sampler:
-    def __init__(self, vocabulary: int, max_num_seqs: int, max_model_len: int, device: torch.device) -> None:
+    def __init__(self, vocabulary: int, max_num_seqs: int, device: torch.device) -> None:
         self._vocabulary = vocabulary
         self._device = device
         self._processors: tuple[Processor, ...] = (  # the order is what they mean together

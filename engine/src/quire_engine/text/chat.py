@@ -31,11 +31,20 @@ class ChatTemplate:
         except TemplateError as error:
             raise ConfigFailure(f"the model's chat template is not valid Jinja: {error}") from None
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        *,
+        add_generation_prompt: bool = True,
+        **more: Any,
+    ) -> str:
+        """`more` is what the template knows besides, such as `enable_thinking`."""
         if self._template is None:
             raise RequestRejected("this model has no chat template: use /v1/completions", "messages")
         try:
-            return self._template.render(messages=messages, tools=tools, add_generation_prompt=True, **self._special)
+            known = {"tools": tools, "add_generation_prompt": add_generation_prompt, **self._special}
+            return self._template.render({**more, **known}, messages=messages)
         except Exception as error:  # a template is a program of the checkpoint: whatever it does with odd messages
             raise RequestRejected(f"the model's chat template refused the messages: {error}", "messages") from None
 

@@ -39,6 +39,7 @@ AVX2 = Target("x86_64-avx2", frozenset({"avx2", "fma", "f16c"}))
 AVX512 = Target("x86_64-avx512", AVX2.needs | {"avx512f", "avx512bw", "avx512vl", "avx512dq"})
 AVX512_BF16 = Target("x86_64-avx512bf16", AVX512.needs | {"avx512_bf16"})
 
+
 def targets(number_format: str) -> tuple[Target, ...]:
     """Of this kind of machine, best first. The last one runs on all of them."""
     if platform.machine() != "x86_64":

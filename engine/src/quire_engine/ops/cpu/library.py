@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from quire_engine.ops.cpu.compile import CompileFailure, compile_library, library_name, targets
+from quire_engine.ops.cpu.compile import CompileFailure, Target, compile_library, library_name, targets
 
-__all__ = ["BatchStruct", "FormStruct", "MatrixStruct", "NoLibrary", "open_library"]
+__all__ = ["BatchStruct", "FormStruct", "MatrixStruct", "NoLibrary", "open_library", "usable_targets"]
 
 BROUGHT = Path(__file__).parent / "libraries"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "quire"
@@ -64,6 +64,15 @@ PARAMETERS: dict[str, list[Any]] = {
 RESULTS: dict[str, Any] = {"packed_size": c_long, "embed": c_long}
 
 
+def usable_targets(number_format: str) -> list[Target]:
+    """What this CPU can run, best first."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
+    except OSError:  # not Linux: the plain instruction set is left
+        flags = set()
+    return [target for target in targets(number_format) if target.needs <= flags]
+
+
 def open_library(number_format: str) -> ctypes.CDLL:
     """The best that this CPU can run."""
     try:
@@ -79,7 +88,7 @@ def open_library(number_format: str) -> ctypes.CDLL:
 
 def _load(number_format: str) -> ctypes.CDLL:
     failures = []
-    for target in (target for target in targets(number_format) if target.needs <= _cpu_flags()):
+    for target in usable_targets(number_format):
         name = library_name(number_format, target)
         for folder in (BROUGHT, CACHE.expanduser()):
             if (folder / name).exists():
@@ -104,14 +113,6 @@ def _folder() -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="quire-") as folder:
         yield Path(folder)
-
-
-def _cpu_flags() -> set[str]:
-    """None where there is no such file, which leaves the plain instruction set."""
-    try:
-        return set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
-    except OSError:
-        return set()
 
 
 def _share_threads(library: ctypes.CDLL) -> None:
