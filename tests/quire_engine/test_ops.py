@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from functools import cache as remember
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -399,24 +400,42 @@ def test_attention(dtype: torch.dtype, form: AttentionForm, block_size: int) -> 
 
 
 NAMES = [str(each).removeprefix("torch.") for each in DTYPES]
-LESSER = [(name, target) for name in NAMES for target in usable_targets(name)[1:]]  # what this CPU has besides the best
+EVERY_TARGET = pytest.mark.parametrize(  # that this CPU has
+    ("name", "target"),
+    [(name, target) for name in NAMES for target in usable_targets(name)],
+    ids=lambda value: getattr(value, "name", value),
+)
 
 
-@pytest.mark.parametrize(("name", "target"), LESSER, ids=lambda value: getattr(value, "name", value))
-def test_lesser_instruction_sets_compute_the_same(name: str, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+@EVERY_TARGET
+def test_all_instruction_sets_compute_the_same(name: str, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr("quire_engine.ops.cpu.library.usable_targets", lambda number_format: [target])
     dtype = getattr(torch, name)
-    lesser = native_ops(dtype)
-    x = torch.cat((torch.randn(7, 97) * 3, torch.randn(1, 97) * 1e-6, torch.full((1, 97), 6e4))).to(dtype)
-    weight, scene = torch.randn(70, 97).to(dtype), Scene(form_of(), 16)
+    ops = native_ops(dtype)
+    x, weight, scene = torch.randn(7, 97), torch.randn(70, 97), Scene(form_of(), 16)
 
     for run in (
-        lambda ops: ops.linear(x, ops.pack(weight)),
-        lambda ops: ops.gate(x[:, :96], Activation.GELU_TANH),
+        lambda ops: ops.linear(x.to(dtype), ops.pack(weight.to(dtype))),
+        lambda ops: ops.layer_norm(x.to(dtype), weight[0], weight[1], EPSILON),
         lambda ops: scene.attend(ops, dtype, (0, 40, 150), (2, 76, 77)),
     ):
-        torch.testing.assert_close(run(lesser), run(native(dtype)), rtol=2**-7, atol=1e-5)
+        torch.testing.assert_close(run(ops), run(native(dtype)), rtol=2**-7, atol=2**-8)
+
+
+@EVERY_TARGET
+def test_numbers_are_read_and_rounded_as_torch_does(name: str, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quire_engine.ops.cpu.library.usable_targets", lambda number_format: [target])
+    bits = torch.arange(-(2**15), 2**15)
+    shift = 16 if name == "float32" else 0
+    numbers = (bits << shift).to(torch.int32 if shift else torch.int16).view(getattr(torch, name))[None]  # of all sizes
+    others = numbers[:, torch.randperm(numbers.numel())]
+
+    for other in (others, torch.zeros_like(numbers)):
+        _, total = native_ops(numbers.dtype).add_rms_norm(
+            numbers.clone(), other.clone(), torch.ones(numbers.numel()), EPSILON
+        )
+        torch.testing.assert_close(total, numbers + other, rtol=0, atol=0, equal_nan=True)
 
 
 def test_without_a_compiler_the_reason_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -493,7 +512,7 @@ def test_attention_does_not_depend_on_chunks_or_company(
 
     if form.causal:  # else a row sees what its chunk brings
         for cuts in ([0, 150], [0, 1, 2, 3, 150], [0, 16, 32, 149, 150], [0, 7, 50, 67, 131, 150]):
-            parts = [scene.attend(ops, dtype, (0, start, end)) for start, end in zip(cuts, cuts[1:], strict=False)]
+            parts = [scene.attend(ops, dtype, (0, start, end)) for start, end in pairwise(cuts)]
             assert torch.equal(torch.cat(parts), whole[:150])
     assert torch.equal(scene.attend(ops, dtype, (2, 0, 77)), whole[150:227])
     assert torch.equal(scene.attend(ops, dtype, (1, 0, 1)), whole[227:])

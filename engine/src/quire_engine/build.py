@@ -189,7 +189,9 @@ def _best_ops(device: torch.device, dtype: torch.dtype) -> Ops:
     """The native kernels where they are, and where this machine can build them; else plain torch, which is slow."""
     if device.type == "cpu":
         try:
-            return native_ops(dtype)
+            ops = native_ops(dtype)
+            torch.set_num_threads(1)  # two pools of threads on the same cores would hold each other up
+            return ops
         except NoLibrary as reason:
             log.warning("no native CPU kernels (%s): plain torch computes, several times slower", reason)
     return reference_ops()

@@ -82,7 +82,6 @@ class _Kernels:
         return y
 
     def embed(self, ids: Tensor, table: PackedMatrix) -> Tensor:
-        torch.get_num_threads()  # tells OpenMP, in this thread, how many torch was told to use
         rows = ids.numel()
         y = torch.empty(rows, table.width, dtype=self._dtype)
         ids = ids.contiguous()

@@ -16,7 +16,7 @@ __all__ = ["FORMATS", "CompileFailure", "Target", "compile_library", "library_na
 
 FORMATS = ("float32", "bfloat16", "float16")
 SOURCE = Path(__file__).parent / "source"
-OPTIONS = ("-O3", "-std=gnu11", "-fPIC", "-shared")
+OPTIONS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread")
 
 
 class CompileFailure(Exception):

@@ -24,6 +24,18 @@ BROUGHT = Path(__file__).parent / "libraries"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "quire"
 
 
+def _threads() -> int:
+    """As many as torch would take, and no more than the processors that the container may use."""
+    wanted = torch.get_num_threads()
+    with suppress(OSError, ValueError):  # no such file, or "max"
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        wanted = min(wanted, max(1, quota // period))
+    return wanted
+
+
+THREADS = _threads()  # when this is imported: the engine then leaves one to torch, whose own would spin beside ours
+
+
 class NoLibrary(Exception):
     """Why the native kernels are not to be had, in a line."""
 
@@ -48,7 +60,7 @@ class MatrixStruct(ctypes.Structure):  # linear.c
 
 
 PARAMETERS: dict[str, list[Any]] = {
-    "set_team": [c_void_p, c_void_p],
+    "set_threads": [c_int],
     "packed_size": [c_long, c_long],
     "pack": [c_void_p, c_void_p],
     "linear": [c_void_p, c_void_p, c_void_p, c_void_p, c_long, c_int],
@@ -82,7 +94,7 @@ def open_library(number_format: str) -> ctypes.CDLL:
     for name, parameters in PARAMETERS.items():
         function = getattr(library, name)
         function.argtypes, function.restype = parameters, RESULTS.get(name)
-    _share_threads(library)
+    library.set_threads(THREADS)
     return library
 
 
@@ -113,11 +125,3 @@ def _folder() -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="quire-") as folder:
         yield Path(folder)
-
-
-def _share_threads(library: ctypes.CDLL) -> None:
-    """Hand over the entry points of the OpenMP that torch itself is linked against; without, all stays on one thread."""
-    torch_library = ctypes.CDLL(torch._C.__file__)
-    with suppress(AttributeError):
-        entries = torch_library.GOMP_parallel, torch_library.omp_get_max_threads
-        library.set_team(*(ctypes.cast(entry, c_void_p) for entry in entries))

@@ -1,4 +1,4 @@
-/* Work in parts, on torch's threads. */
+/* Work in parts, on a few threads of our own. */
 
 #pragma once
 
@@ -9,3 +9,6 @@ typedef void part_of(const void *job, long part);
 
 /* Do all `parts` of the job, whose cost in all is `cost`. Who does a part has no influence on its result. */
 void in_parts(long parts, double cost, part_of *work, const void *job);
+
+/* From now on so many, the caller's among them; there are never fewer again. */
+void set_threads(int threads);
