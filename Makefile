@@ -54,6 +54,11 @@ cluster-down: ## end it, and leave nothing: NAME=dev
 bench: setup ## measure the engine on this machine; JSON goes to benchmarks/results/
 	$(BIN)/python benchmarks/engine.py
 
+.PHONY: bench-peers
+bench-peers: setup ## measure beside vLLM, llama.cpp and transformers, in .venv-peers (an hour; nothing else may run)
+	benchmarks/peers/setup.sh
+	$(BIN)/python benchmarks/offline.py
+
 .PHONY: gpu
 gpu: ## on a machine with a GPU: its limits, and the engine's tokens on CPU and GPU; JSON goes to benchmarks/results/
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) e2e/gpu/run.py
