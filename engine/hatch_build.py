@@ -1,7 +1,7 @@
 """Puts the CPU kernels into a wheel, compiled for every instruction set of this kind of machine.
 
-Without a compiler the wheel is pure Python, and the engine does without them or compiles them itself (ops/cpu/library.py),
-as it does from an editable installation, which gets none from here: its sources change.
+Without a compiler the wheel is pure Python, and the engine does without them or compiles them itself when it starts
+(ops/cpu/library.py), as it does from an editable installation, which gets none from here: its sources change.
 """
 
 import importlib.util

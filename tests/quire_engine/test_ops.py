@@ -19,7 +19,7 @@ from quire_engine.layers.rotary import rotary_table
 from quire_engine.ops import Activation, AttentionForm, LayerCache, Ops
 from quire_engine.ops.cpu import NoLibrary, native_ops
 from quire_engine.ops.cpu.compile import Target
-from quire_engine.ops.cpu.library import usable_targets
+from quire_engine.ops.cpu.library import THREADS, open_library, usable_targets
 from quire_engine.ops.reference import reference_ops
 from quire_engine.runtime.batch import ForwardBatch
 from quire_engine.spec import Rope
@@ -474,11 +474,11 @@ def test_every_kernel_has_a_case_here() -> None:
 
 
 @pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
+def threads(request: pytest.FixtureRequest, dtype: torch.dtype) -> Iterator[int]:
+    library = open_library(str(dtype).removeprefix("torch."))
+    library.set_threads(request.param)
     yield request.param
-    torch.set_num_threads(before)
+    library.set_threads(THREADS)
 
 
 @pytest.mark.parametrize(("height", "width"), [(200, 384), (65, 33), (1024, 1024)])

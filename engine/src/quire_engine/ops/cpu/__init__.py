@@ -1,7 +1,7 @@
 """The kernels for CPUs, in C: `native_ops`, of the same table as the reference.
 
-A result never depends on the batch: each number is summed in one fixed order, whatever stands beside it, in however many
-chunks its sequence came and on however many threads (source/tile.h, source/attention.c).
+A result never depends on the batch: each number is summed in one fixed order, whatever stands beside it, in however
+many chunks its sequence came and on however many threads (source/tile.h, source/attention.c).
 
 This file is the way from tensors to addresses. At a token a step it is called about ten times a layer, and the kernels
 take no longer than the way to them: hence what is remembered here, and no view that can be avoided.

@@ -18,7 +18,7 @@ import torch
 
 from quire_engine.ops.cpu.compile import CompileFailure, Target, compile_library, library_name, targets
 
-__all__ = ["BatchStruct", "FormStruct", "MatrixStruct", "NoLibrary", "open_library", "usable_targets"]
+__all__ = ["THREADS", "BatchStruct", "FormStruct", "MatrixStruct", "NoLibrary", "open_library", "usable_targets"]
 
 BROUGHT = Path(__file__).parent / "libraries"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "quire"

@@ -1,17 +1,17 @@
 /* Attention over the paged cache, read where it lies.
 
-   A part of the work is a piece of one chunk and one key head: up to PIECE rows, a row being a token and one of the query
-   heads that share the key head. It goes through the context in tiles of PANEL tokens, with the softmax kept up as it
-   goes (Milakov and Gimelshein): of every row the largest score so far, the sum of its weights and the weighted sum of
-   the values, which are scaled down when a larger score turns up.
+   A part of the work is a piece of one chunk and one key head: up to PIECE rows, a row being a token and one of the
+   query heads that share the key head. It goes through the context in tiles of PANEL tokens, with the softmax kept up
+   as it goes (Milakov and Gimelshein): of every row the largest score so far, the sum of its weights and the weighted
+   sum of the values, which are scaled down when a larger score turns up.
 
        context    |........tile 0........|........tile 1........|....
        row a          [ lo ...................... hi )                what a row may see, by its own position
        row b                                  [ lo ........ hi )
 
-   Tiles begin at multiples of PANEL, and one of which a row sees nothing leaves that row as it is, to the bit. So a row's
-   result depends on its own position and context alone, not on how its sequence was cut into chunks or what else is in
-   the batch. What lies beyond the context may be anything: its scores are replaced and its values not read. */
+   Tiles begin at multiples of PANEL, and one of which a row sees nothing leaves that row as it is, to the bit. So a
+   row's result depends on its own position and context alone, not on how its sequence was cut into chunks or what else
+   is in the batch. What lies beyond the context may be anything: its scores are replaced and its values not read. */
 
 #include <stdlib.h>
 
@@ -40,8 +40,8 @@ struct run {
 /* The tokens of a tile [start, start + PANEL) of which somebody in the piece sees something: [from, to). */
 struct tile {
     long start, from, to;
-    const element *keys[VECTORS]; /* groups of LANES tokens, `key_stride` elements from one pair of dimensions to the next */
-    long key_stride;
+    const element *keys[VECTORS]; /* groups of LANES tokens */
+    long key_stride;              /* elements from one pair of dimensions to the next */
     struct run runs[PANEL / SMALLEST_BLOCK + 1];
     long num_runs, value_stride; /* elements from one pair of tokens to the next */
 };
@@ -57,7 +57,7 @@ struct piece {
     operand weights[ROWS * PANEL];
     operand *queries;  /* [rows, D] */
     vec *sums;         /* [rows, padded / LANES] */
-    element *key_copy, *value_copy; /* [D / 2, 2 * PANEL], [PANEL / 2, 2 * padded]: what must be mended before it is used */
+    element *key_copy, *value_copy; /* [D / 2, 2 * PANEL], [PANEL / 2, 2 * padded]: what must be mended before use */
 };
 
 INLINE const element *block_of(const struct piece *p, const element *cache, long token) {
@@ -78,6 +78,7 @@ static void prefetch(const struct piece *p, long start, long end) {
     }
 }
 
+/* A vector of the tile is LANES tokens. */
 static void find_keys(const struct piece *p, struct tile *t) {
     long size = p->cache.block_size, pairs = p->form->dim / 2;
     t->key_stride = size < LANES ? 2 * PANEL : 2 * size;
@@ -121,6 +122,7 @@ static void add_run(struct tile *t, const element *values, long token, long pair
         t->runs[t->num_runs++] = (struct run){values, token - t->start, pairs};
 }
 
+/* They are used where they lie, except a last token whose neighbour is not stored yet, and groups that are not full. */
 static void find_values(const struct piece *p, struct tile *t) {
     long size = p->cache.block_size, dim = p->form->dim;
     t->value_stride = 2 * ceil_div(dim, LANES) * LANES;
@@ -190,8 +192,8 @@ static void attend_tile(struct piece *p, const struct tile *t) {
                 const element *columns[VECTORS];
                 for (long i = 0; i < VECTORS; i++) /* beyond D: any, their sums are for nobody */
                     columns[i] = run->values + ((v + i) * LANES < dim ? v + i : v) * 2 * LANES;
-                add_tile(rows, p->sums + row * width + v, width, p->weights + run->token, PANEL, columns, t->value_stride,
-                         run->pairs);
+                add_tile(rows, p->sums + row * width + v, width, p->weights + run->token, PANEL, columns,
+                         t->value_stride, run->pairs);
             }
     }
 }

@@ -1,8 +1,8 @@
 /* What the kernels of attention share: what Python hands over, and the order of numbers within a block of the cache.
 
-   A layer's keys and values are [blocks, kv_heads, block_size * D] each. What belongs to one block and head is ordered so
-   that vectors need never be turned; groups are those of pairs.h. The last group of a row is shorter if its columns are
-   not a multiple of LANES.
+   A layer's keys and values are [blocks, kv_heads, block_size * D] each. What belongs to one block and head is ordered
+   so that vectors need never be turned; groups are those of pairs.h. The last group of a row is shorter if its columns
+   are not a multiple of LANES.
 
        keys     [D / 2][ groups of block_size tokens ]     columns are tokens, pairs are dimensions: q * keys
        values   [block_size / 2][ groups of D dims   ]     columns are dimensions, pairs are tokens: weights * values */

@@ -77,8 +77,9 @@ INLINE void store(element *to, vec x) {
     words sum = (words)((vec)bias + size);
     words nearest = (sum >> 13 & 0x7c00) + (sum & 0xfff);
     words unnumbered = (words)(twice > 0xff000000);
-    halves half = __builtin_convertvector((bits >> 16 & 0x8000) | (unnumbered & 0x7e00) | (~unnumbered & nearest), halves);
-    memcpy(to, &half, sizeof half);
+    words half = (bits >> 16 & 0x8000) | (unnumbered & 0x7e00) | (~unnumbered & nearest);
+    halves narrow = __builtin_convertvector(half, halves);
+    memcpy(to, &narrow, sizeof narrow);
 }
 
 #endif

@@ -1,7 +1,7 @@
 /* Linear layers, and rows of a table in the same layout (a model may use one matrix as both).
 
-   A weight [out, in] is packed into panels of PANEL outputs, the last one filled up with zeros; `in` is even, made so by
-   a zero if it was not:
+   A weight [out, in] is packed into panels of PANEL outputs, the last one filled up with zeros; `in` is even, made so
+   by a zero if it was not:
 
        panel 0 (outputs 0 .. PANEL - 1)      panel 1 ...
        [ k 0,1: VECTORS groups ][ k 2,3: VECTORS groups ] ...           group: pairs.h
@@ -121,7 +121,8 @@ static void multiply(const void *job, long part) {
         for (long row = first_row; row < last_row; row += ROWS) {
             long rows = least(ROWS, last_row - row);
             vec sums[ROWS * VECTORS] = {0};
-            add_tile(rows, sums, VECTORS, p->x + row * p->x_stride, p->x_stride, columns, 2 * PANEL, num_pairs(p->matrix));
+            add_tile(rows, sums, VECTORS, p->x + row * p->x_stride, p->x_stride, columns, 2 * PANEL,
+                     num_pairs(p->matrix));
             for (long r = 0; r < rows; r++)
                 store_tile(p, sums + r * VECTORS, row + r, panel);
         }

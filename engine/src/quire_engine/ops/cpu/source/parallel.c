@@ -28,6 +28,7 @@ static const void *work_on;
 static long parts_in_all, per_part;
 
 static atomic_flag busy = ATOMIC_FLAG_INIT; /* somebody has a job under way */
+static atomic_int team = 1; /* threads that are wanted, the caller among them */
 static atomic_int helpers, sleepers;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t bell = PTHREAD_COND_INITIALIZER;
@@ -75,6 +76,7 @@ static void *help(void *unused) {
 }
 
 void set_threads(int threads) {
+    atomic_store(&team, threads);
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the threads of the program */
@@ -89,7 +91,7 @@ void set_threads(int threads) {
 }
 
 void in_parts(long parts, double cost, part_of *do_part, const void *job) {
-    if (parts < 2 || cost < WORTH_SHARING || !atomic_load(&helpers) || atomic_flag_test_and_set(&busy)) {
+    if (parts < 2 || cost < WORTH_SHARING || atomic_load(&team) < 2 || atomic_flag_test_and_set(&busy)) {
         for (long part = 0; part < parts; part++)
             do_part(job, part);
         return;

@@ -1,4 +1,5 @@
-/* What is computed row by row, or number by number: norms and activations. A row's arithmetic depends on its width only. */
+/* What is computed row by row, or number by number: norms and activations. A row's arithmetic depends on its width
+   only. */
 
 #include "element.h"
 #include "parallel.h"
@@ -10,7 +11,9 @@ struct norming {
     float epsilon;
 };
 
-static vec row_of(const struct norming *n, long row, long i) { return load_some(n->x + row * n->width + i, n->width - i); }
+static vec row_of(const struct norming *n, long row, long i) {
+    return load_some(n->x + row * n->width + i, n->width - i);
+}
 
 /* y = (x - mean) * factor * weight + bias */
 static void write_row(const struct norming *n, long row, float mean, float factor) {

@@ -9,8 +9,8 @@
        up to ROWS  |     operands     |    x      [ group | group | group ...      pair's group to the next
                    +------------------+           ...
 
-   Every sum runs over k upwards, one pair after the other, whatever the number of rows: a row's result does not depend on
-   its company. */
+   Every sum runs over k upwards, one pair after the other, whatever the number of rows: a row's result does not depend
+   on its company. */
 
 #pragma once
 
