@@ -70,10 +70,12 @@ class Memory:
             sequence.num_computed = last
         return True
 
+    def has_place(self, sequence: Sequence) -> bool:
+        """For its next token, in the blocks it has."""
+        return sequence.num_computed < len(sequence.blocks) * self._pool.block_size
+
     def grow(self, plan: StepPlan, sequence: Sequence) -> bool:
-        """See to it that the next token of a running sequence has a place; False if there is no free block."""
-        if sequence.num_computed < len(sequence.blocks) * self._pool.block_size:
-            return True
+        """Give a running sequence one more block; False if none is free."""
         if not self._pool.num_free:
             return False
         assert sequence.slot is not None

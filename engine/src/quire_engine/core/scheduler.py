@@ -184,10 +184,11 @@ class Scheduler:
         index = 0
         while index < len(self._running):
             sequence = self._running[index]
-            if sequence.num_uncomputed != 1 or self._make_room(plan, index):
-                if sequence.num_uncomputed == 1:
-                    self._advance(plan, sequence, 1)
-                index += 1
+            if sequence.num_uncomputed == 1:
+                if not self._make_room(plan, index):
+                    continue  # it is not there any more: the next one has its index
+                self._advance(plan, sequence, 1)
+            index += 1
         return len(plan.ids)
 
     def _make_room(self, plan: StepPlan, index: int) -> bool:
@@ -196,6 +197,8 @@ class Scheduler:
         Only those behind it make way: they have no token in this step yet, and the first is never a victim.
         """
         sequence = self._running[index]
+        if self._memory.has_place(sequence):
+            return True
         while not self._memory.grow(plan, sequence):
             victim = self._memory.victim(self._running[index + 1 :]) or sequence
             self._leave_running(victim)

@@ -259,6 +259,8 @@ static void attend(const void *job, long part) {
         .key_copy = (element *)(memory + sums + queries),
         .value_copy = (element *)(memory + sums + queries + keys),
     };
+    if (r.count <= ROWS && !a->form->window) /* where it will begin */
+        prefetch(&p, 0, a->batch->context_len[r.chunk]);
     prepare(&p, a, &r);
     long from = p.lo[0], to = p.hi[r.count - 1]; /* both grow with the position */
     for (long start = from / PANEL * PANEL; start < to; start += PANEL) {
