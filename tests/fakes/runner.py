@@ -1,8 +1,8 @@
 """A runner without a model: the next token is a pure function of the tokens before it.
 
 It reads those tokens back from a paged memory, through the block table, as attention would. So whatever the
-scheduler does wrong with blocks, copies, swaps, chunks, slots or order shows as a wrong token. What is not
-written in a block, or was moved away, is not there: reading it is a KeyError.
+scheduler does wrong with blocks, copies, swaps, chunks, slots or order shows as a wrong token, or as a KeyError
+where nothing was ever written.
 """
 
 import hashlib

@@ -38,7 +38,7 @@ def requests(count: int = 32) -> list[Request]:
     for n in range(count):
         tail = tuple((11 * i + 3 * n) % 900 + 3 for i in range(2 + 5 * n % 61))
         params = TokenParams(
-            max_tokens=20,
+            max_tokens=44,
             temperature=0.0 if n % 4 < 2 else 0.8,
             top_k=0 if n % 3 else 50,
             top_p=0.95,
@@ -93,6 +93,7 @@ def test_tokens_and_logprobs_do_not_depend_on_how_they_are_computed(
         max_num_seqs=32,
         max_num_batched_tokens=32 + chunk,
         kv_cache_gib=BLOCK_GIB * (30.5 if preempted else 400),
+        long_prefill_token_threshold=4096 if preempted else None,  # long ones come one by one, and do not crowd
         swap_space_gib=BLOCK_GIB * 100.5 if preempted == "swap" else 0.0,
         enable_prefix_caching=caching,
         max_model_len=256,

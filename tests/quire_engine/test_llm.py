@@ -322,3 +322,37 @@ def test_importing_the_package_imports_no_torch() -> None:
     assert all(getattr(quire_engine, name) for name in quire_engine.__all__)
     with pytest.raises(AttributeError, match="Llm"):
         quire_engine.Llm  # noqa: B018
+
+
+def test_stop_strings_are_looked_for_in_what_is_shown() -> None:
+    """Also among the names of special tokens, if these are shown, and after a shorter one that came too early."""
+    llm = LLM("builtin://quire-tiny", dtype="float32", kv_cache_gib=0.02)
+    messages = [{"role": "user", "content": "What is an LLMDeployment?"}]
+    greedy = {"temperature": 0.0, "max_tokens": 40, "ignore_eos": True}
+    shown = llm.chat(messages, SamplingParams(**greedy, skip_special_tokens=False), use_tqdm=False)[0].outputs[0].text
+    stop = shown[shown.index("<|im_end|>") - 3 :][:6]
+
+    stopped = llm.chat(messages, SamplingParams(**greedy, skip_special_tokens=False, stop=stop), use_tqdm=False)[
+        0
+    ].outputs[0]
+    early = llm.chat(
+        messages, SamplingParams(**greedy, min_tokens=4, stop=["An", "no such long text"]), use_tqdm=False
+    )[0].outputs[0]
+
+    assert (stopped.finish_reason, stopped.stop_reason) == ("stop", stop)
+    assert stopped.text == shown[: shown.index(stop)]
+    assert early.text.startswith("An LLMDeployment is")
+
+
+def test_two_streams_at_once_are_refused_and_the_first_goes_on() -> None:
+    llm = LLM("builtin://quire-tiny", kv_cache_gib=0.02)
+    params = SamplingParams(temperature=0.0, max_tokens=8)
+    stream = llm.stream(["Hello"], params)
+    next(stream)
+
+    with pytest.raises(RequestRejected, match="another stream of this LLM is open"):
+        llm.generate("world", params, use_tqdm=False)
+
+    *_, last = stream
+    assert len(last.outputs[0].token_ids) == 8
+    assert llm.generate("Hello", params, use_tqdm=False)[0].outputs[0].token_ids == last.outputs[0].token_ids

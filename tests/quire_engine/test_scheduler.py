@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from quire_engine.core.blocks import BlockPool
+from quire_engine.core.blocks import BlockPool, Prefix
 from quire_engine.core.memory import Memory
 from quire_engine.core.request import Request, RequestId, TokenParams
 from quire_engine.core.scheduler import Limits, Scheduler
@@ -250,17 +250,20 @@ def test_a_long_prompt_is_computed_in_chunks_beside_running_requests() -> None:
 
 def test_short_prompts_pass_a_long_one_which_still_moves_on() -> None:
     scheduler = make(blocks=400, seqs=32, budget=16, length=1200, long=4)
-    engine = Engine(scheduler, FakeRunner(4, 16))
+    engine = Engine(scheduler, runner := FakeRunner(4, 16))
     scheduler.add(request(0, prompt=1000, tokens=2))
     engine.step()
     for number in range(1, 21):
         scheduler.add(request(number, prompt=4, tokens=2))
 
-    tally = Tally()
+    tally, moved = Tally(), []
     for _ in range(10):
-        tally.take(engine.step())
+        plan = scheduler.schedule()
+        moved.append(dict(zip(plan.ids, plan.lengths, strict=True)).get(0, 0))
+        tally.take(scheduler.commit(plan, runner.launch(plan).result()))
 
     assert set(tally.finish) == set(range(1, 21))
+    assert min(moved) >= 4
     assert drain(engine, scheduler, tally).tokens[0] == continuation(request(0, prompt=1000).prompt, 2)
 
 
@@ -362,7 +365,7 @@ def test_a_known_beginning_is_not_computed_again() -> None:
     tally = drain(engine, scheduler)
 
     assert (cold, runner.computed - cold) == (30, 3)
-    assert tally.cached == {2: 20} | {}
+    assert tally.cached == {2: 20}
     assert tally.tokens[2] == continuation((*prompt[:20], 40, 41, 42), 1)
     assert (scheduler.load.prefix_queries, scheduler.load.prefix_hits) == (53, 20)
 
@@ -393,6 +396,75 @@ def test_followers_share_the_prompt_of_their_leader(caching: bool) -> None:
     assert runner.computed == (18 + 3) + 3 * (1 + 3)
     assert runner.copied == 3  # the last block is half full: each writes on in a copy of its own
     assert all(tally.tokens[n] == continuation(prompt, 4) for n in range(4))
+
+
+def test_long_prompts_that_begin_alike_and_come_together_share_what_the_first_computes() -> None:
+    scheduler = make(blocks=2000, seqs=16, budget=64, length=1200, long=16)
+    runner = FakeRunner(4, 64)
+    for number in range(8):
+        scheduler.add(request(number, (*range(40), *range(10), number), tokens=1))
+
+    drain(Engine(scheduler, runner), scheduler)
+
+    assert runner.computed < 51 + 8 * (3 + 4)
+
+
+def test_a_prefix_hit_is_compared_at_once_however_long_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = 0
+    equal = Prefix.__eq__
+
+    def counted(mine: Prefix, theirs: object) -> bool:
+        nonlocal steps
+        walked: Prefix | None = mine
+        other = theirs
+        while walked is not other and walked is not None and isinstance(other, Prefix):
+            walked, other, steps = walked.parent, other.parent, steps + 1  # type: ignore[assignment]
+        return equal(mine, theirs)
+
+    monkeypatch.setattr(Prefix, "__eq__", counted)
+    scheduler = make(blocks=4000, budget=4096, length=4000)
+    engine = Engine(scheduler, Occupancy(4))
+    prompt = tuple(i % VOCABULARY for i in range(2000))
+    for number in range(4):
+        scheduler.add(request(number, prompt, tokens=2))
+        while engine.has_work:
+            engine.step()
+
+    assert scheduler.load.prefix_hits == 3 * 1999
+    assert steps < 8 * 500  # a few for each block of each request; walking to the root would be 500 times that
+
+
+def test_what_a_failed_launch_planned_is_not_found_afterwards() -> None:
+    class Failing(FakeRunner):
+        def launch(self, plan: StepPlan):  # type: ignore[no-untyped-def]
+            if self.steps == 1:
+                raise KeyboardInterrupt
+            return super().launch(plan)
+
+    scheduler = make(budget=64, length=64)
+    engine = Engine(scheduler, Failing(4, 64))
+    scheduler.add(request(1, tuple(range(20)), tokens=1))
+    engine.step()
+    scheduler.add(request(2, tuple(range(40)), tokens=3))
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    scheduler.abort(RequestId(2))
+
+    scheduler.check()
+    scheduler.add(request(3, tuple(range(40)), tokens=3))
+
+    runner = FakeRunner(4, 64)
+    assert scheduler.schedule().starts == [20]
+    assert runner.steps == 0
+
+
+def test_a_request_whose_logits_are_no_numbers_leaves_nothing_to_find() -> None:
+    scheduler = make()
+    scheduler.add(request(1, tuple(range(12)), tokens=3))
+    scheduler.commit(scheduler.schedule(), StepResult(tokens=[-1]))
+    scheduler.add(request(2, tuple(range(12)), tokens=3))
+
+    assert scheduler.schedule().starts == [0]
 
 
 class Occupancy:

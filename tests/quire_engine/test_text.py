@@ -108,3 +108,15 @@ def test_special_tokens_have_no_text() -> None:
 
     assert TINY.decode(ids) == "user\nhi"
     assert len(ids) < 8
+
+
+def test_a_stop_string_that_was_not_heeded_is_not_found_again() -> None:
+    matcher = StopMatcher((b"x", b"LONGSTOP"))
+
+    assert [matcher.feed(data) for data in (b"x", b"b", b"cx", b"LONGST", b"OP")] == [
+        b"x",
+        None,
+        b"x",
+        None,
+        b"LONGSTOP",
+    ]

@@ -85,7 +85,7 @@ class ModelShape:
         if heads % kv_heads:
             raise ValueError(f"{heads} attention heads cannot share {kv_heads} key-value heads evenly")
         biased = traits.get("biased", False)
-        attention_bias = config.get("attention_bias", biased)
+        attention_bias = bool(config.get("attention_bias", biased))
         experts = size("num_local_experts") if family == "mixtral" else 0
         return cls(
             layers=size("num_hidden_layers"),
@@ -101,7 +101,7 @@ class ModelShape:
             out_bias=attention_bias,
             qk_norm=traits.get("qk_norm", False),
             gated=traits.get("gated", True),
-            mlp_bias=config.get("mlp_bias", biased),
+            mlp_bias=bool(config.get("mlp_bias", biased)),
             experts=experts,
             experts_per_token=size("num_experts_per_tok") if experts else 0,
             norms=traits.get("norms", 2),

@@ -98,8 +98,9 @@ def build_embedder(config: EngineConfig, *, ops: Ops | None = None, with_tokeniz
 
 
 def build_model(config: EngineConfig, *, with_tokenizer: bool = True) -> BuiltEngine | BuiltEmbedder:
-    """Whichever the checkpoint is for."""
-    if read_spec(locate_model(config.model)).architecture in ENCODERS:
+    """Whichever the checkpoint is for; modules.json is how sentence-transformers marks a model for embeddings."""
+    folder = locate_model(config.model)
+    if read_spec(folder).architecture in ENCODERS or (folder / "modules.json").exists():
         return build_embedder(config, with_tokenizer=with_tokenizer)
     return build_engine(config, with_tokenizer=with_tokenizer)
 
@@ -173,6 +174,7 @@ def _assemble(config: EngineConfig, loaded: "_Loaded[CausalLM]", depth: int | No
         by_priority=config.scheduling_policy == "priority",
     )
     token_bytes = tokenizer.token_bytes if tokenizer else [b""] * spec.shape.vocabulary
+    special_bytes = tokenizer.text_table(skip_special=False) if tokenizer else None
     runner = ModelRunner(
         loaded.model,
         KVCache(spec.shape, sizes.num_blocks, sizes.num_host_blocks, sizes.block_size, getattr(torch, dtype), device),
@@ -181,7 +183,9 @@ def _assemble(config: EngineConfig, loaded: "_Loaded[CausalLM]", depth: int | No
         config.max_num_seqs,
         device,
     )
-    engine = Engine(Scheduler(memory, limits, token_bytes), runner, depth or (2 if device.type == "cuda" else 1))
+    engine = Engine(
+        Scheduler(memory, limits, token_bytes, special_bytes), runner, depth or (2 if device.type == "cuda" else 1)
+    )
     return BuiltEngine(engine=engine, spec=spec, sizes=sizes, tokenizer=tokenizer, dtype=dtype, device=device)
 
 

@@ -50,7 +50,11 @@ class Engine:
     def step(self) -> Events:
         plan = self._scheduler.schedule()
         if not plan.is_idle:
-            self._under_way.append((plan, self._runner.launch(plan)))
+            try:
+                self._under_way.append((plan, self._runner.launch(plan)))
+            except BaseException:  # whatever it is, Ctrl-C too: what was planned was not computed
+                self._scheduler.take_back(plan)
+                raise
         if self._under_way and (len(self._under_way) >= self._depth or plan.is_idle):
             plan, launched = self._under_way.popleft()
             return self._scheduler.commit(plan, launched.result())

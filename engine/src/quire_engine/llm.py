@@ -52,6 +52,7 @@ class LLM:
         except ValidationError as error:
             raise explain(error, EngineConfig, lambda path: str(path[0]) if path else "options") from None
         self._built = build_model(config, with_tokenizer=not skip_tokenizer_init)
+        self._streaming = False  # one at a time: each step brings news of all that is open
         self._ids = count()
         self._seeds = random.Random(config.seed)
 
@@ -93,12 +94,19 @@ class LLM:
     ) -> Iterator[RequestOutput]:
         """Each output again whenever there is more of it. `outputs` receives all of them, in the order of the prompts."""
         built = self._generator()
+        prompts = [prompts] if isinstance(prompts, str | Mapping) else prompts
+        if self._streaming:
+            raise RequestRejected(
+                "another stream of this LLM is open: read it to its end, or close it, before", "prompts"
+            )
         if not isinstance(sampling_params, Sequence):
             sampling_params = [sampling_params or SamplingParams()] * len(prompts)
         priority = priority or [0] * len(prompts)
         for name, given in (("sampling_params", sampling_params), ("priority", priority)):
             if len(given) != len(prompts):
                 raise RequestRejected(f"{len(prompts)} prompts, but {len(given)} of {name}: give one for each", name)
+        if not all(isinstance(rank, int) for rank in priority):
+            raise RequestRejected(f"priority is {list(priority)!r}, and must be whole numbers", "priority")
         requests = [
             each
             for number, (prompt, params, rank) in enumerate(zip(prompts, sampling_params, priority, strict=True))
@@ -107,12 +115,14 @@ class LLM:
         open_ = {request.id: answer for request, answer in requests}
         if outputs is not None:
             outputs += {id(answer.request): answer.request for answer in open_.values()}.values()
+        self._streaming = True
         try:
             for number, (request, _) in enumerate(requests):
                 _add(built, number, request)
             while open_:
                 yield from self._take(built.engine.step(), open_)
         finally:  # an error, Ctrl-C, or a caller that has had enough
+            self._streaming = False
             for request_id in open_:
                 built.engine.abort(request_id)
 

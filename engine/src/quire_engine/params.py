@@ -14,6 +14,7 @@ from quire_engine.text.tokenizer import Tokenizer
 
 __all__ = ["MAX_LOGPROBS", "SamplingParams", "resolve"]
 
+MOST_BAD_WORDS, LONGEST_BAD_WORD = 256, 64  # each takes memory at every step; the length is in characters
 MAX_LOGPROBS = 20  # of the likeliest tokens beside each: as many as OpenAI gives
 GREEDY_BELOW = 1e-5  # a temperature that small is 0
 
@@ -22,7 +23,7 @@ NUMBERS: dict[str, tuple[float, float]] = {
     "temperature": (0.0, 100.0),
     "top_p": (0.0, 1.0),
     "min_p": (0.0, 1.0),
-    "repetition_penalty": (0.0, 100.0),
+    "repetition_penalty": (0.01, 100.0),
     "frequency_penalty": (-2.0, 2.0),
     "presence_penalty": (-2.0, 2.0),
 }
@@ -36,7 +37,7 @@ COUNTS: dict[str, tuple[int, int | None]] = {
     "prompt_logprobs": (0, MAX_LOGPROBS),
     "truncate_prompt_tokens": (1, None),
 }
-POSITIVE = ("top_p", "repetition_penalty")  # these cannot be 0
+POSITIVE = ("top_p",)  # these cannot be 0
 OPTIONAL = ("seed", "max_tokens", "logprobs", "prompt_logprobs", "truncate_prompt_tokens")
 
 
@@ -94,8 +95,17 @@ class SamplingParams:
             _check_text("stop", stop)
         for name in ("bad_words", "stop_token_ids", "allowed_token_ids"):
             _check_list(name, getattr(self, name), "a list")
+        if len(self.bad_words or ()) > MOST_BAD_WORDS:
+            raise RequestRejected(
+                f"bad_words has {len(self.bad_words or ())} words, and at most {MOST_BAD_WORDS} are taken", "bad_words"
+            )
         for word in self.bad_words or ():
             _check_text("bad_words", word)
+            if len(word) > LONGEST_BAD_WORD:
+                raise RequestRejected(
+                    f"bad_words has one of {len(word)} characters, and at most {LONGEST_BAD_WORD} are taken",
+                    "bad_words",
+                )
         for name in ("stop_token_ids", "allowed_token_ids"):
             for token in getattr(self, name) or ():
                 _check_id(name, token)
@@ -153,7 +163,8 @@ def resolve(
         logit_bias=_bias(params.logit_bias or {}, vocabulary),
         allowed=allowed,
         bad_words=bad_words,
-        seed=seed,
+        seed=seed % 2**63,
+        special_text=not params.skip_special_tokens,
         stop=tuple(stop.encode() for stop in params.stops),
         stop_token_ids=ends,
         logprobs=params.logprobs,

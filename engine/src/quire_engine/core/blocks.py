@@ -113,9 +113,10 @@ class BlockPool:
         """Make a full block findable, if no other block holds the same; its prefix, to be the next one's parent."""
         prefix = Prefix(parent, tokens)
         known = self._block_of.setdefault(prefix, block)
-        if known == block:
-            self._prefix_of[block] = prefix
-        return self._prefix_of[known] or prefix
+        stored = self._prefix_of[known]
+        if stored is None:
+            stored = self._prefix_of[known] = prefix
+        return stored  # the very key, so that whoever goes on from it is compared with it at once
 
     def match(self, root: Prefix, tokens: Sequence[int]) -> list[int]:
         """The blocks that hold the longest known beginning of `tokens`, full blocks only. They may be free: `share` them."""

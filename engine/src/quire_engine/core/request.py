@@ -26,6 +26,7 @@ class TokenParams:
     bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that are never completed
     seed: int = 0
     stop: tuple[bytes, ...] = ()
+    special_text: bool = False  # special tokens have a text, too, in which stop strings are looked for
     stop_token_ids: frozenset[int] = frozenset()  # with the model's own end tokens, unless ignored
     logprobs: int | None = None  # with each token its log probability, and this many of the likeliest
     prompt_logprobs: int | None = None  # the same for the tokens of the prompt but the first

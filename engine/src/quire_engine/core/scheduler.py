@@ -50,11 +50,15 @@ class Load:
 
 
 class Scheduler:
-    def __init__(self, memory: Memory, limits: Limits, token_bytes: Seq[bytes]) -> None:
-        """`token_bytes[id]` is what a token adds to the text; stop strings are matched on it."""
+    def __init__(
+        self, memory: Memory, limits: Limits, token_bytes: Seq[bytes], special_bytes: Seq[bytes] | None = None
+    ) -> None:
+        """`token_bytes[id]` is what a token adds to the text; stop strings are matched on it, or on `special_bytes`,
+        the same with the texts of special tokens, for requests that show them."""
         self._memory = memory
         self._limits = limits
         self._token_bytes = token_bytes
+        self._special_bytes = special_bytes or token_bytes
         self._sequences: dict[RequestId, Sequence] = {}
         self._waiting: list[Sequence] = []  # by rank, as is
         self._running: list[Sequence] = []
@@ -107,9 +111,10 @@ class Scheduler:
         rank = (request.priority if self._limits.by_priority else 0, self._arrivals)
         leader = None if request.leader is None else self._sequences.get(request.leader)
         sequence = Sequence(request, max_length, rank, Status.FOLLOWING if leader else Status.WAITING)
-        self._sequences[request.id] = sequence
         if leader is None:
             insort(self._waiting, sequence, key=_rank)
+        self._sequences[request.id] = sequence
+        if leader is None:
             return
         sequence.leader = leader
         leader.followers.append(sequence)
@@ -129,9 +134,9 @@ class Scheduler:
         preemptions = self._preemptions
         budget = self._limits.max_num_batched_tokens - self._plan_single_tokens(plan)
         long = self._limits.long_prefill_tokens
-        reserve = long if any(s.num_uncomputed > long for s in self._running) else 0
-        patient = []
-        for sequence in self._with_prompts(plan, preemptions) if budget else ():
+        reserve = min(long, budget // 2) if any(s.num_uncomputed > long for s in self._running) else 0
+        patient: list[Sequence] = []
+        for sequence in self._with_prompts(plan, preemptions, patient) if budget else ():
             missing = sequence.num_uncomputed
             if missing > long:
                 patient.append(sequence)
@@ -157,9 +162,18 @@ class Scheduler:
                 if sequence:
                     self._take_token(sequence, result.tokens[row], result.logprobs.get(row), events)
                 row += 1
+            if sequence and sequence.status is Status.RUNNING:
+                self._memory.note_computed(sequence)
         if row != len(result.tokens):
             raise AssertionError(f"{row} chunks sample, but {len(result.tokens)} tokens came back")
         return events
+
+    def take_back(self, plan: StepPlan) -> None:
+        """The plan was not carried out: nothing of it is computed. Its sequences can only be ended after this."""
+        for request_id, start, samples in zip(plan.ids, plan.starts, plan.samples, strict=True):
+            sequence = self._sequences[request_id]
+            sequence.num_computed = start
+            sequence.num_in_flight -= samples
 
     def check(self) -> None:
         """Raise unless the books balance; tests call it after every step."""
@@ -209,20 +223,30 @@ class Scheduler:
                 return False
         return True
 
-    def _with_prompts(self, plan: StepPlan, preemptions: int) -> Iterator[Sequence]:
-        """Who has more than a token to compute: those that run, then those that can be admitted now."""
+    def _with_prompts(self, plan: StepPlan, preemptions: int, patient: list[Sequence]) -> Iterator[Sequence]:
+        """Who has more than a token to compute: those that run, then those that can be admitted now.
+
+        While a long one is there, only short ones are admitted: they pass it anyway, and another long one would hold
+        its blocks for nothing, and miss what this one is about to make findable.
+        """
         yield from [sequence for sequence in self._running if sequence.num_uncomputed > 1]
-        while preemptions == self._preemptions and (sequence := self._admit_next(plan)):
+        while preemptions == self._preemptions and (sequence := self._admit_next(plan, only_short=bool(patient))):
             yield sequence
 
-    def _admit_next(self, plan: StepPlan) -> Sequence | None:
+    def _admit_next(self, plan: StepPlan, *, only_short: bool) -> Sequence | None:
         """Start the first waiting sequence, if there is a slot, and blocks to spare for those that run."""
         if not self._waiting or not self._free_slots:
             return None
-        sequence = self._waiting[0]
+        index = 0
+        if only_short:
+            limit = self._limits.long_prefill_tokens
+            index = next((i for i, s in enumerate(self._waiting) if s.num_uncomputed <= limit), -1)
+            if index < 0:
+                return None
+        sequence = self._waiting[index]
         if sequence.num_in_flight or not self._memory.admit(plan, sequence, spare=len(self._running)):
             return None
-        del self._waiting[0]
+        del self._waiting[index]
         insort(self._running, sequence, key=_rank)
         sequence.become(Status.RUNNING)
         sequence.slot = self._free_slots.pop()
@@ -276,16 +300,15 @@ class Scheduler:
             return
         events.ids.append(sequence.request.id)
         events.tokens.append(token)
-        if sequence.status is Status.RUNNING:
-            self._memory.note_computed(sequence)
-            if not sequence.prompt_ready:
-                sequence.prompt_ready = True
-                self._release_followers(sequence)
+        if sequence.status is Status.RUNNING and not sequence.prompt_ready:
+            sequence.prompt_ready = True
+            self._release_followers(sequence)
 
     def _judge(self, sequence: Sequence, token: int) -> Finish | None:
         """Does this token, the last of `sequence`, end it?"""
         params = sequence.request.params
-        stop = sequence.stops and sequence.stops.feed(self._token_bytes[token])
+        table = self._special_bytes if params.special_text else self._token_bytes
+        stop = sequence.stops and sequence.stops.feed(table[token])
         if token in params.stop_token_ids:
             return Finish(FinishReason.STOP)
         if stop and len(sequence.tokens) - sequence.num_prompt >= params.min_tokens:

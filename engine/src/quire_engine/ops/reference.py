@@ -82,33 +82,40 @@ def store_kv(qkv: Tensor, form: AttentionForm, cache: LayerCache, batch: Forward
 
 
 def attention(query: Tensor, form: AttentionForm, cache: LayerCache, batch: ForwardBatch) -> Tensor:
-    """One chunk after the other: gather its pages, mask what a row must not see. Scores in float32."""
+    """One chunk after the other: gather its pages, then some rows at a time, which bounds the memory of their scores."""
     keys, values = cache
     block_size = keys.shape[2]
     starts, contexts = batch.query_start.tolist(), batch.context_len.tolist()
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     for i, context in enumerate(contexts):
-        rows = slice(starts[i], starts[i + 1])
         pages = batch.block_tables[i, : -(-context // block_size)].long()
-        group = form.heads // form.kv_heads
-        q = (
-            query[rows].transpose(0, 1).reshape(form.kv_heads, group, -1, form.head_dim).float()
-        )  # [kv_heads, group, n, D]
         k = keys[pages].transpose(0, 1).flatten(1, 2)[:, None, :context].float()  # [kv_heads, 1, context, D]
         v = values[pages].transpose(0, 1).flatten(1, 2)[:, None, :context].float()
-        scores = q @ k.transpose(-1, -2) * form.scale  # [kv_heads, group, n, context]
-        if form.softcap is not None:
-            scores = form.softcap * torch.tanh(scores / form.softcap)
-        n = q.shape[2]
-        at = torch.arange(context - n, context, device=q.device)[:, None]  # position of each row
-        key_at = torch.arange(context, device=q.device)
-        hidden = torch.zeros(n, context, dtype=torch.bool, device=q.device)
-        if form.causal:
-            hidden |= key_at > at
-        if form.window is not None:
-            hidden |= key_at <= at - form.window
-            if not form.causal:
-                hidden |= key_at >= at + form.window
-        weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
-        out[rows] = (weights @ v).flatten(0, 1).transpose(0, 1).to(query.dtype)
+        at_once = max(1, SCORES_AT_ONCE // (form.heads * context))
+        for first in range(starts[i], starts[i + 1], at_once):
+            rows = slice(first, min(first + at_once, starts[i + 1]))
+            out[rows] = _attend(query[rows], k, v, form, position=context - starts[i + 1] + first)
     return out
+
+
+SCORES_AT_ONCE = 1 << 25  # numbers
+
+
+def _attend(query: Tensor, k: Tensor, v: Tensor, form: AttentionForm, position: int) -> Tensor:
+    """query [n, heads, D], the first row at `position` -> [n, heads, D]. Scores in float32."""
+    n, context = len(query), k.shape[2]
+    q = query.transpose(0, 1).reshape(form.kv_heads, form.heads // form.kv_heads, n, form.head_dim).float()
+    scores = q @ k.transpose(-1, -2) * form.scale  # [kv_heads, group, n, context]
+    if form.softcap is not None:
+        scores = form.softcap * torch.tanh(scores / form.softcap)
+    at = torch.arange(position, position + n, device=q.device)[:, None]
+    key_at = torch.arange(context, device=q.device)
+    hidden = torch.zeros(n, context, dtype=torch.bool, device=q.device)
+    if form.causal:
+        hidden |= key_at > at
+    if form.window is not None:
+        hidden |= key_at <= at - form.window
+        if not form.causal:
+            hidden |= key_at >= at + form.window
+    weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+    return (weights @ v).flatten(0, 1).transpose(0, 1).to(query.dtype)

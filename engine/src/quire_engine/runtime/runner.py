@@ -11,12 +11,11 @@ from quire_engine.core.step import StepPlan, StepResult, TokenLogprob
 from quire_engine.models import CausalLM
 from quire_engine.runtime.batch import BatchBuilder
 from quire_engine.runtime.kv_cache import KVCache
+from quire_engine.runtime.sizing import SCORED_AT_ONCE
 from quire_engine.sampling.logprobs import token_logprobs
 from quire_engine.sampling.sampler import Sampled, Sampler
 
 __all__ = ["ModelRunner"]
-
-SCORED_AT_ONCE = 256  # rows of logits when log probabilities of prompts are asked for: bounds the memory they take
 
 
 class _Launched:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from quire_api.footprint import DTYPE_BYTES, ModelShape
 from quire_engine.errors import ConfigFailure, MemoryFailure
 
-__all__ = ["Sizes", "plan_sizes", "step_bytes", "swap_cost"]
+__all__ = ["SCORED_AT_ONCE", "Sizes", "plan_sizes", "step_bytes", "swap_cost"]
 
 GIB = 1 << 30
+SCORED_AT_ONCE = 256  # rows of logits at a time when log probabilities of prompts are asked for (runner.py)
 SHARE_OF_FREE = 0.4  # the rest is for the API process, the page cache and the neighbours
 
 # Orders of magnitude, for a choice between two: bytes a second between device and host, operations a second.
@@ -86,7 +87,7 @@ def step_bytes(shape: ModelShape, dtype: str, max_num_batched_tokens: int, max_n
     """Most that is alive at once in a step: one layer's activations, or the logits and what the sampler makes of them."""
     attention = (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
     layer = max_num_batched_tokens * (3 * shape.hidden + max(attention, 3 * shape.intermediate)) * DTYPE_BYTES[dtype]
-    logits = min(max_num_seqs, max_num_batched_tokens) * shape.vocabulary * 4 * 3
+    logits = min(max(max_num_seqs, SCORED_AT_ONCE), max_num_batched_tokens) * shape.vocabulary * 4 * 3
     return max(layer, logits)
 
 

@@ -27,7 +27,7 @@ class TextStream:
         if token is not None and (self._include_stop or not ended_by_token):
             self._held += self._token_bytes[token]
         if finish is not None and finish.stop is not None:
-            end = self._held.index(finish.stop)
+            end = self._held.rfind(finish.stop)  # an earlier one came before the output was long enough
             self._held = self._held[: end + len(finish.stop) if self._include_stop else end]
         if finish is not None:
             text, self._held = self._held, b""
