@@ -43,7 +43,7 @@ def test_the_answer_is_that_of_the_library_and_nothing_else_is_written() -> None
 
 def test_text_comes_as_it_is_made_and_an_interrupt_ends_it() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "quire_api", "generate", MODEL, PROMPT, "--max-tokens=1900", "--kv-cache-gib=0.1"],
+        [sys.executable, "-m", "quire_api", "generate", MODEL, PROMPT, "--min-tokens=1900", "--kv-cache-gib=0.1"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
@@ -95,7 +95,7 @@ def test_a_mistake_is_found_before_torch_is_imported() -> None:
 
 def test_a_reader_who_leaves_is_no_error() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "quire_api", "generate", MODEL, PROMPT, "--max-tokens=1900", "--kv-cache-gib=0.1"],
+        [sys.executable, "-m", "quire_api", "generate", MODEL, PROMPT, "--min-tokens=1900", "--kv-cache-gib=0.1"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
