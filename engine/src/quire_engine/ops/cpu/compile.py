@@ -30,21 +30,23 @@ class Target:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """avx512_bf16 in cpuinfo is avx512bf16 to compilers."""
-        return tuple(sorted("-m" + flag.replace("_", "") for flag in self.needs))
+        """avx512_bf16 in cpuinfo is avx512bf16 to compilers, amx_bf16 is amx-bf16."""
+        names = (flag.replace("amx_", "amx-").replace("_", "") for flag in self.needs)
+        return tuple(sorted("-m" + name for name in names))
 
 
 PLAIN = Target(f"{platform.machine()}-plain")
 AVX2 = Target("x86_64-avx2", frozenset({"avx2", "fma", "f16c"}))
 AVX512 = Target("x86_64-avx512", AVX2.needs | {"avx512f", "avx512bw", "avx512vl", "avx512dq"})
 AVX512_BF16 = Target("x86_64-avx512bf16", AVX512.needs | {"avx512_bf16"})
+AMX = Target("x86_64-amx", AVX512_BF16.needs | {"amx_tile", "amx_bf16"})
 
 
 def targets(number_format: str) -> tuple[Target, ...]:
     """Of this kind of machine, best first. The last one runs on all of them."""
     if platform.machine() != "x86_64":
         return (PLAIN,)
-    return (AVX512_BF16, AVX512, AVX2, PLAIN) if number_format == "bfloat16" else (AVX512, AVX2, PLAIN)
+    return (AMX, AVX512_BF16, AVX512, AVX2, PLAIN) if number_format == "bfloat16" else (AVX512, AVX2, PLAIN)
 
 
 def library_name(number_format: str, target: Target) -> str:

@@ -6,6 +6,7 @@ load it. The functions themselves are in source/*.c.
 """
 
 import ctypes
+import functools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from quire_engine.ops.cpu.compile import CompileFailure, Target, compile_library, library_name, targets
+from quire_engine.ops.cpu.compile import AMX, CompileFailure, Target, compile_library, library_name, targets
 
 __all__ = ["THREADS", "BatchStruct", "FormStruct", "MatrixStruct", "NoLibrary", "open_library", "usable_targets"]
 
@@ -82,7 +83,15 @@ def usable_targets(number_format: str) -> list[Target]:
         flags = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
     except OSError:  # not Linux: the plain instruction set is left
         flags = set()
-    return [target for target in targets(number_format) if target.needs <= flags]
+    usable = [target for target in targets(number_format) if target.needs <= flags]
+    return [target for target in usable if target != AMX or _may_use_amx()]
+
+
+@functools.cache
+def _may_use_amx() -> bool:
+    """Linux has a process ask first (arch_prctl, ARCH_REQ_XCOMP_PERM of the tiles' data), because each thread's state
+    grows by 8 KiB."""
+    return bool(ctypes.CDLL(None).syscall(c_long(158), c_long(0x1023), c_long(18)) == 0)
 
 
 def open_library(number_format: str) -> ctypes.CDLL:

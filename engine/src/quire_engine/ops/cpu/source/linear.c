@@ -1,7 +1,7 @@
 /* Linear layers, and rows of a table in the same layout (a model may use one matrix as both).
 
-   A weight [out, in] is packed into panels of PANEL outputs, the last one filled up with zeros; `in` is even, made so
-   by a zero if it was not:
+   A weight [out, in] is packed into panels of PANEL outputs, the last one filled up with zeros; `in` is a multiple of
+   STEP, made so by zeros if it was not:
 
        panel 0 (outputs 0 .. PANEL - 1)      panel 1 ...
        [ k 0,1: VECTORS groups ][ k 2,3: VECTORS groups ] ...           group: pairs.h
@@ -13,25 +13,35 @@
 #include <sys/mman.h>
 
 #include "parallel.h"
+#if defined(ELEMENT_bfloat16) && defined(__AMX_BF16__)
+#include "amx.h"
+#define AMX 1
+#define STEP TILE_STEP
+#define ROWS_AT_ONCE (2 * TILE)
+#else
 #include "tile.h"
+#define AMX 0
+#define STEP 2
+#define ROWS_AT_ONCE ROWS
+#endif
 
-#define ROW_BLOCK (16 * ROWS)
+#define ROW_BLOCK 96 /* a multiple of both ROWS and tiles */
 
 struct matrix {
-    element *panels; /* [ceil(out / PANEL), pairs, VECTORS, 2 * LANES] */
+    element *panels; /* [ceil(out / PANEL), in, PANEL], filled up */
     long out, in;
 };
 
-INLINE long num_pairs(const struct matrix *m) { return ceil_div(m->in, 2); }
+INLINE long filled_up(long in) { return ceil_div(in, STEP) * STEP; }
 
-INLINE element *panel_at(const struct matrix *m, long panel) { return m->panels + panel * num_pairs(m) * 2 * PANEL; }
+INLINE element *panel_at(const struct matrix *m, long panel) { return m->panels + panel * filled_up(m->in) * PANEL; }
 
 /* Elements from the start of a panel to step k of a column. */
 INLINE long place(long column, long k) {
     return (k / 2 * VECTORS + column / LANES) * 2 * LANES + slot(column % LANES, k % 2, LANES);
 }
 
-long packed_size(long out, long in) { return ceil_div(out, PANEL) * ceil_div(in, 2) * 2 * PANEL * sizeof(element); }
+long packed_size(long out, long in) { return ceil_div(out, PANEL) * filled_up(in) * PANEL * sizeof(element); }
 
 struct packing {
     const struct matrix *matrix;
@@ -43,8 +53,8 @@ static void pack_panel(const void *job, long panel) {
     long in = p->matrix->in, columns = least(PANEL, p->matrix->out - panel * PANEL);
     const element *weight = p->weight + panel * PANEL * in;
     element *to = panel_at(p->matrix, panel);
-    if (columns < PANEL || in % 2)
-        memset(to, 0, num_pairs(p->matrix) * 2 * PANEL * sizeof(element));
+    if (columns < PANEL || in % STEP)
+        memset(to, 0, filled_up(in) * PANEL * sizeof(element));
     for (long k = 0; k < in; k += 16) /* few steps at a time: what is written stays near until its lines are full */
         for (long c = 0; c < columns; c++)
             for (long i = k; i < least(k + 16, in); i++)
@@ -107,26 +117,45 @@ static void store_tile(const struct product *p, const vec *sums, long row, long 
     }
 }
 
+/* sums [rows, VECTORS] = x [rows, in] times a panel. */
+static void multiply_panel(const struct product *p, long rows, vec *sums, const operand *x, const element *panel) {
+    long in = filled_up(p->matrix->in);
+#if AMX
+    multiply_tiles(rows, sums, x, p->x_stride, panel, in / STEP);
+#else
+    const element *columns[VECTORS];
+    for (long v = 0; v < VECTORS; v++)
+        columns[v] = panel + v * 2 * LANES;
+    memset(sums, 0, rows * VECTORS * sizeof(vec));
+    add_tile(rows, sums, VECTORS, x, p->x_stride, columns, 2 * PANEL, in / 2);
+#endif
+}
+
 /* A block of rows times some panels. */
 static void multiply(const void *job, long part) {
     const struct product *p = job;
     long panels = ceil_div(p->matrix->out, PANEL), parts_across = ceil_div(panels, p->panels_per_part);
     long first_panel = part % parts_across * p->panels_per_part, first_row = part / parts_across * ROW_BLOCK;
     long last_panel = least(first_panel + p->panels_per_part, panels), last_row = least(first_row + ROW_BLOCK, p->rows);
+#if AMX
+    long shaped = 0;
+#endif
     for (long panel = first_panel; panel < last_panel; panel++) {
-        const element *start = panel_at(p->matrix, panel);
-        const element *columns[VECTORS];
-        for (long v = 0; v < VECTORS; v++)
-            columns[v] = start + v * 2 * LANES;
-        for (long row = first_row; row < last_row; row += ROWS) {
-            long rows = least(ROWS, last_row - row);
-            vec sums[ROWS * VECTORS] = {0};
-            add_tile(rows, sums, VECTORS, p->x + row * p->x_stride, p->x_stride, columns, 2 * PANEL,
-                     num_pairs(p->matrix));
+        for (long row = first_row; row < last_row; row += ROWS_AT_ONCE) {
+            long rows = least(ROWS_AT_ONCE, last_row - row);
+#if AMX
+            if (rows != shaped)
+                shape_tiles(shaped = rows);
+#endif
+            vec sums[ROWS_AT_ONCE * VECTORS];
+            multiply_panel(p, rows, sums, p->x + row * p->x_stride, panel_at(p->matrix, panel));
             for (long r = 0; r < rows; r++)
                 store_tile(p, sums + r * VECTORS, row + r, panel);
         }
     }
+#if AMX
+    _tile_release();
+#endif
 }
 
 struct widening {
@@ -138,7 +167,7 @@ struct widening {
 static void widen_row(const void *job, long row) {
     const struct widening *w = job;
     operand *to = w->to + row * w->stride;
-    memset(to + w->stride - 2, 0, 2 * sizeof(operand));
+    memset(to + w->stride - STEP, 0, STEP * sizeof(operand));
     for (long i = 0; i < w->width; i += LANES) {
         operand some[LANES];
         store_operands(some, load_some(w->x + row * w->width + i, w->width - i));
@@ -152,8 +181,8 @@ void linear(const struct matrix *m, const element *x, const float *bias, void *y
     long panels = ceil_div(m->out, PANEL);
     struct product job = {m, (const operand *)x, bias, y, m->in, rows, most(1, panels / 16), wide};
     operand *operands = NULL;
-    if (sizeof(operand) != sizeof(element) || m->in % 2) {
-        job.x_stride = num_pairs(m) * 2;
+    if (sizeof(operand) != sizeof(element) || m->in % STEP) {
+        job.x_stride = filled_up(m->in);
         job.x = operands = malloc(rows * job.x_stride * sizeof(operand));
         struct widening widening = {x, operands, m->in, job.x_stride};
         in_parts(rows, rows * m->in, widen_row, &widening);
