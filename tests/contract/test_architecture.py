@@ -40,6 +40,7 @@ CONFINED: dict[str, set[str]] = {
 PURE: dict[str, set[str]] = {
     "quire_engine/core/": {"bisect", "collections", "dataclasses", "enum", "typing"},
     "quire_engine/runtime/sizing.py": {"dataclasses"},
+    "quire_engine/messages/": {"ast", "collections", "dataclasses", "enum", "json", "re", "typing", "warnings"},
     "quire_engine/text/stream.py": {"codecs", "collections"},
     "quire_operator/planner/": {"collections", "dataclasses", "hashlib", "json", "typing"},
     "quire_operator/render/": {"pathlib", "typing"},
@@ -52,6 +53,7 @@ PURE_OURS = (
     "quire_api",
     "quire_engine.core",
     "quire_engine.errors",
+    "quire_engine.messages",
     "quire_operator.planner",
     "quire_operator.render",
     "quire_operator.settings",
