@@ -31,7 +31,7 @@ class Syntax(StrEnum):
 class Writing:
     """How a grammar makes the model write calls: begin, then calls with `between` between them, then end.
 
-    Layout is where models differ from their template's example, so a line break at the borders of a text here may be missing.
+    Line breaks are where models differ from the example of their template: the model may leave out any that is here.
     """
 
     begin: str = ""
@@ -41,6 +41,7 @@ class Writing:
     between: str | None  # None: the format ends the output after one call
     end: str = ""
     style: str = "json"  # of xgrammar's JSON schema format
+    excludes: tuple[str, ...] = ()  # what no string may contain, for it would end the value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,7 @@ class ReasoningFormat:
     closes: tuple[str, ...]
     markers: tuple[str, ...]
     signs: tuple[tuple[str, ...], ...]
+    after_close: str = "\n\n"  # what a grammar lets the model write before what follows
     channels: bool = False  # it is the syntax of the whole message, calls included
 
     def is_open(self, prompt: str) -> bool:
@@ -104,6 +106,7 @@ _TOOL_FORMATS = (  # the first whose signs are there is detected
                 after_arguments="\n</function>\n</tool_call>",
                 between="\n",
                 style="qwen_xml",
+                excludes=("</parameter>",),
             ),
         ),
     ),
@@ -237,6 +240,7 @@ _REASONING_FORMATS = (
         closes=("<|end|>",),
         markers=CHANNELS,
         signs=(("<|channel|>", "<|message|>"),),
+        after_close="<|start|>assistant",
         channels=True,
     ),
     ReasoningFormat(

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
-__all__ = ["SPACE", "Reader", "Say", "Wait"]
+__all__ = ["NAME", "SPACE", "Reader", "Say", "Wait"]
 
 T = TypeVar("T")
 Wait = Generator[None, None, T]

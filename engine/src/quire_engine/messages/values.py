@@ -8,9 +8,10 @@ import json
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ANY", "STRING", "escaped", "json_of_python", "json_of_text", "quoted", "types_of_parameter"]
+__all__ = ["Parameter", "escaped", "json_of_python", "json_of_text", "parameter_of", "quoted"]
 
 STRING = frozenset({"string"})
 ANY = frozenset({"null", "boolean", "integer", "number", "object", "array", "string"})
@@ -30,12 +31,32 @@ def quoted(text: str) -> str:
     return f'"{escaped(text)}"'
 
 
-def types_of_parameter(schema: Any, name: str) -> frozenset[str]:
-    """The JSON types that a function's schema allows a parameter; of one it does not know, a string."""
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """What a function's schema says of a parameter."""
+
+    types: frozenset[str]
+    choices: frozenset[str] = frozenset()  # if it is one of some strings: whitespace around them is layout
+
+    @property
+    def is_any_string(self) -> bool:
+        """Whatever is written is its value, and may be sent as it comes."""
+        return self.types == STRING and not self.choices
+
+
+def parameter_of(schema: Any, name: str) -> Parameter:
+    """One that the schema does not know is a string."""
     properties = schema.get("properties") if isinstance(schema, Mapping) else None
     if not isinstance(properties, Mapping) or name not in properties:
-        return STRING
-    return _types(properties[name], schema, 0) or ANY
+        return Parameter(STRING)
+    own = properties[name]
+    choices = own.get("enum", [own.get("const")]) if isinstance(own, Mapping) else ()
+    return Parameter(
+        _types(own, schema, 0) or ANY,
+        frozenset(choice for choice in choices if isinstance(choice, str))
+        if isinstance(choices, list)
+        else frozenset(),
+    )
 
 
 def _types(schema: Any, root: Mapping[str, Any], depth: int) -> frozenset[str]:
@@ -79,9 +100,11 @@ def _type_of(value: Any) -> str:
     return "string"
 
 
-def json_of_text(text: str, types: frozenset[str]) -> str:
+def json_of_text(text: str, parameter: Parameter) -> str:
     """A value as XML has it: without quotes if it is a string."""
-    plain = text.strip()
+    plain, types = text.strip(), parameter.types
+    if text not in parameter.choices and plain in parameter.choices:
+        return quoted(plain)
     if "null" in types and plain in ("null", "None"):
         return "null"
     if "boolean" in types and plain.lower() in ("true", "false"):
