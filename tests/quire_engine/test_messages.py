@@ -21,6 +21,7 @@ from quire_engine.messages.deltas import (
 )
 from quire_engine.messages.formats import REASONING_FORMATS, TOOL_FORMATS
 from quire_engine.messages.parser import MessageParser
+from quire_engine.messages.values import ANY, Parameter, json_of_python, json_of_text
 
 SCHEMAS: dict[str, Any] = {
     "f": {
@@ -399,8 +400,17 @@ PIECES = [
     *sorted({m for row in REASONING_FORMATS.values() for m in (*row.opens, *row.closes)}),
 ]  # fmt: skip
 texts = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=25).map("".join)
-wholes = st.sampled_from(
-    [*WITH_TEXT.values(), HARMONY, "[f(a=1, b='x'), g()]", f"<function=f>{parameter('b', 'x')}</function>"]
+whole_messages = st.sampled_from(
+    [
+        *(((name.split()[0], None), f"Hi {text} there") for name, text in WITH_TEXT.items()),
+        (("gpt_oss", "gpt_oss"), HARMONY),
+        (("pythonic", None), "[f(a=1, b='x\\n', c=[1]), g()] x"),
+        (
+            ("qwen3_xml", "qwen3"),
+            f"<think>x</think> <function=f>{parameter('b', 'x')}{parameter('c', '[1]')}</function> x",
+        ),
+        (("hermes", "granite"), f"Here's my thought process: x Here is my response: x {TWO_CALLS['hermes']}"),
+    ]
 )
 
 
@@ -412,10 +422,13 @@ def cut(text: str, sizes: list[int]) -> list[str]:
     return [*parts, text]
 
 
-@given(st.sampled_from(PAIRS), texts | wholes, st.lists(st.integers(0, 9), max_size=60), st.booleans())
+@given(
+    st.tuples(st.sampled_from(PAIRS), texts) | whole_messages, st.lists(st.integers(0, 9), max_size=60), st.booleans()
+)
 def test_any_cut_of_a_text_gives_the_same_message(
-    pair: tuple[str | None, str | None], text: str, sizes: list[int], in_reasoning: bool
+    case: tuple[tuple[str | None, str | None], str], sizes: list[int], in_reasoning: bool
 ) -> None:
+    pair, text = case
     whole = deltas_of([text], *pair, in_reasoning=in_reasoning)
 
     assert merged(deltas_of(cut(text, sizes), *pair, in_reasoning=in_reasoning)) == merged(whole)
@@ -481,14 +494,22 @@ def test_any_string_survives_tags(arguments: dict[str, str]) -> None:
     assert [json.loads(call.arguments) for call in read(text, "qwen3_xml").calls] == [arguments]
 
 
-@given(texts)
-def test_a_complete_call_in_tags_or_in_python_is_valid_json(text: str) -> None:
-    tags = message_of(deltas_of([f"<function=f><parameter=any>{text}</parameter></function>"], "qwen3_xml"))
-    python = message_of(deltas_of([f"[f(a=({text}), b=1)] "], "pythonic"))
+@given(texts, st.sets(st.sampled_from(sorted(ANY))))
+def test_any_text_becomes_valid_json_of_its_type_or_a_string(text: str, types: set[str]) -> None:
+    value = json.loads(json_of_text(text, Parameter(frozenset(types))))
 
-    json.loads(tags.calls[0].arguments)
-    if python.content is None and python.calls[0].arguments.endswith("}"):
-        json.loads(python.calls[0].arguments)
+    json.loads(json_of_python(text))
+    if not types & {"null", "boolean", "integer", "number", "object", "array"}:
+        assert value == text
+
+
+@given(texts.map(lambda text: text.replace("<", "")))
+def test_a_complete_call_in_tags_is_valid_json(text: str) -> None:
+    call = f"<function=f><parameter=any>{text}</parameter><parameter=b>{text}</parameter></function>"
+
+    message = message_of(deltas_of([call], "qwen3_xml"))
+
+    assert json.loads(message.calls[0].arguments).keys() == {"any", "b"}
 
 
 def test_the_deltas_of_a_message_add_up() -> None:

@@ -24,6 +24,8 @@ from quire_engine.messages.xml_calls import read_function
 
 __all__ = ["MessageParser"]
 
+SLICE = 4096  # characters at a time, so that a long text full of markers does not take the square of its length
+
 
 class MessageParser:
     def __init__(
@@ -53,15 +55,14 @@ class MessageParser:
         """What is certain with this text."""
         if self._plain:
             return [Content(text)] if text else []
-        self._reader.text += text
-        return self._go_on()
+        for start in range(0, len(text), SLICE):
+            self._reader.text += text[start : start + SLICE]
+            next(self._steps, None)
+        return self._writer.take()
 
     def finish(self) -> list[Delta]:
         """What was held back."""
         self._reader.ended = True
-        return self._go_on()
-
-    def _go_on(self) -> list[Delta]:
         next(self._steps, None)
         return self._writer.take()
 

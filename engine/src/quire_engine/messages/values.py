@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Parameter", "escaped", "json_of_python", "json_of_text", "parameter_of", "quoted"]
+__all__ = ["ANY", "Parameter", "escaped", "json_of_python", "json_of_text", "parameter_of", "quoted"]
 
 STRING = frozenset({"string"})
 ANY = frozenset({"null", "boolean", "integer", "number", "object", "array", "string"})

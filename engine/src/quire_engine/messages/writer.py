@@ -15,7 +15,7 @@ class Writer:
     def __init__(self) -> None:
         self._deltas: list[Delta] = []
         self._calls = 0
-        self._space = ""
+        self._space: list[str] = []
         self._kind: type[Content] | type[Reasoning] = Content  # of the space that waits
         self._touches_marker = False
         self._joint = ""
@@ -29,7 +29,7 @@ class Writer:
 
     def marker(self, joint: str = "") -> None:
         """Something that is not shown. `joint` comes before the next text if there was already some of its kind."""
-        self._space, self._touches_marker, self._joint = "", True, joint
+        self._space, self._touches_marker, self._joint = [], True, joint
 
     def call(self, name: str) -> Say:
         """Begin a call; what is returned says more of its arguments."""
@@ -46,21 +46,22 @@ class Writer:
 
     def end(self) -> None:
         if self._space:
-            self._deltas.append(self._kind(self._space))
-            self._space = ""
+            self._deltas.append(self._kind("".join(self._space)))
+            self._space = []
 
     def take(self) -> list[Delta]:
         deltas, self._deltas = merged(self._deltas), []
         return deltas
 
     def _say(self, kind: type[Content] | type[Reasoning], text: str) -> None:
-        text = self._space + text
         if self._touches_marker:
             text = text.lstrip(SPACE)
         shown = text.rstrip(SPACE)
-        self._kind, self._space = kind, text[len(shown) :]
         if shown:
             joint = self._joint if kind in self._said else ""
-            self._deltas.append(kind(joint + shown))
+            self._deltas.append(kind("".join((joint, *self._space, shown))))
             self._said.add(kind)
-            self._touches_marker, self._joint = False, ""
+            self._space, self._touches_marker, self._joint = [], False, ""
+        if space := text[len(shown) :]:
+            self._kind = kind
+            self._space.append(space)
