@@ -158,6 +158,15 @@ def test_arguments_that_need_not_be_strict_are_any_object() -> None:
     assert not accepts(compiled("hermes", tools=loose), WEATHER_ALONE["hermes"].replace("ARGUMENTS", "3"))
 
 
+def test_no_string_in_tags_may_contain_what_would_end_it() -> None:
+    row = TOOL_FORMATS["qwen3_xml"]
+    for city, accepted in (("Rome\n\n</param> <b>", True), ("Rome</parameter>", False)):
+        text = written(row, WEATHER_ALONE["qwen3_xml"], {"city": city})
+
+        assert accepts(compiled("qwen3_xml"), text) is accepted
+    assert calls(row, written(row, WEATHER_ALONE["qwen3_xml"], {"city": "a\n"})) == [("weather", {"city": "a\n"})]
+
+
 def test_the_older_form_of_mistral_is_accepted_as_well() -> None:
     text = '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Rome"}}, {"name": "clock", "arguments": {}}]'
 
@@ -204,7 +213,7 @@ def test_what_cannot_be_forced_is_refused_in_one_sentence() -> None:
     with pytest.raises(RequestRejected, match="there are no tools"):
         compiled("hermes", tools=())
     with pytest.raises(RequestRejected, match="no name for a function"):
-        compiled("hermes", tools=(ToolSchema(name='x", "'),))
+        compiled("hermes", tools=(ToolSchema(name="back\\slash"),))
 
 
 @settings(max_examples=30, deadline=None)

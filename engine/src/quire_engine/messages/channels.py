@@ -4,8 +4,9 @@
     <|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>{...}<|call|>    a call
     <|start|>assistant<|channel|>final<|message|>...<|return|>                                          content
 
-The prompt ends with `<|start|>assistant`, so that the first header lacks that. Commentary to nobody is content, and so is what is said to a
-tool that is no function. Texts of several messages of one kind are joined with a line break.
+The prompt ends with `<|start|>assistant`, so that the first header lacks that. Commentary to nobody is
+content, and so is what is said to a tool that is no function. Texts of several messages of one kind are joined with a
+line break.
 """
 
 import re

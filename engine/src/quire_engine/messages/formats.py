@@ -1,7 +1,7 @@
 """The formats in which models write tool calls and reasoning: one row each, and all that is known of it.
 
-Names are those of vLLM's parsers, so that its flags keep their meaning. A new format of a known syntax is a new row. `detect` chooses the
-rows of a checkpoint from its own chat template.
+Names are those of vLLM's parsers, so that its flags keep their meaning. A new format of a known syntax
+is a new row. `detect` chooses the rows of a checkpoint from its own chat template.
 """
 
 from collections.abc import Iterable

@@ -1,9 +1,11 @@
 """The grammars of tool calls: what a model may write when it has to call a function.
 
-`tool_grammar` returns a structural tag of xgrammar's, as JSON; this module makes the text, the engine compiles it. A grammar speaks of
-text: to be able to write a marker that is a special token, the vocabulary that xgrammar is given must show special tokens by their names.
+`tool_grammar` returns a structural tag of xgrammar's, as JSON; this module makes the text, the engine compiles it. A
+grammar speaks of text: to be able to write a marker that is a special token, the vocabulary that xgrammar is given must
+show special tokens by their names.
 
-Where a format has line breaks between its markers, the model may leave them out, for templates differ. The end of output is not part of a grammar.
+Where a format has line breaks between its markers, the model may leave them out, for templates differ. The end of output
+is not part of a grammar.
 """
 
 import json

@@ -65,7 +65,6 @@ class _Extent:
 def read_value(reader: Reader, say: Say) -> Wait[bool]:
     """Say a JSON value piece by piece; whether there was any of it."""
     extent = _Extent()
-    start = reader.at
     some = False
     while True:
         start, reader.at = reader.at, extent.feed(reader.text, reader.at)

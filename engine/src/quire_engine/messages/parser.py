@@ -2,11 +2,12 @@
 
     [reasoning] content, calls, content, calls ...
 
-Laws: any cut of a text gives the same message; every character that is neither markup nor whitespace beside it comes out; what only looked
-like a call comes out as content; a call that the end cuts off comes out as far as it was written; no text raises.
+Laws: any cut of a text gives the same message; every character that is neither markup nor whitespace beside it comes out;
+what only looked like a call comes out as content; a call that the end cuts off comes out as far as it was written; no
+text raises.
 
-Whether the prompt has opened reasoning already is the caller's to say (`ReasoningFormat.is_open`), for it decides what the first
-character is. Which functions there are is no question here: a call of another one is a call.
+Whether the prompt has opened reasoning already is the caller's to say (`ReasoningFormat.is_open`), for it decides what
+the first character is. Which functions there are is no question here: a call of another one is a call.
 """
 
 from collections.abc import Mapping
@@ -36,7 +37,7 @@ class MessageParser:
         schemas: Mapping[str, Any] | None = None,
         in_reasoning: bool = False,
     ) -> None:
-        """`schemas`: of each function's parameters, by its name; they type the values that a model writes without quotes."""
+        """`schemas`: of each function's parameters, by its name; they type values that are written without quotes."""
         self._channels = bool((tools and tools.syntax is Syntax.CHANNELS) or (reasoning and reasoning.channels))
         if self._channels and (
             (tools and tools.syntax is not Syntax.CHANNELS) or (reasoning and not reasoning.channels)

@@ -1,7 +1,7 @@
 """Calls written as Python: `[f(a=1, b="x"), g()]`.
 
-A list is taken for calls as soon as it has a name, a bracket, and a keyword or the other bracket: neither `[1, 2]` nor a link
-in Markdown has. Strings stream as they come, any other value when it is complete.
+A list is taken for calls as soon as it has a name, a bracket, and a keyword or the other bracket: neither `[1, 2]` nor
+a link in Markdown has. Strings stream as they come, any other value when it is complete.
 """
 
 import re
@@ -85,7 +85,10 @@ def _read_key(reader: Reader) -> Wait[str | None]:
 
 
 def _read_value(reader: Reader, say: Say) -> Wait[bool]:
-    """Say a value as JSON, and stop before the comma or bracket after it. False: it was cut off, and comes as far as it was written."""
+    """Say a value as JSON, and stop before the comma or bracket after it.
+
+    False: it was cut off, and comes as far as it was written.
+    """
     quote = yield from reader.peek()
     if quote and quote in QUOTES:
         return (yield from _read_string(reader, say))

@@ -20,7 +20,7 @@ Say = Callable[[str], None]
 
 SPACE = " \t\r\n"
 NAME = re.compile(
-    r"[^\s<>\[\]{}()\"'`=,;|｜\x00-\x1f\ud800-\udfff]*"
+    r"[^\s<>\[\]{}()\"'`=,;|｜\\\x00-\x1f\ud800-\udfff]*"
 )  # of a function or parameter, whatever the language
 
 

@@ -50,13 +50,9 @@ def parameter_of(schema: Any, name: str) -> Parameter:
     if not isinstance(properties, Mapping) or name not in properties:
         return Parameter(STRING)
     own = properties[name]
-    choices = own.get("enum", [own.get("const")]) if isinstance(own, Mapping) else ()
-    return Parameter(
-        _types(own, schema, 0) or ANY,
-        frozenset(choice for choice in choices if isinstance(choice, str))
-        if isinstance(choices, list)
-        else frozenset(),
-    )
+    values = own.get("enum", [own.get("const")]) if isinstance(own, Mapping) else []
+    choices = [value for value in values if isinstance(value, str)] if isinstance(values, list) else []
+    return Parameter(_types(own, schema, 0) or ANY, frozenset(choices))
 
 
 def _types(schema: Any, root: Mapping[str, Any], depth: int) -> frozenset[str]:

@@ -8,8 +8,8 @@
     </function>
     </tool_call>
 
-One line break after the opening tag of a value and one before its closing tag are layout. The schema of the function types the values: a
-string streams as it comes, anything else when it is complete.
+One line break after the opening tag of a value and one before its closing tag are layout. The schema of
+the function types the values: a string streams as it comes, anything else when it is complete.
 """
 
 from collections.abc import Mapping
