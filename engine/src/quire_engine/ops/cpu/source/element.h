@@ -4,10 +4,6 @@
 
 #include "vector.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #if defined(ELEMENT_float32)
 
 typedef float element;

@@ -13,19 +13,10 @@
 #include <sys/mman.h>
 
 #include "parallel.h"
-#if defined(ELEMENT_bfloat16) && defined(__AMX_BF16__)
-#include "amx.h"
-#define AMX 1
-#define STEP TILE_STEP
-#define ROWS_AT_ONCE (2 * TILE)
-#else
 #include "tile.h"
-#define AMX 0
-#define STEP 2
-#define ROWS_AT_ONCE ROWS
-#endif
 
-#define ROW_BLOCK 96 /* a multiple of both ROWS and tiles */
+#define ROWS_AT_ONCE (AMX ? 2 * ROWS : ROWS)
+#define ROW_BLOCK 96 /* a multiple of ROWS_AT_ONCE, whatever it is */
 
 struct matrix {
     element *panels; /* [ceil(out / PANEL), in, PANEL], filled up */
@@ -121,14 +112,14 @@ static void store_tile(const struct product *p, const vec *sums, long row, long 
 static void multiply_panel(const struct product *p, long rows, vec *sums, const operand *x, const element *panel) {
     long in = filled_up(p->matrix->in);
 #if AMX
-    multiply_tiles(rows, sums, x, p->x_stride, panel, in / STEP);
-#else
-    const element *columns[VECTORS];
-    for (long v = 0; v < VECTORS; v++)
-        columns[v] = panel + v * 2 * LANES;
-    memset(sums, 0, rows * VECTORS * sizeof(vec));
-    add_tile(rows, sums, VECTORS, x, p->x_stride, columns, 2 * PANEL, in / 2);
+    if (rows > ROWS) {
+        multiply_twice(sums, x, p->x_stride, panel, in / STEP);
+        return;
+    }
 #endif
+    struct run run = {panel, 0, in / 2};
+    struct factor f = {&run, 1, 2 * PANEL, {0, 2 * LANES, 4 * LANES, 6 * LANES}};
+    add_tile(rows, 1, sums, VECTORS, x, p->x_stride, &f);
 }
 
 /* A block of rows times some panels. */
@@ -137,25 +128,19 @@ static void multiply(const void *job, long part) {
     long panels = ceil_div(p->matrix->out, PANEL), parts_across = ceil_div(panels, p->panels_per_part);
     long first_panel = part % parts_across * p->panels_per_part, first_row = part / parts_across * ROW_BLOCK;
     long last_panel = least(first_panel + p->panels_per_part, panels), last_row = least(first_row + ROW_BLOCK, p->rows);
-#if AMX
     long shaped = 0;
-#endif
     for (long panel = first_panel; panel < last_panel; panel++) {
         for (long row = first_row; row < last_row; row += ROWS_AT_ONCE) {
             long rows = least(ROWS_AT_ONCE, last_row - row);
-#if AMX
             if (rows != shaped)
-                shape_tiles(shaped = rows);
-#endif
+                shape_tiles(shaped = rows, STEP / 2);
             vec sums[ROWS_AT_ONCE * VECTORS];
             multiply_panel(p, rows, sums, p->x + row * p->x_stride, panel_at(p->matrix, panel));
             for (long r = 0; r < rows; r++)
                 store_tile(p, sums + r * VECTORS, row + r, panel);
         }
     }
-#if AMX
-    _tile_release();
-#endif
+    release_tiles();
 }
 
 struct widening {

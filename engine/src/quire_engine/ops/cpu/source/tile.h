@@ -16,10 +16,18 @@
 
 #include "pairs.h"
 
+#if defined(ELEMENT_bfloat16) && defined(__AMX_BF16__)
+#define AMX 1
+#define ROWS 16
+#define STEP 32 /* elements of the inner dimension */
+#else
+#define AMX 0
+#define STEP 2
 #if LANES == 16
 #define ROWS 6 /* 24 of 32 registers */
 #else
 #define ROWS 3 /* 12 of 16 */
+#endif
 #endif
 
 #if defined(ELEMENT_bfloat16) && defined(__AVX512BF16__)
@@ -85,25 +93,50 @@ INLINE vec round_to_operand(vec x) {
 #endif
 }
 
-INLINE void tile_of(const int rows, vec *sums, long sums_stride, const operand *x, long x_stride,
-                    const element *const columns[VECTORS], long stride, long pairs) {
+/* Pairs of the inner dimension that lie one after another. */
+struct run {
+    const element *groups;
+    long at, pairs; /* where it begins in x; how many */
+};
+
+/* What x is multiplied by. Its runs lie anywhere; in each of them the columns begin at offsets of their own. */
+struct factor {
+    const struct run *runs;
+    long num_runs, stride, offset[VECTORS];
+};
+
+#if AMX
+
+#include "amx.h"
+
+#else
+
+INLINE void shape_tiles(long rows, long pairs) { (void)rows, (void)pairs; }
+
+INLINE void release_tiles(void) {}
+
+INLINE void tile_of(const int rows, const int fresh, vec *sums, long sums_stride, const operand *x, long x_stride,
+                    const struct factor *f) {
     vec sum[ROWS][VECTORS];
-    const element *c0 = columns[0], *c1 = columns[1], *c2 = columns[2], *c3 = columns[3];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
         for (int v = 0; v < VECTORS; v++)
-            sum[r][v] = sums[r * sums_stride + v];
-    for (long pair = 0; pair < pairs; pair++) {
-        group g0 = load_group(c0), g1 = load_group(c1), g2 = load_group(c2), g3 = load_group(c3);
-        c0 += stride, c1 += stride, c2 += stride, c3 += stride;
+            sum[r][v] = fresh ? (vec){0} : sums[r * sums_stride + v];
+    for (const struct run *run = f->runs; run < f->runs + f->num_runs; run++) {
+        const element *c0 = run->groups + f->offset[0], *c1 = run->groups + f->offset[1];
+        const element *c2 = run->groups + f->offset[2], *c3 = run->groups + f->offset[3];
+        for (long pair = 0; pair < run->pairs; pair++) {
+            group g0 = load_group(c0), g1 = load_group(c1), g2 = load_group(c2), g3 = load_group(c3);
+            c0 += f->stride, c1 += f->stride, c2 += f->stride, c3 += f->stride;
 #pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) {
-            both x_r = load_both(x + r * x_stride + 2 * pair);
-            sum[r][0] = add_products(sum[r][0], g0, x_r);
-            sum[r][1] = add_products(sum[r][1], g1, x_r);
-            sum[r][2] = add_products(sum[r][2], g2, x_r);
-            sum[r][3] = add_products(sum[r][3], g3, x_r);
+            for (int r = 0; r < rows; r++) {
+                both x_r = load_both(x + r * x_stride + run->at + 2 * pair);
+                sum[r][0] = add_products(sum[r][0], g0, x_r);
+                sum[r][1] = add_products(sum[r][1], g1, x_r);
+                sum[r][2] = add_products(sum[r][2], g2, x_r);
+                sum[r][3] = add_products(sum[r][3], g3, x_r);
+            }
         }
     }
 #pragma GCC unroll 8
@@ -113,13 +146,13 @@ INLINE void tile_of(const int rows, vec *sums, long sums_stride, const operand *
             sums[r * sums_stride + v] = sum[r][v];
 }
 
-/* sums [rows, VECTORS] += x [rows, 2 * pairs] times the columns; rows of sums and x are their stride apart. */
-static void add_tile(long rows, vec *sums, long sums_stride, const operand *x, long x_stride,
-                     const element *const columns[VECTORS], long stride, long pairs) {
+/* sums [rows, VECTORS] = (`fresh`) or += x times a factor; rows of sums and x are their stride apart. */
+static void add_tile(long rows, int fresh, vec *sums, long sums_stride, const operand *x, long x_stride,
+                     const struct factor *f) {
     switch (rows) {
 #define CASE(n)                                                                                                        \
     case n:                                                                                                            \
-        tile_of(n, sums, sums_stride, x, x_stride, columns, stride, pairs);                                            \
+        tile_of(n, fresh, sums, sums_stride, x, x_stride, f);                                                          \
         break;
         CASE(1) CASE(2) CASE(3)
 #if ROWS == 6
@@ -128,3 +161,5 @@ static void add_tile(long rows, vec *sums, long sums_stride, const operand *x, l
 #undef CASE
     }
 }
+
+#endif

@@ -9,6 +9,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 #define LANES 16
 #elif defined(__AVX__)
@@ -53,6 +57,9 @@ INLINE void store_some_floats(float *to, vec x, long count) { memcpy(to, &x, 4 *
 
 /* Halves are added to each other until one lane is left. */
 INLINE float sum(vec x) {
+#if LANES == 16
+    return _mm512_reduce_add_ps((__m512)x);
+#endif
     float lane[LANES];
     memcpy(lane, &x, sizeof x);
     for (int width = LANES / 2; width; width /= 2)
@@ -62,6 +69,9 @@ INLINE float sum(vec x) {
 }
 
 INLINE float largest(vec x) {
+#if LANES == 16
+    return _mm512_reduce_max_ps((__m512)x);
+#endif
     float lane[LANES];
     memcpy(lane, &x, sizeof x);
     for (int width = LANES / 2; width; width /= 2)
