@@ -45,6 +45,29 @@ static void round_head(element *to, const float *x, long dim) {
         store_some(to + i, load_some_floats(x + i, dim - i), dim - i);
 }
 
+/* A token's D numbers of a key, each pair of them to a group. */
+static void store_key(element *keys, const element *key, long token, long dim, long block_size) {
+    for (long d = 0; d < dim; d += 2) {
+        element *pair = keys + key_place(token, d, block_size);
+        pair[0] = key[d];
+        pair[slot(0, 1, least(LANES, block_size))] = key[d + 1];
+    }
+}
+
+/* A token's D numbers of a value, between those of its neighbour, which another thread may be writing. */
+static void store_value(element *values, const element *value, long token, long dim) {
+    long d = 0;
+#if LANES == 16 && INTERLEAVED
+    for (; d + LANES <= dim; d += LANES) {
+        __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(value + d)));
+        element *group = values + value_place(token & ~1L, d, dim);
+        _mm512_mask_storeu_epi16(group, 0x55555555u << token % 2, _mm512_slli_epi32(wide, token % 2 * 16));
+    }
+#endif
+    for (; d < dim; d++)
+        values[value_place(token, d, dim)] = value[d];
+}
+
 static void store_token(const struct storing *s, long token) {
     const struct form *f = s->form;
     long dim = f->dim, size = s->cache.block_size, place = s->batch->places[token];
@@ -66,13 +89,11 @@ static void store_token(const struct storing *s, long token) {
         }
         element *keys = s->cache.keys + (place / size * f->kv_heads + head - f->heads) * size * dim;
         round_head(key, x, dim);
-        for (long d = 0; d < dim; d++)
-            keys[key_place(place % size, d, size)] = key[d];
+        store_key(keys, key, place % size, dim, size);
     }
     for (long head = 0; head < f->kv_heads; head++, from += dim) {
         element *values = s->cache.values + (place / size * f->kv_heads + head) * size * dim;
-        for (long d = 0; d < dim; d++)
-            values[value_place(place % size, d, dim)] = from[d];
+        store_value(values, from, place % size, dim);
     }
 }
 
