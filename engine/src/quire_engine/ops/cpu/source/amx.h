@@ -63,7 +63,9 @@ static void add_tile(long rows, int fresh, vec *sums, long sums_stride, const el
     _tile_dpbf16ps(2, of_x, of_factor);                                                                                \
     _tile_loadd(of_factor, groups + f->offset[3], bytes);                                                              \
     _tile_dpbf16ps(3, of_x, of_factor)
-    for (const struct run *run = f->runs; run < f->runs + f->num_runs; run++)
+    for (const struct run *run = f->runs; run < f->runs + f->num_runs; run++) {
+        if (run->ahead)
+            fetch(run->ahead, f->ahead);
         for (long pair = 0; pair < run->pairs; pair += STEP / 2) {
             const element *groups = run->groups + pair * f->stride;
             if (run->pairs < STEP / 2) {
@@ -72,6 +74,7 @@ static void add_tile(long rows, int fresh, vec *sums, long sums_stride, const el
                 ADD_STEP(4, 6);
             }
         }
+    }
 #undef ADD_STEP
     _tile_stored(0, sums, sums_bytes);
     _tile_stored(1, sums + 1, sums_bytes);

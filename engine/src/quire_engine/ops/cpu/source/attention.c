@@ -1,9 +1,9 @@
 /* Attention over the paged cache, read where it lies.
 
-   A part of the work is a piece of one chunk and one key head: up to PIECE rows, a row being a token and one of the
-   query heads that share the key head. It goes through the context in stretches, with the softmax kept up as it goes
-   (Milakov and Gimelshein): of every row the largest score so far, the sum of its weights and the weighted sum of the
-   values, which are scaled down when a larger score turns up.
+   A piece of the work is of one chunk and one key head: up to PIECE rows, a row being a token and one of the query heads
+   that share the key head; a part is a few pieces. A piece goes through the context in stretches, with the softmax kept
+   up as it goes (Milakov and Gimelshein): of every row the largest score so far, the sum of its weights and the weighted
+   sum of the values, which are scaled down when a larger score turns up.
 
        context    |.......stretch 0.......|.......stretch 1.......|....
        row a          [ lo ...................... hi )                what a row may see, by its own position
@@ -16,37 +16,25 @@
 
 #include <stdlib.h>
 
-#include "cache.h"
 #include "parallel.h"
-#include "tile.h"
+#include "stretch.h"
 
-#define PIECE 48    /* a multiple of ROWS, whatever it is */
-#define STRETCH 256 /* tokens, a multiple of PANEL and of blocks */
-#define SMALLEST_BLOCK 8
+#define PIECE 48 /* a multiple of ROWS, whatever it is */
+#define PIECES 8 /* of a part, at most */
 
 struct attending {
     const struct form *form;
     const struct batch *batch;
     const element *q; /* [tokens, heads, D] */
     struct layer_cache cache;
-    element *out; /* [tokens, heads, D] */
-    const long *first_part; /* [chunks + 1] */
-};
-
-/* The tokens of [start, start + STRETCH) of which somebody in the piece sees something: [from, to). */
-struct stretch {
-    long start, from, to;
-    const element *keys[STRETCH / LANES]; /* groups of LANES tokens */
-    long key_stride;                      /* elements from one pair of dimensions to the next */
-    struct run runs[STRETCH / SMALLEST_BLOCK + 1]; /* of pairs of tokens */
-    long num_runs, value_stride;                   /* elements from one pair of tokens to the next */
+    element *out;            /* [tokens, heads, D] */
+    const long *first_piece; /* [chunks + 1] */
+    long pieces_per_part;
 };
 
 struct piece {
     const struct form *form;
-    struct layer_cache cache;
-    const int32_t *blocks;              /* of the sequence */
-    long kv_head, rows, shaped, filled, padded; /* D, filled up to whole STEPs, and to whole PANELs */
+    long rows, shaped, block_size, filled, padded; /* D, filled up to whole STEPs, and to whole PANELs */
     long lo[PIECE], hi[PIECE];
     float top[PIECE];      /* largest score, in powers of two */
     vec weight_sum[PIECE]; /* lane by lane */
@@ -54,103 +42,26 @@ struct piece {
     operand weights[ROWS * STRETCH];
     operand *queries; /* [rows, filled] */
     vec *sums;        /* [rows, padded / LANES] */
-    element *key_copy, *value_copy; /* [filled / 2, 2 * STRETCH], [STRETCH / 2, 2 * padded]: what must be mended */
 };
 
-INLINE const element *block_of(const struct piece *p, const element *cache, long token) {
-    long size = p->cache.block_size;
-    return cache + (p->blocks[token / size] * p->form->kv_heads + p->kv_head) * size * p->form->dim;
-}
-
-/* Blocks lie anywhere, so that the processor cannot guess the next one: ask for it while this one is computed. */
-static void prefetch(const struct piece *p, const element *cache, long start, long end) {
-    long bytes = p->cache.block_size * p->form->dim * sizeof(element);
-    for (long token = start; token < least(start + PANEL, end); token += p->cache.block_size) {
-        const char *block = (const char *)block_of(p, cache, token);
-        for (long i = 0; i < bytes; i += 64)
-            __builtin_prefetch(block + i);
-    }
-}
-
-/* Keys of LANES tokens as a group of their own, filled up to whole STEPs with zeros. */
-static void copy_keys(const struct piece *p, element *to, const struct stretch *t, long token) {
-    long size = p->cache.block_size, width = least(size, LANES), dim = p->form->dim;
-    for (long at = 0; at < LANES; at += width) {
-        if (token + at >= t->to || token + at + width <= t->from)
-            continue;
-        const element *keys = block_of(p, p->cache.keys, token + at) + (token + at) % size * 2;
-        for (long pair = 0; pair < dim / 2; pair++)
-            widen_group(to + pair * 2 * LANES, at, keys + pair * 2 * size, width);
-    }
-    memset(to + dim * LANES, 0, (p->filled - dim) * LANES * sizeof(element));
-}
-
-static void find_keys(const struct piece *p, struct stretch *t) {
-    long size = p->cache.block_size, in_place = size >= LANES && p->filled == p->form->dim;
-    t->key_stride = 2 * (in_place ? size : LANES);
-    const element *some = NULL;
-    for (long v = 0; v < STRETCH / LANES; v++) {
-        long token = t->start + v * LANES;
-        t->keys[v] = some; /* if seen by nobody: its scores are replaced anyway */
-        if (token >= t->to || token + LANES <= t->from)
-            continue;
-        if (in_place) {
-            t->keys[v] = block_of(p, p->cache.keys, token) + token % size * 2;
-        } else {
-            t->keys[v] = p->key_copy + v * p->filled * LANES;
-            copy_keys(p, p->key_copy + v * p->filled * LANES, t, token);
-        }
-        some = t->keys[v];
-    }
-    for (long v = 0; !t->keys[v]; v++)
-        t->keys[v] = some;
-}
-
-/* The values of a pair of tokens, of which `stored` are there, with groups filled up to LANES. */
-static void copy_values(element *to, const element *from, long dim, long stored) {
-    for (long d = 0; d < dim; d += LANES) {
-        long lanes = least(LANES, dim - d);
-        if (stored > 0)
-            widen_group(to + 2 * d, 0, from + 2 * d, lanes);
-        for (long lane = 0; lane < lanes; lane++)
-            for (long token = most(stored, 0); token < 2; token++)
-                to[2 * d + slot(lane, token, LANES)] = 0;
-    }
-}
-
-static void add_run(struct stretch *t, const element *values, long token, long pairs) {
-    if (pairs)
-        t->runs[t->num_runs++] = (struct run){values, token - t->start, pairs};
-}
-
-/* They are used where they lie, except what a token that is not stored yet shares, a pair or on AMX a block, and groups
-   that are not full. */
-static void find_values(const struct piece *p, struct stretch *t) {
-    long size = p->cache.block_size, dim = p->form->dim, shared = AMX ? size : 2;
-    t->value_stride = 2 * ceil_div(dim, LANES) * LANES;
-    t->num_runs = 0;
-    for (long token = t->from / shared * shared, end; token < t->to; token = end) {
-        end = least(token / size * size + size, t->to);
-        const element *values = block_of(p, p->cache.values, token) + token % size * dim;
-        long pairs = ceil_div(end - token, shared) * shared / 2;
-        long as_they_are = dim % LANES ? 0 : (end - token) / shared * shared / 2;
-        element *copy = p->value_copy + (token - t->start) / 2 * t->value_stride;
-        for (long pair = as_they_are; pair < pairs; pair++)
-            copy_values(copy + pair * t->value_stride, values + pair * 2 * dim, dim, end - token - 2 * pair);
-        add_run(t, values, token, as_they_are);
-        add_run(t, copy + as_they_are * t->value_stride, token + 2 * as_they_are, pairs - as_they_are);
-    }
-}
+/* Blocks lie anywhere, so that the processor cannot guess the next one: those of the next stretch, of this piece or the
+   one after it, are asked for while this one is computed. With more than ROWS rows there is so much to compute that the
+   memory keeps up. */
+struct ahead {
+    const element *keys, *values; /* of the cache */
+    const long *blocks;
+    long count, size; /* of blocks; of a block, in elements */
+};
 
 /* products [rows, STRETCH / LANES] of queries and keys, where they are seen. */
-static void score(struct piece *p, const struct stretch *t, long row, long rows, long from, long to) {
-    struct run run = {.at = 0, .pairs = p->filled / 2};
-    struct factor f = {&run, 1, t->key_stride, {0}};
+static void score(struct piece *p, const struct stretch *t, const struct ahead *ahead, long row, long rows, long from,
+                  long to) {
+    struct run run = {.pairs = p->filled / 2};
+    struct factor f = {.runs = &run, .num_runs = 1, .stride = t->key_stride};
+    const long *block = ahead->blocks;
     for (long token = from / PANEL * PANEL; token < to; token += PANEL) {
-        if (p->rows <= ROWS) { /* else there is so much to compute that the memory keeps up */
-            prefetch(p, p->cache.values, t->start + token, t->to);
-            prefetch(p, p->cache.keys, t->start + token + PANEL, t->to);
-        }
+        for (long i = 0; i < PANEL && block < ahead->blocks + ahead->count; i += p->block_size, block++)
+            fetch(ahead->keys + *block, ahead->size);
         const element *const *keys = t->keys + token / LANES;
         run.groups = keys[0];
         for (long v = 0; v < VECTORS; v++)
@@ -203,54 +114,72 @@ static void soften(struct piece *p, const struct stretch *t, long row, vec *prod
 }
 
 /* sums += weights x values */
-static void add_values(struct piece *p, const struct stretch *t, long row, long rows, long from, long to) {
-    const struct run *first = t->runs, *last = t->runs + t->num_runs;
-    while (first < last && first->at + 2 * first->pairs <= from)
-        first++;
-    while (last > first && last[-1].at >= to)
-        last--;
-    long width = p->padded / LANES;
-    struct factor f = {.num_runs = last - first, .stride = t->value_stride};
-    struct run runs[STRETCH / SMALLEST_BLOCK + 1];
-    memcpy(runs, first, f.num_runs * sizeof(struct run));
-    f.runs = runs;
+static void add_values(struct piece *p, const struct stretch *t, const struct ahead *ahead, long row, long rows,
+                       long from, long to) {
+    struct run runs[BLOCKS + 1];
+    long width = p->padded / LANES, share = ahead->size / ceil_div(width, VECTORS);
+    struct factor f = {.runs = runs, .stride = t->value_stride, .ahead = share};
     for (long v = 0; v < width; v += VECTORS) {
+        f.num_runs = 0;
+        for (const struct run *run = t->runs; run < t->runs + t->num_runs; run++) {
+            if (run->at >= to || run->at + 2 * run->pairs <= from)
+                continue;
+            long i = f.num_runs++;
+            runs[i] = *run;
+            if (i < ahead->count)
+                runs[i].ahead = ahead->values + ahead->blocks[i] + v / VECTORS * share;
+        }
         for (long i = 0; i < VECTORS; i++) /* beyond D: any, their sums are for nobody */
             f.offset[i] = ((v + i) * LANES < p->form->dim ? v + i : v) * 2 * LANES;
         add_tile(rows, 0, p->sums + row * width + v, width, p->weights, STRETCH, &f);
     }
 }
 
-static void attend_stretch(struct piece *p, const struct stretch *t) {
+static void attend_stretch(struct piece *p, const struct stretch *t, const struct ahead *ahead) {
     for (long row = 0; row < p->rows; row += ROWS) {
         long rows = least(ROWS, p->rows - row);
         long from = most(t->from, p->lo[row]) - t->start, to = least(t->to, p->hi[row + rows - 1]) - t->start;
         if (from >= to) /* both grow with the position */
             continue;
         if (rows != p->shaped)
-            shape_tiles(p->shaped = rows, least(STEP, p->cache.block_size) / 2);
-        score(p, t, row, rows, from, to);
+            shape_tiles(p->shaped = rows, least(STEP, p->block_size) / 2);
+        score(p, t, ahead, row, rows, from, to);
         for (long r = 0; r < rows; r++)
             soften(p, t, row + r, p->products + r * STRETCH / LANES, p->weights + r * STRETCH);
-        add_values(p, t, row, rows, from, to);
+        add_values(p, t, ahead, row, rows, from, to);
     }
 }
 
 /* Rows of a chunk are numbered token by token, then head by head of those that share a key head. */
 struct rows {
     long chunk, kv_head, first, count, group;
+    long context, position; /* of the chunk: tokens in all; of its first row */
 };
 
-static struct rows rows_of(const struct attending *a, long part) {
+static struct rows rows_of(const struct attending *a, long piece) {
     const struct form *f = a->form;
-    long chunk = 0, beyond = a->batch->chunks; /* parts of chunk: first_part[chunk] <= part < first_part[chunk + 1] */
+    long chunk = 0, beyond = a->batch->chunks; /* first_piece[chunk] <= piece < first_piece[chunk + 1] */
     while (beyond - chunk > 1) {
         long middle = (chunk + beyond) / 2;
-        *(a->first_part[middle] <= part ? &chunk : &beyond) = middle;
+        *(a->first_piece[middle] <= piece ? &chunk : &beyond) = middle;
     }
     long group = f->heads / f->kv_heads, tokens = a->batch->query_start[chunk + 1] - a->batch->query_start[chunk];
-    long local = part - a->first_part[chunk], first = local / f->kv_heads * PIECE;
-    return (struct rows){chunk, local % f->kv_heads, first, least(PIECE, tokens * group - first), group};
+    long local = piece - a->first_piece[chunk], first = local / f->kv_heads * PIECE;
+    long context = a->batch->context_len[chunk];
+    return (struct rows){
+        chunk, local % f->kv_heads, first, least(PIECE, tokens * group - first), group, context, context - tokens,
+    };
+}
+
+/* What a row sees: both grow with its position. */
+INLINE long lo_of(const struct form *f, const struct rows *r, long row) {
+    long position = r->position + (r->first + row) / r->group;
+    return f->window ? most(0, position - f->window + 1) : 0;
+}
+
+INLINE long hi_of(const struct form *f, const struct rows *r, long row) {
+    long position = r->position + (r->first + row) / r->group;
+    return f->causal ? position + 1 : f->window ? least(r->context, position + f->window) : r->context;
 }
 
 INLINE long element_of(const struct attending *a, const struct rows *r, long row) {
@@ -260,8 +189,7 @@ INLINE long element_of(const struct attending *a, const struct rows *r, long row
 
 static void prepare(struct piece *p, const struct attending *a, const struct rows *r) {
     const struct form *f = p->form;
-    const int32_t *query_start = a->batch->query_start + r->chunk;
-    long context = a->batch->context_len[r->chunk], start = context - (query_start[1] - query_start[0]);
+    p->rows = r->count;
     for (long row = 0; row < r->count; row++) {
         const element *q = a->q + element_of(a, r, row);
         operand *query = p->queries + row * p->filled;
@@ -272,66 +200,88 @@ static void prepare(struct piece *p, const struct attending *a, const struct row
         memcpy(query, q, f->dim * sizeof(element));
 #endif
         memset(query + f->dim, 0, (p->filled - f->dim) * sizeof(operand));
-        long position = start + (r->first + row) / r->group;
-        p->lo[row] = f->window ? most(0, position - f->window + 1) : 0;
-        p->hi[row] = f->causal ? position + 1 : f->window ? least(context, position + f->window) : context;
+        p->lo[row] = lo_of(f, r, row);
+        p->hi[row] = hi_of(f, r, row);
         p->top[row] = -INFINITY;
         p->weight_sum[row] = all(0);
     }
     memset(p->sums, 0, r->count * p->padded * sizeof(float));
 }
 
+/* The stretch that begins at `start`, or the first one of the piece. */
+static void begin(struct stretch *t, const struct attending *a, const struct rows *r, long start) {
+    long from = lo_of(a->form, r, 0), to = hi_of(a->form, r, r->count - 1);
+    t->start = most(start, from / STRETCH * STRETCH);
+    t->from = most(t->start, from);
+    t->to = least(t->start + STRETCH, to);
+    find_blocks(t, a->form, &a->cache, a->batch->block_table + r->chunk * a->batch->table_width, r->kv_head);
+}
+
+static void write(const struct piece *p, const struct attending *a, const struct rows *r) {
+    for (long row = 0; row < r->count; row++) {
+        element *out = a->out + element_of(a, r, row);
+        float factor = 1 / sum(p->weight_sum[row]);
+        for (long d = 0; d < p->form->dim; d += LANES)
+            store_some(out + d, p->sums[(row * p->padded + d) / LANES] * factor, p->form->dim - d);
+    }
+}
+
 static void attend(const void *job, long part) {
     const struct attending *a = job;
-    struct rows r = rows_of(a, part);
     long dim = a->form->dim, filled = ceil_div(dim, STEP) * STEP, padded = ceil_div(dim, PANEL) * PANEL;
-    long sums = r.count * padded * sizeof(float), queries = ceil_div(r.count * filled * sizeof(operand), 64) * 64;
+    long sums = PIECE * padded * sizeof(float), queries = PIECE * filled * sizeof(operand);
     long keys = filled * STRETCH * sizeof(element), values = padded * STRETCH * sizeof(element);
-    char *memory = aligned_alloc(64, sums + queries + keys + values);
+    char *memory = aligned_alloc(64, ceil_div(sums + queries + keys + values, 64) * 64);
+    element *key_copy = (element *)(memory + sums), *value_copy = (element *)(memory + sums + keys);
     struct piece p;
     p.form = a->form;
-    p.cache = a->cache;
-    p.blocks = a->batch->block_table + r.chunk * a->batch->table_width;
-    p.kv_head = r.kv_head;
-    p.rows = r.count;
+    p.block_size = a->cache.block_size;
     p.filled = filled;
     p.padded = padded;
     p.shaped = 0;
     p.sums = (vec *)memory;
-    p.queries = (operand *)(memory + sums);
-    p.key_copy = (element *)(memory + sums + queries);
-    p.value_copy = (element *)(memory + sums + queries + keys);
-    prepare(&p, a, &r);
-    long from = p.lo[0], to = p.hi[r.count - 1]; /* both grow with the position */
-    for (long start = from / STRETCH * STRETCH; start < to; start += STRETCH) {
-        struct stretch t = {.start = start};
-        t.from = most(start, from);
-        t.to = least(start + STRETCH, to);
-        find_keys(&p, &t);
-        find_values(&p, &t);
-        attend_stretch(&p, &t);
+    p.queries = (operand *)(memory + sums + keys + values);
+    long piece = part * a->pieces_per_part;
+    long beyond = least(piece + a->pieces_per_part, a->first_piece[a->batch->chunks]);
+    struct rows r = rows_of(a, piece), then = r;
+    struct stretch two[2], *t = two, *next = two + 1;
+    struct ahead ahead = {a->cache.keys, a->cache.values, NULL, 0, p.block_size * dim};
+    begin(t, a, &r, 0);
+    for (; piece < beyond; piece++, r = then) {
+        prepare(&p, a, &r);
+        for (int done = 0; !done;) {
+            done = t->to == p.hi[r.count - 1];
+            ahead.count = 0;
+            if (!done || piece + 1 < beyond) {
+                then = done ? rows_of(a, piece + 1) : r;
+                begin(next, a, &then, done ? 0 : t->start + STRETCH);
+                ahead.blocks = next->blocks + next->first_block;
+                ahead.count = r.count <= ROWS ? next->last_block - next->first_block : 0;
+            }
+            find_keys(t, a->form, &a->cache, key_copy);
+            find_values(t, a->form, &a->cache, value_copy);
+            attend_stretch(&p, t, &ahead);
+            struct stretch *used = t;
+            t = next, next = used;
+        }
+        write(&p, a, &r);
     }
     release_tiles();
-    for (long row = 0; row < r.count; row++) {
-        element *out = a->out + element_of(a, &r, row);
-        float factor = 1 / sum(p.weight_sum[row]);
-        for (long d = 0; d < dim; d += LANES)
-            store_some(out + d, p.sums[(row * padded + d) / LANES] * factor, dim - d);
-    }
     free(memory);
 }
 
 void attention(const struct form *form, const struct batch *batch, const element *q, element *keys, element *values,
                long block_size, element *out) {
-    long *first_part = malloc((batch->chunks + 1) * sizeof(long)), group = form->heads / form->kv_heads;
+    long *first_piece = malloc((batch->chunks + 1) * sizeof(long)), group = form->heads / form->kv_heads;
     double cost = 0;
-    first_part[0] = 0;
+    first_piece[0] = 0;
     for (long i = 0; i < batch->chunks; i++) {
         long tokens = batch->query_start[i + 1] - batch->query_start[i];
-        first_part[i + 1] = first_part[i] + ceil_div(tokens * group, PIECE) * form->kv_heads;
+        first_piece[i + 1] = first_piece[i] + ceil_div(tokens * group, PIECE) * form->kv_heads;
         cost += 2.0 * tokens * form->heads * form->dim * batch->context_len[i];
     }
-    struct attending job = {form, batch, q, {keys, values, block_size}, out, first_part};
-    in_parts(first_part[batch->chunks], cost, attend, &job);
-    free(first_part);
+    long pieces = first_piece[batch->chunks], per_part = most(1, least(PIECES, pieces / (8 * threads())));
+    struct attending job = {form, batch, q, {keys, values, block_size}, out, first_piece, per_part};
+    in_parts(ceil_div(pieces, per_part), cost, attend, &job);
+    free(first_piece);
 }

@@ -15,17 +15,26 @@ INLINE void store(element *to, vec x) { memcpy(to, &x, sizeof x); }
 
 typedef uint16_t element; /* the upper half of a float32 */
 
+/* The upper halves of float32. */
+INLINE words widened(halves x) {
+#if LANES == 16
+    return (words)_mm512_cvtepu16_epi32((__m256i)x) << 16; /* of the conversion below, gcc 12 makes two and joins them */
+#else
+    return __builtin_convertvector(x, words) << 16;
+#endif
+}
+
 INLINE vec load(const element *from) {
     halves x;
     memcpy(&x, from, sizeof x);
-    return (vec)(__builtin_convertvector(x, words) << 16);
+    return (vec)widened(x);
 }
 
 /* To the nearest, ties to even. What is not a number stays so: rounding up could carry it over to infinity. With the
    instruction, sizes below 2^-126 become 0, as they do in products (vdpbf16ps, AMX). */
 INLINE words rounded(vec x) {
 #if defined(__AVX512BF16__)
-    return __builtin_convertvector((halves)_mm512_cvtneps_pbh((__m512)x), words) << 16;
+    return widened((halves)_mm512_cvtneps_pbh((__m512)x));
 #endif
     words bits = (words)x;
     words nearest = bits + 0x7fff + (bits >> 16 & 1);

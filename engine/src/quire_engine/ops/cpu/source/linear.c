@@ -117,8 +117,8 @@ static void multiply_panel(const struct product *p, long rows, vec *sums, const 
         return;
     }
 #endif
-    struct run run = {panel, 0, in / 2};
-    struct factor f = {&run, 1, 2 * PANEL, {0, 2 * LANES, 4 * LANES, 6 * LANES}};
+    struct run run = {panel, 0, in / 2, NULL};
+    struct factor f = {&run, 1, 2 * PANEL, {0, 2 * LANES, 4 * LANES, 6 * LANES}, 0};
     add_tile(rows, 1, sums, VECTORS, x, p->x_stride, &f);
 }
 

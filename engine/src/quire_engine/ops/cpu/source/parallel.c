@@ -75,12 +75,12 @@ static void *help(void *unused) {
     return unused;
 }
 
-void set_threads(int threads) {
-    atomic_store(&team, threads);
+void set_threads(int wanted) {
+    atomic_store(&team, wanted);
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the threads of the program */
-    while (atomic_load(&helpers) < threads - 1) {
+    while (atomic_load(&helpers) < wanted - 1) {
         pthread_t thread;
         if (pthread_create(&thread, NULL, help, NULL))
             break;
@@ -89,6 +89,8 @@ void set_threads(int threads) {
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
+
+int threads(void) { return atomic_load(&team); }
 
 void in_parts(long parts, double cost, part_of *do_part, const void *job) {
     if (parts < 2 || cost < WORTH_SHARING || atomic_load(&team) < 2 || atomic_flag_test_and_set(&busy)) {

@@ -11,4 +11,6 @@ typedef void part_of(const void *job, long part);
 void in_parts(long parts, double cost, part_of *work, const void *job);
 
 /* From now on so many, the caller among them. More than one: helpers are started, and stay. */
-void set_threads(int threads);
+void set_threads(int wanted);
+
+int threads(void);

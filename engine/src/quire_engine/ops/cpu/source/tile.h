@@ -96,14 +96,22 @@ INLINE vec round_to_operand(vec x) {
 /* Pairs of the inner dimension that lie one after another. */
 struct run {
     const element *groups;
-    long at, pairs; /* where it begins in x; how many */
+    long at, pairs;       /* where it begins in x; how many */
+    const element *ahead; /* what will be needed soon; may be null */
 };
 
 /* What x is multiplied by. Its runs lie anywhere; in each of them the columns begin at offsets of their own. */
 struct factor {
     const struct run *runs;
-    long num_runs, stride, offset[VECTORS];
+    long num_runs, stride, offset[VECTORS], ahead; /* `ahead`: elements, from where each run says */
 };
+
+/* Ask the memory for it, as far as the second cache: the first one is full of what is used now. */
+INLINE void fetch(const element *from, long count) {
+#pragma GCC unroll 8
+    for (long i = 0; i < count; i += 64 / sizeof(element))
+        __builtin_prefetch(from + i, 0, 2);
+}
 
 #if AMX
 
@@ -124,6 +132,8 @@ INLINE void tile_of(const int rows, const int fresh, vec *sums, long sums_stride
         for (int v = 0; v < VECTORS; v++)
             sum[r][v] = fresh ? (vec){0} : sums[r * sums_stride + v];
     for (const struct run *run = f->runs; run < f->runs + f->num_runs; run++) {
+        if (run->ahead)
+            fetch(run->ahead, f->ahead);
         const element *c0 = run->groups + f->offset[0], *c1 = run->groups + f->offset[1];
         const element *c2 = run->groups + f->offset[2], *c3 = run->groups + f->offset[3];
         for (long pair = 0; pair < run->pairs; pair++) {
