@@ -32,7 +32,7 @@ CONFINED: dict[str, set[str]] = {
     "uvicorn": {"quire_engine/server/serve.py"},
     "tokenizers": {"quire_engine/text/tokenizer.py"},
     "safetensors": {"quire_engine/models/weights.py"},
-    "httptools": {"quire_router/proxy.py", "quire_router/upstream.py"},
+    "httptools": {"quire_router/proxy.py", "quire_router/upstream.py", "quire_engine/bench/client.py"},
     "transformers": set(),  # the oracle of tests, and the training script
 }  # fmt: skip
 
@@ -42,6 +42,12 @@ PURE: dict[str, set[str]] = {
     "quire_engine/runtime/sizing.py": {"dataclasses"},
     "quire_engine/messages/": {"ast", "collections", "dataclasses", "enum", "json", "re", "typing", "warnings"},
     "quire_engine/text/stream.py": {"codecs", "collections"},
+    "quire_engine/bench/arrivals.py": {"math", "random"},
+    "quire_engine/bench/plot.py": {"collections", "html", "math"},
+    "quire_engine/bench/reading.py": {"orjson", "typing"},
+    "quire_engine/bench/report.py": {"collections", "dataclasses", "typing"},
+    "quire_engine/bench/statistics.py": {"collections", "dataclasses", "math"},
+    "quire_engine/bench/workload.py": {"collections", "dataclasses", "math", "random", "typing"},
     "quire_operator/planner/": {"collections", "dataclasses", "hashlib", "json", "typing"},
     "quire_operator/render/": {"pathlib", "typing"},
     "quire_router/registry.py": {"dataclasses"},
@@ -51,6 +57,8 @@ PURE: dict[str, set[str]] = {
 }
 PURE_OURS = (
     "quire_api",
+    "quire_engine.bench.report",
+    "quire_engine.bench.statistics",
     "quire_engine.core",
     "quire_engine.errors",
     "quire_engine.messages",
@@ -119,6 +127,7 @@ def test_only_the_composition_root_reads_the_config() -> None:
 
     assert readers <= {
         "quire_engine/build.py",  # the engine
+        "quire_engine/bench/offline.py",  # hands it to LLM; the seed
         "quire_engine/cli.py",  # hands it to LLM
         "quire_engine/llm.py",  # the seed
         "quire_engine/server/serve.py",  # the address, and how long to drain
@@ -138,6 +147,8 @@ def test_only_the_composition_root_reads_the_config() -> None:
         "quire_engine",
         "quire_engine.core.scheduler",
         "quire_engine.server.serve",
+        "quire_engine.bench.serve",
+        "quire_engine.bench.offline",
     ],
 )
 def test_torch_stays_out(module: str) -> None:
