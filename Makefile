@@ -59,6 +59,11 @@ bench-peers: setup ## measure beside vLLM, llama.cpp and transformers, in .venv-
 	benchmarks/peers/setup.sh
 	$(BIN)/python benchmarks/offline.py
 
+.PHONY: bench-serving
+bench-serving: setup ## measure the server beside `vllm serve`, in .venv-peers (half an hour; nothing else may run)
+	benchmarks/peers/setup.sh
+	$(BIN)/python benchmarks/serving.py
+
 .PHONY: gpu
 gpu: ## on a machine with a GPU: its limits, and the engine's tokens on CPU and GPU; JSON goes to benchmarks/results/
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) e2e/gpu/run.py

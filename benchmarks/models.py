@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The models of benchmarks/offline.py: real shapes, random weights from a fixed seed, no network.
+"""The models of the benchmarks beside peers: real shapes, random weights from a fixed seed, no network.
 
 `write_model` makes the checkpoint (config.json, model.safetensors in bfloat16) which Quire, vLLM and transformers
 read. As a script, run by an interpreter that has the `gguf` package, this file makes llama.cpp's model.gguf of such
@@ -14,6 +14,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 
 Config = dict[str, Any]
 
@@ -83,6 +87,24 @@ def write_model(name: str, folder: Path) -> None:
     (folder / "model.gguf").unlink(missing_ok=True)
     save_file(_weights(config), folder / "model.safetensors", metadata={"format": "pt"})
     described.write_text(text)  # last: it stands for the whole
+
+
+def write_tokenizer(folder: Path) -> None:
+    """What a server needs to show tokens as text: one of bytes, then words that no text becomes; prompts are ids."""
+    target = folder / "tokenizer.json"
+    if target.exists():
+        return
+    letters = sorted(ByteLevel.alphabet())
+    special = ["<unk>", "<s>", "</s>"]
+    size: int = json.loads((folder / "config.json").read_text())["vocab_size"]
+    names = [*special, *letters, *(f"Ġw{number}" for number in range(len(special) + len(letters), size))]
+    tokenizer = Tokenizer(BPE(vocab={name: number for number, name in enumerate(names)}, merges=[]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    tokenizer.add_special_tokens(special)
+    described = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n")
+    tokenizer.save(str(target))
 
 
 def _weights(config: Config) -> dict[str, torch.Tensor]:

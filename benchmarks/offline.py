@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
 """Quire beside vLLM, llama.cpp and transformers on this machine's CPU: offline generation, no HTTP.
 
-Each engine is a process that stays: benchmarks/adapters. While one is measured the others are stopped by a signal,
-and turns go round, so that whatever slows the machine meets all of them. All sequences begin at once, greedy, with
-fixed lengths and a new seed each time. A turn that other processes disturbed is taken again.
+Each engine is a process that stays: benchmarks/adapters. All sequences begin at once, greedy, with fixed lengths and a
+new seed each time; how turns are taken fairly is in turns.py.
 
 This file decides what is measured, when, and what is kept; it imports no engine. Quire runs in .venv, its peers in
 .venv-peers, which benchmarks/peers/setup.sh makes. The JSON and a plot of it go to benchmarks/results/.
@@ -13,35 +12,38 @@ import argparse
 import contextlib
 import itertools
 import json
-import os
-import signal
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import machine
 from models import MODELS, write_model
+from turns import (
+    CACHE,
+    CPUS,
+    ENVIRONMENT,
+    HERE,
+    LENGTH,
+    OUTPUT,
+    PEERS,
+    PROMPT,
+    VLLM_ENVIRONMENT,
+    Family,
+    options_of,
+    quire_times,
+    start,
+    summary,
+    undisturbed,
+    write,
+)
 
-HERE = Path(__file__).resolve().parent
-PEERS = HERE.parent / ".venv-peers" / "bin" / "python"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "quire-bench"
-
-PROMPT, OUTPUT = 128, 64  # tokens
-LENGTH = 256  # of a sequence, at most; a multiple of every engine's block
 CELLS = {"tiny": [1, 32, 128], "0.45b": [1, 16]}  # model -> sequences at once
-STARTS = 2  # the first may compile what the second finds
 TURN_S = 1.5  # short generations are repeated for so long
-QUIET = 0.05  # share of the machine that others may use
-PATIENCE_S = 600.0  # to wait for that
-ATTEMPTS = 3  # at an undisturbed turn
-
-CPUS = sorted(os.sched_getaffinity(0))
-ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(len(CPUS))}
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,7 @@ ENGINES = {
             "vllm",
             "adapters.vllm",
             PEERS,
-            {
-                "OMP_NUM_THREADS": None,  # it binds threads itself, and warns of this variable
-                "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB
-                "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, CPUS)),
-                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process beats three where cores are few
-                "VLLM_NO_USAGE_STATS": "1",
-            },
+            {**VLLM_ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},  # one process beats three where cores are few
         ),
         Engine("llama.cpp", "adapters.llama_cpp", PEERS),
         Engine("transformers", "adapters.transformers", PEERS),
@@ -75,25 +71,22 @@ ENGINES = {
 SEEDS = itertools.count(1)  # no prompt comes twice: nothing is found in a prefix cache
 
 
-class Running:
-    """One engine with one model. Stopped from `pause` to `resume`."""
+class Running(Family):
+    """One engine with one model, behind the lines of JSON of benchmarks/adapters."""
 
-    def __init__(self, engine: Engine, model: str, most: int) -> None:
-        self._log = CACHE / "logs" / f"{engine.name}-{model}.log"
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, **ENVIRONMENT, **engine.environment}
-        self._process = subprocess.Popen(
+    def __init__(self, name: str, model: str, most: int) -> None:
+        engine = ENGINES[name]
+        super().__init__(
+            f"{name}-{model}",
             [engine.python, "-m", engine.module, CACHE / model, str(most), str(LENGTH), str(len(CPUS))],
-            cwd=HERE,
-            env={name: value for name, value in environment.items() if value is not None},
+            engine.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._log.open("w"),
-            text=True,
-            start_new_session=True,  # so that a signal reaches its children too
         )
-        self.group = self._process.pid
         self.versions: dict[str, str] = self._read()["versions"]
+
+    def first_token(self) -> None:
+        self.generate(1, 1)
 
     def generate(self, sequences: int, output: int, seed: int | None = None) -> dict[str, Any]:
         command = {
@@ -102,98 +95,33 @@ class Running:
             "output_tokens": output,
             "seed": next(SEEDS) if seed is None else seed,
         }
-        assert self._process.stdin
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
+        self.stdin.write(json.dumps(command) + "\n")
+        self.stdin.flush()
         reply = self._read()
         if reply["output_tokens"] != sequences * output:
             raise RuntimeError(f"{self._log.stem}: {reply['output_tokens']} tokens, not {sequences} × {output}")
         return reply
 
+    def ask_to_end(self) -> None:
+        self.stdin.close()
+
     def _read(self) -> dict[str, Any]:
-        assert self._process.stdout
-        line = self._process.stdout.readline()
+        line = self.stdout.readline()
         if not line:
-            self.close()
-            raise RuntimeError(f"{self._log.stem} ended; the end of {self._log}:\n{self._log.read_text()[-3000:]}")
+            raise self.lost()
         reply: dict[str, Any] = json.loads(line)
         return reply
 
-    def pause(self) -> None:
-        os.killpg(self.group, signal.SIGSTOP)
 
-    def resume(self) -> None:
-        os.killpg(self.group, signal.SIGCONT)
-
-    def close(self) -> None:
-        """May be called again: what is gone is gone."""
-        with contextlib.suppress(ProcessLookupError, BrokenPipeError):
-            self.resume()
-            assert self._process.stdin
-            self._process.stdin.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=30)
-            os.killpg(self.group, signal.SIGKILL)
-
-
-def wait_for_quiet() -> None:
-    """Returns when nothing else runs, or patience is at its end."""
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        others = machine.Others(group=-1)
-        time.sleep(0.5)
-        if others.share() <= QUIET:
-            return
-
-
-def turn(running: Running, sequences: int) -> dict[str, float]:
-    """One engine's part of a round: the least disturbed of some attempts."""
-    attempts = []
-    for _ in range(ATTEMPTS):
-        wait_for_quiet()
-        running.resume()
-        others = machine.Others(running.group)
-        firsts: list[float] = []
-        seconds, tokens = 0.0, 0
-        while not firsts or seconds + sum(firsts) < TURN_S:
-            firsts.append(running.generate(sequences, 1)["seconds"])
-            reply = running.generate(sequences, OUTPUT)
-            seconds += reply["seconds"]
-            tokens += reply["output_tokens"]
-        share = others.share()
-        running.pause()
-        attempts.append(
-            {"tokens_per_s": tokens / seconds, "first_token_s": statistics.median(firsts), "others_share": share}
-        )
-        if share <= QUIET:
-            break
-    return min(attempts, key=lambda attempt: attempt["others_share"])
-
-
-def start(engines: list[Engine], model: str, most: int, fleet: contextlib.ExitStack) -> list[dict[str, Any]]:
-    """Every engine, STARTS times: seconds from nothing to the first token. The last ones stay, paused."""
-    rows: list[dict[str, Any]] = [{"engine": engine, "model": model, "seconds": []} for engine in engines]
-    for attempt in range(STARTS):
-        for row in rows:
-            wait_for_quiet()
-            started = time.monotonic()
-            running = Running(row["engine"], model, most)
-            fleet.callback(running.close)
-            running.generate(1, 1)
-            row["seconds"].append(time.monotonic() - started)
-            print(
-                f"{model:6} {row['engine'].name:12} first token {row['seconds'][-1]:6.1f} s after its start", flush=True
-            )
-            if attempt < STARTS - 1:
-                running.close()
-                continue
-            running.pause()
-            row["running"] = running
-    return rows
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+def turn(running: Running, sequences: int, _attempt: int) -> dict[str, float]:
+    firsts: list[float] = []
+    seconds, tokens = 0.0, 0
+    while not firsts or seconds + sum(firsts) < TURN_S:
+        firsts.append(running.generate(sequences, 1)["seconds"])
+        reply = running.generate(sequences, OUTPUT)
+        seconds += reply["seconds"]
+        tokens += reply["output_tokens"]
+    return {"tokens_per_s": tokens / seconds, "first_token_s": statistics.median(firsts)}
 
 
 def cell(fleet: dict[str, Running], model: str, sequences: int, rounds: int) -> list[dict[str, Any]]:
@@ -206,7 +134,7 @@ def cell(fleet: dict[str, Running], model: str, sequences: int, rounds: int) -> 
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in fleet}
     for _ in range(rounds):
         for name, running in fleet.items():
-            turns[name].append(turn(running, sequences))
+            turns[name].append(undisturbed(running, partial(turn, running, sequences)))
     rows = []
     for name, taken in turns.items():
         row: dict[str, Any] = {
@@ -219,8 +147,7 @@ def cell(fleet: dict[str, Running], model: str, sequences: int, rounds: int) -> 
         for measure in ("tokens_per_s", "first_token_s"):
             row[measure] = summary([t[measure] for t in taken])
         if "quire" in turns and name != "quire":
-            pairs = zip(turns["quire"], taken, strict=True)
-            row["quire_times"] = summary([ours["tokens_per_s"] / theirs["tokens_per_s"] for ours, theirs in pairs])
+            row["quire_times"] = quire_times(turns["quire"], taken)
         rows.append(row)
         print(line(row), flush=True)
     return rows
@@ -253,14 +180,13 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
-    engines = [ENGINES[name] for name in options.engines]
     result: dict[str, Any] = {
         "what": f"offline generation in process, greedy, bfloat16, {PROMPT} tokens in, {OUTPUT} out, all at once",
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["benchmarks/offline.py", *sys.argv[1:]]),
-        "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
+        "options": options_of(vars(options)),
         "machine": {**machine.describe(), "threads": len(CPUS)},
-        "environment": {engine.name: ENVIRONMENT | engine.environment for engine in engines},
+        "environment": {name: ENVIRONMENT | ENGINES[name].environment for name in options.engines},
         "versions": {},
         "starts": [],
         "rows": [],
@@ -271,19 +197,12 @@ def main() -> int:
             subprocess.run([PEERS, HERE / "models.py", CACHE / model], check=True)
         cells = options.sequences or CELLS[model]
         with contextlib.ExitStack() as stack:
-            started = start(engines, model, max(cells), stack)
-            fleet = {row["engine"].name: row["running"] for row in started}
+            fleet, starts = start(options.engines, Running, model, max(cells), stack)
             result["versions"] |= {name: running.versions for name, running in fleet.items()}
-            result["starts"] += [
-                {"model": model, "engine": row["engine"].name, "seconds": row["seconds"]} for row in started
-            ]
+            result["starts"] += starts
             for sequences in cells:
                 result["rows"] += cell(fleet, model, sequences, options.rounds)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
-    print("\n".join(["", *map(line, result["rows"]), f"wrote {options.out}"]))
-    if PEERS.exists():
-        subprocess.run([PEERS, HERE / "plot.py", options.out], check=True)
+    write(result, [line(row) for row in result["rows"]], options.out)
     return 0
 
 
