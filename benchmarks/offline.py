@@ -62,7 +62,11 @@ ENGINES = {
             "vllm",
             "adapters.vllm",
             PEERS,
-            {**VLLM_ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},  # one process beats three where cores are few
+            {
+                **VLLM_ENVIRONMENT,
+                "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB
+                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process beats three where cores are few
+            },
         ),
         Engine("llama.cpp", "adapters.llama_cpp", PEERS),
         Engine("transformers", "adapters.transformers", PEERS),

@@ -13,11 +13,22 @@ matplotlib.rcParams |= {"svg.hashsalt": "quire", "svg.fonttype": "none", "font.s
 
 from matplotlib import pyplot  # noqa: E402  # after the backend
 
-COLOURS = {"quire": "#1b6e53", "vllm": "#c77d1e", "llama.cpp": "#6a5acd", "transformers": "#9a9a9a"}
+COLOURS = {
+    "quire": "#1b6e53",
+    "vllm": "#c77d1e",
+    "vllm-bound": "#e2b565",
+    "llama.cpp": "#6a5acd",
+    "transformers": "#9a9a9a",
+}
 
 
-FORMATS = {"tokens_per_s": "{:,.0f}", "ttft_ms": "{:,.1f}", "tpot_ms": "{:,.2f}"}
-MEASURES = {"tokens_per_s": "output tokens/s", "ttft_ms": "time to first token, ms", "tpot_ms": "time per token, ms"}
+FORMATS = {"tokens_per_s": "{:,.0f}", "ttft_ms": "{:,.1f}", "tpot_ms": "{:,.2f}", "e2el_ms": "{:,.0f}"}
+MEASURES = {
+    "tokens_per_s": "output tokens/s",
+    "ttft_ms": "time to first token, ms",
+    "tpot_ms": "time per token, ms",
+    "e2el_ms": "whole answer, ms",
+}
 
 
 def draw(source: Path) -> Path:

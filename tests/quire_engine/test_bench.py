@@ -532,3 +532,15 @@ def test_a_prompt_that_the_model_cannot_take_is_one_sentence() -> None:
     assert done.returncode == 2
     assert "not in the vocabulary, whose ids are 0 to 1023" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["throughput", "latency"])
+def test_a_result_that_cannot_be_written_is_said_before_the_model_is_loaded(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from quire_api.command import main
+
+    code = main(["bench", command, "--model=/nowhere", "--output-json=/nowhere/result.json"])
+
+    assert code == 2
+    assert "--output-json: there is no folder /nowhere" in capsys.readouterr().err

@@ -75,6 +75,9 @@ def _parser(name: str, description: str) -> FlagParser:
 
 
 def _run(name: str, config: EngineConfig, flags: argparse.Namespace, measure: Callable[["LLM"], dict[str, Any]]) -> int:
+    if flags.output_json is not None and not flags.output_json.parent.is_dir():
+        raise InvalidInput([f"--output-json: there is no folder {flags.output_json.parent}"])
+
     from quire_engine.llm import LLM
 
     try:
@@ -85,8 +88,8 @@ def _run(name: str, config: EngineConfig, flags: argparse.Namespace, measure: Ca
     except EngineFailure as failure:
         print(f"quire bench {name}: {failure}", file=sys.stderr)
         return failure.exit_code
-    except (OSError, RequestRejected) as problem:
-        raise InvalidInput([str(problem)]) from None
+    except RequestRejected as refusal:
+        raise InvalidInput([str(refusal)]) from None
     return 0
 
 
