@@ -31,6 +31,7 @@ CONFINED: dict[str, set[str]] = {
     "starlette": {"quire_engine/server/"},
     "uvicorn": {"quire_engine/server/serve.py"},
     "tokenizers": {"quire_engine/text/tokenizer.py"},
+    "xgrammar": {"quire_engine/grammars/binding.py"},
     "safetensors": {"quire_engine/models/weights.py"},
     "httptools": {"quire_router/proxy.py", "quire_router/upstream.py", "quire_engine/bench/client.py"},
     "transformers": set(),  # the oracle of tests, and the training script
@@ -48,6 +49,7 @@ PURE: dict[str, set[str]] = {
     "quire_engine/bench/report.py": {"collections", "dataclasses", "typing"},
     "quire_engine/bench/statistics.py": {"collections", "dataclasses", "math"},
     "quire_engine/bench/workload.py": {"collections", "dataclasses", "math", "random", "typing"},
+    "quire_engine/grammars/schema.py": {"collections", "re", "typing"},
     "quire_operator/planner/": {"collections", "dataclasses", "hashlib", "json", "typing"},
     "quire_operator/render/": {"pathlib", "typing"},
     "quire_router/registry.py": {"dataclasses"},

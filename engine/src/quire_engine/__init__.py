@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from quire_engine.errors import EngineFailure, RequestRejected
+    from quire_engine.grammars.asked import StructuredOutputs, StructuredOutputsParams
     from quire_engine.llm import LLM
     from quire_engine.outputs import CompletionOutput, EmbeddingRequestOutput, RequestOutput
     from quire_engine.params import SamplingParams
@@ -21,11 +22,15 @@ __all__ = [
     "RequestOutput",
     "RequestRejected",
     "SamplingParams",
+    "StructuredOutputs",
+    "StructuredOutputsParams",
 ]
 
 _HOME = {  # the others are in outputs.py
     "LLM": "llm",
     "SamplingParams": "params",
+    "StructuredOutputs": "grammars.asked",
+    "StructuredOutputsParams": "grammars.asked",
     "EngineFailure": "errors",
     "RequestRejected": "errors",
 }

@@ -20,6 +20,7 @@ from quire_engine.core.request import Request, RequestId, TokenParams
 from quire_engine.core.scheduler import Limits, Scheduler
 from quire_engine.engine import Engine
 from quire_engine.errors import ConfigFailure, DeviceFailure, MemoryFailure
+from quire_engine.grammars.store import GrammarStore
 from quire_engine.locate import locate_model
 from quire_engine.models import ENCODERS, GENERATORS, Build, CausalLM
 from quire_engine.models.weights import DummyWeights, Weights
@@ -31,6 +32,7 @@ from quire_engine.runtime.embedder import Embedder
 from quire_engine.runtime.kv_cache import KVCache
 from quire_engine.runtime.runner import ModelRunner
 from quire_engine.runtime.sizing import Sizes, plan_sizes, swap_cost
+from quire_engine.sampling.grammar import GrammarMask
 from quire_engine.sampling.sampler import Sampler
 from quire_engine.spec import ModelSpec, read_spec
 from quire_engine.text.tokenizer import Tokenizer
@@ -175,16 +177,22 @@ def _assemble(config: EngineConfig, loaded: "_Loaded[CausalLM]", depth: int | No
     )
     token_bytes = tokenizer.token_bytes if tokenizer else [b""] * spec.shape.vocabulary
     special_bytes = tokenizer.text_table(skip_special=False) if tokenizer else None
+    vocabulary = spec.shape.vocabulary
+    grammars = GrammarStore(token_bytes, {token for token in spec.end_tokens if token < vocabulary})
+    mask = GrammarMask(grammars, token_bytes, config.max_num_seqs, device)
     runner = ModelRunner(
         loaded.model,
         KVCache(spec.shape, sizes.num_blocks, sizes.num_host_blocks, sizes.block_size, getattr(torch, dtype), device),
         BatchBuilder(config.max_num_seqs, sizes.max_model_len, sizes.block_size, device),
-        Sampler(spec.shape.vocabulary, config.max_num_seqs, device),
+        Sampler(vocabulary, config.max_num_seqs, device, mask),
         config.max_num_seqs,
         device,
     )
     engine = Engine(
-        Scheduler(memory, limits, token_bytes, special_bytes), runner, depth or (2 if device.type == "cuda" else 1)
+        Scheduler(memory, limits, token_bytes, special_bytes),
+        runner,
+        depth or (2 if device.type == "cuda" else 1),
+        grammars if tokenizer else None,
     )
     return BuiltEngine(engine=engine, spec=spec, sizes=sizes, tokenizer=tokenizer, dtype=dtype, device=device)
 

@@ -119,8 +119,13 @@ class LLM:
         try:
             for number, (request, _) in enumerate(requests):
                 _add(built, number, request)
+            numbers = {request.id: number for number, (request, _) in enumerate(requests)}
             while open_:
-                yield from self._take(built.engine.step(), open_)
+                events = built.engine.step()
+                for request_id, refusal in events.refused.items():
+                    del open_[request_id]
+                    raise RequestRejected(f"prompt {numbers[request_id]}: {refusal}", refusal.param)
+                yield from self._take(events, open_)
         finally:  # an error, Ctrl-C, or a caller that has had enough
             self._streaming = False
             for request_id in open_:

@@ -8,8 +8,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from quire_engine.core.request import TokenParams
+from quire_engine.core.request import Grammar, TokenParams
 from quire_engine.errors import RequestRejected
+from quire_engine.grammars.asked import StructuredOutputs, grammar_of
 from quire_engine.text.tokenizer import Tokenizer
 
 __all__ = ["MAX_LOGPROBS", "SamplingParams", "resolve"]
@@ -69,6 +70,7 @@ class SamplingParams:
     detokenize: bool = True
     spaces_between_special_tokens: bool = True  # there is no other way: a token's text has its spaces
     truncate_prompt_tokens: int | None = None  # keep the last so many
+    structured_outputs: StructuredOutputs | None = None  # what the answer must match
 
     def __post_init__(self) -> None:
         for name, bounds in NUMBERS.items():
@@ -113,6 +115,8 @@ class SamplingParams:
             raise RequestRejected("allowed_token_ids is empty: no token could be chosen", "allowed_token_ids")
         if self.logit_bias is not None and not isinstance(self.logit_bias, Mapping):
             raise _wrong("logit_bias", self.logit_bias, "a dictionary of token ids and numbers")
+        if not isinstance(self.structured_outputs, StructuredOutputs | None):
+            raise _wrong("structured_outputs", self.structured_outputs, "a StructuredOutputs")
         for token, bias in (self.logit_bias or {}).items():
             _check_id("logit_bias", token)
             _check_number(f"logit_bias of token {token}", bias, -100.0, 100.0, param="logit_bias")
@@ -135,7 +139,13 @@ def resolve(
 ) -> TokenParams:
     """In ids and bytes, for one model and one of the `n` answers: its seed, and whether it scores the prompt for all."""
     ends = frozenset(_ids("stop_token_ids", params.stop_token_ids or (), vocabulary))
-    ends |= frozenset() if params.ignore_eos else end_tokens
+    grammar = _grammar(params, ends | end_tokens, tokenizer)
+    bias = _bias(params.logit_bias or {}, vocabulary)
+    if (
+        grammar is not None and params.ignore_eos
+    ):  # an end token is the only way to end, and comes when nothing else can
+        bias = (*bias, *((token, float("-inf")) for token in sorted(end_tokens)))
+    ends |= frozenset() if params.ignore_eos and grammar is None else end_tokens
     if tokenizer is None and (params.stops or params.bad_words):
         name = "stop" if params.stops else "bad_words"
         raise RequestRejected(f"{name} needs a tokenizer, and none was loaded: use token ids instead", name)
@@ -160,16 +170,28 @@ def resolve(
         repetition_penalty=params.repetition_penalty,
         frequency_penalty=params.frequency_penalty,
         presence_penalty=params.presence_penalty,
-        logit_bias=_bias(params.logit_bias or {}, vocabulary),
+        logit_bias=bias,
         allowed=allowed,
         bad_words=bad_words,
         seed=seed % 2**63,
         special_text=not params.skip_special_tokens,
         stop=tuple(stop.encode() for stop in params.stops),
         stop_token_ids=ends,
+        grammar=grammar,
         logprobs=params.logprobs,
         prompt_logprobs=params.prompt_logprobs if lead else None,
     )
+
+
+def _grammar(params: SamplingParams, ends: frozenset[int], tokenizer: Tokenizer | None) -> Grammar | None:
+    if params.structured_outputs is None:
+        return None
+    param = params.structured_outputs.param
+    if tokenizer is None:
+        raise RequestRejected(f"{param} needs a tokenizer, and none was loaded", param)
+    if not ends:
+        raise RequestRejected(f"{param} needs a token to end with, and the model has none: give stop_token_ids", param)
+    return grammar_of(params.structured_outputs)
 
 
 def _words(words: Iterable[str], tokenizer: Tokenizer | None, vocabulary: int) -> tuple[tuple[int, ...], ...]:

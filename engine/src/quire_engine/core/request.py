@@ -1,11 +1,28 @@
 """What a client asks for, as the core sees it: token ids and how to choose the next one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import NewType
 
-__all__ = ["Request", "RequestId", "TokenParams"]
+__all__ = ["Grammar", "GrammarKind", "Request", "RequestId", "TokenParams"]
 
 RequestId = NewType("RequestId", int)  # given by the engine's caller, never used twice
+
+
+class GrammarKind(StrEnum):
+    JSON = "json"  # a JSON schema
+    REGEX = "regex"
+    EBNF = "ebnf"
+    STRUCTURAL_TAG = "structural_tag"  # text in which some tags have a grammar of their own, as JSON
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grammar:
+    """What the output must match, from its first token to its last."""
+
+    kind: GrammarKind
+    text: str
+    param: str = field(default="structured_outputs", compare=False)  # the field of the request it came from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +45,7 @@ class TokenParams:
     stop: tuple[bytes, ...] = ()
     special_text: bool = False  # special tokens have a text, too, in which stop strings are looked for
     stop_token_ids: frozenset[int] = frozenset()  # with the model's own end tokens, unless ignored
+    grammar: Grammar | None = None  # with one, there is a stop token at least: it is chosen where the grammar may end
     logprobs: int | None = None  # with each token its log probability, and this many of the likeliest
     prompt_logprobs: int | None = None  # the same for the tokens of the prompt but the first
 

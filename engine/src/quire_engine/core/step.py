@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from quire_engine.core.request import RequestId, TokenParams
+from quire_engine.errors import RequestRejected
 
 __all__ = ["Events", "Finish", "FinishReason", "Placement", "StepPlan", "StepResult", "TokenLogprob"]
 
@@ -99,7 +100,7 @@ class Finish:
 class Events:
     """What a step brought: event i is `tokens[i]` for request `ids[i]`, or none if that is -1.
 
-    Each request gets exactly one entry in `finished`, with its last event.
+    Each request gets exactly one entry in `finished`, with its last event, or one in `refused`, and no event.
     """
 
     ids: list[RequestId] = field(default_factory=list)
@@ -108,6 +109,7 @@ class Events:
     logprobs: dict[int, TokenLogprob] = field(default_factory=dict)  # by position
     prompt_logprobs: dict[RequestId, list[TokenLogprob]] = field(default_factory=dict)  # some more of them
     cached: dict[RequestId, int] = field(default_factory=dict)  # tokens of the prompt found in the prefix cache, once
+    refused: dict[RequestId, RequestRejected] = field(default_factory=dict)  # it took time to see: their grammars
 
     def extend(self, other: "Events") -> None:
         """Append what happened after this."""
@@ -119,3 +121,4 @@ class Events:
         for request_id, more in other.prompt_logprobs.items():
             self.prompt_logprobs.setdefault(request_id, []).extend(more)
         self.cached.update(other.cached)
+        self.refused.update(other.refused)

@@ -63,6 +63,7 @@ def serve(engine: Engine, link: Link) -> NoReturn:
                 events.extend(engine.abort(request_id))
         if engine.has_work:
             events.extend(engine.step())
+        rejected.update({each: (str(refusal), refusal.param) for each, refusal in events.refused.items()})
         link.send(_report(events, rejected, engine))
 
 

@@ -1,8 +1,8 @@
 """Chooses the next token of each row: the processors in their order, then the best token or a draw.
 
-A step costs what its rows ask for: a batch that is greedy and asks for nothing is one maximum. The host never reads
-a token here, for it may be a step ahead; what depends on the output so far is kept on the device, by slot. A row's
-token depends on its own logits, parameters, position and output alone: not on the batch, nor on a preemption.
+A step costs what its rows ask for: a batch that is greedy and asks for nothing is one maximum. The host reads no token
+here, for it may be a step ahead, unless a grammar needs it; what else depends on the output so far is kept on the device,
+by slot. A row's token depends on its own logits, parameters, position and output alone: not on the batch, nor on a preemption.
 """
 
 import numpy as np
@@ -32,7 +32,9 @@ class Sampled:
 
 
 class Sampler:
-    def __init__(self, vocabulary: int, max_num_seqs: int, device: torch.device) -> None:
+    def __init__(
+        self, vocabulary: int, max_num_seqs: int, device: torch.device, grammars: Processor | None = None
+    ) -> None:
         self._vocabulary = vocabulary
         self._device = device
         self._processors: tuple[Processor, ...] = (  # the order is what they mean together
@@ -41,6 +43,7 @@ class Sampler:
             LogitBias(device),
             MinTokens(max_num_seqs, device),
             Penalties(vocabulary, max_num_seqs, device),
+            *([grammars] if grammars else []),  # last: where an answer can only end, it ends, whatever the others say
         )
         self._drawing = Drawing(vocabulary, max_num_seqs, device)  # temperature, min-p, top-k, top-p, noise
         self._top = np.zeros(max_num_seqs, np.int64)  # log probabilities beside the token's own

@@ -1,0 +1,70 @@
+"""xgrammar's native layer: the one place that imports it.
+
+Its Python package imports torch and transformers, which takes seconds and hundreds of megabytes, for conveniences that
+we do not use. So its folder is made known as a package without running its __init__; what is loaded are the generated
+classes around the native library. They are no public interface: the version is pinned, and tests go through all of it.
+"""
+
+import sys
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from threading import Lock
+from types import ModuleType
+from typing import Any
+
+from quire_engine.core.request import Grammar, GrammarKind
+from quire_engine.errors import RequestRejected
+
+__all__ = ["MOST_WHITESPACE", "compiled", "compiler_of", "load", "matcher_of", "tokenizer_info"]
+
+MOST_WHITESPACE = 24  # characters between two parts of JSON: an indented line; a model at a loss would go on for ever
+_loading = Lock()
+
+
+def load() -> Any:
+    """The native classes. Leaves `import xgrammar` to others as it was."""
+    with _loading:
+        if "xgrammar.base" in sys.modules:
+            return sys.modules["xgrammar.base"]._core
+        spec = find_spec("xgrammar")
+        if spec is None or spec.submodule_search_locations is None:
+            raise RequestRejected("structured outputs need the package xgrammar: install it", "structured_outputs")
+        package = ModuleType("xgrammar")
+        package.__path__ = list(spec.submodule_search_locations)
+        sys.modules["xgrammar"] = package
+        try:
+            import xgrammar.load_binding  # noqa: F401  # finds the library, by the package's path
+            from xgrammar.base import _core
+        finally:
+            del sys.modules["xgrammar"]
+        return _core
+
+
+def tokenizer_info(native: Any, token_bytes: Sequence[bytes], end_tokens: Iterable[int]) -> Any:
+    """A token without a text is never chosen by a grammar, unless it is an end token."""
+    raw, size, add_prefix_space = 0, len(token_bytes), False
+    return native.TokenizerInfo(list(token_bytes), raw, size, sorted(end_tokens), add_prefix_space)
+
+
+def compiler_of(native: Any, info: Any) -> Any:
+    threads, cached, cache_bytes = 1, False, -1
+    return native.GrammarCompiler(info, threads, cached, cache_bytes)
+
+
+def compiled(compiler: Any, grammar: Grammar) -> Any:
+    """RuntimeError if it is no grammar."""
+    if grammar.kind is GrammarKind.JSON:
+        any_whitespace, indent, separators, strict, any_order = True, None, None, True, False
+        return compiler.compile_json_schema(
+            grammar.text, any_whitespace, indent, separators, strict, MOST_WHITESPACE, any_order
+        )
+    if grammar.kind is GrammarKind.REGEX:
+        return compiler.compile_regex(grammar.text)
+    if grammar.kind is GrammarKind.EBNF:
+        return compiler.compile_grammar_from_strings(grammar.text, "root")
+    return compiler.compile_structural_tag(grammar.text)
+
+
+def matcher_of(native: Any, grammar: Any, end_tokens: Iterable[int]) -> Any:
+    ends_by_token, unlimited_rollback, temperature = False, -1, None
+    return native.GrammarMatcher(grammar, sorted(end_tokens), ends_by_token, unlimited_rollback, temperature)

@@ -1,0 +1,92 @@
+"""Compiles grammars one by one, in a thread of its own: first in a process that may be ended (taster.py), then here."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from quire_engine.core.request import Grammar
+from quire_engine.errors import RequestRejected
+from quire_engine.grammars.binding import compiled, compiler_of, load, tokenizer_info
+from quire_engine.grammars.taster import Job, Start, Verdict, main
+
+__all__ = ["Compiler", "time_limit"]
+
+LIMIT_S = 1.0
+PER_TOKEN_S = 40e-6  # a text of at most 400 characters takes 5 s with the 128,000 tokens of a large vocabulary
+
+
+def time_limit(vocabulary: int) -> float:
+    """Seconds of the processor that compiling may take: little more than one, unless the vocabulary is large."""
+    return LIMIT_S + PER_TOKEN_S * vocabulary
+
+
+class Compiler:
+    """Of one model's tokens. Starts nothing before the first grammar; `close` ends what was started."""
+
+    def __init__(self, token_bytes: Sequence[bytes], end_tokens: Sequence[int]) -> None:
+        self._start = Start(list(token_bytes), list(end_tokens))
+        self._taster: tuple[subprocess.Popen[bytes], Connection] | None = None
+        self._info: Any = None
+        self._stopped = False
+
+    def compile(self, grammar: Grammar) -> Any:
+        verdict = self._taste(grammar)
+        if verdict.problem is not None:
+            raise RequestRejected(f"{grammar.param}: {verdict.problem}", grammar.param)
+        native = load()
+        if self._info is None:
+            self._info = tokenizer_info(native, self._start.token_bytes, self._start.end_tokens)
+        if verdict.compiled is not None:
+            return native.CompiledGrammar.deserialize_json(verdict.compiled, self._info)
+        return compiled(compiler_of(native, self._info), grammar)
+
+    def stop(self) -> None:
+        """From another thread: what is being compiled is refused, as is all that comes."""
+        self._stopped = True
+        if self._taster is not None:
+            self._taster[0].kill()
+
+    def close(self) -> None:
+        if self._taster is not None:
+            process, link = self._taster
+            self._taster = None
+            link.close()
+            process.kill()
+            process.wait()
+
+    def _taste(self, grammar: Grammar) -> Verdict:
+        if self._stopped:
+            return Verdict("the engine is shutting down")
+        seconds = time_limit(len(self._start.token_bytes))
+        if self._taster is not None and self._taster[0].poll() is not None:
+            self.close()
+        link = self._taster[1] if self._taster is not None else self._started()
+        try:
+            link.send(Job(grammar, seconds))
+            verdict: Verdict = link.recv()
+        except (EOFError, OSError):
+            self.close()
+            return Verdict(f"it cannot be compiled within {seconds:.1f} s and the memory for it: make it simpler")
+        return verdict
+
+    def _started(self) -> Connection:
+        """Waits until it is ready, so that what it imports does not count as a grammar's time."""
+        ours, theirs = socket.socketpair()
+        link = Connection(ours.detach())
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-c", f"from {main.__module__} import main; main({theirs.fileno()})"],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        self._taster = process, link
+        try:
+            link.send(self._start)
+            link.recv()
+        except (EOFError, OSError):
+            self.close()
+            raise RuntimeError("the process that compiles grammars did not start") from None
+        return link

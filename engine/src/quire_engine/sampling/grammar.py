@@ -1,0 +1,124 @@
+"""Rules out the tokens that the grammars of rows do not allow.
+
+The host walks each grammar by the tokens that were chosen, so it has to see them. It does so as late as it can: `apply` is
+called after the forward pass was launched, waits for the tokens of the step before, which a GPU has finished by then,
+and computes the masks while the forward pass runs. A row of a sequence that has ended meanwhile is masked altogether: its token is
+never looked at.
+
+    apply of step n:   take the tokens of step n - 1  ->  a mask for each row, on the host  ->  the device
+    note of step n:    the tokens, on their way to the host
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quire_engine.core.step import Placement
+from quire_engine.grammars.binding import load
+from quire_engine.grammars.store import GrammarStore
+from quire_engine.sampling.rows import Rows, in_blocks, upload
+
+__all__ = ["GrammarMask"]
+
+LEAST = -1e30  # what is not ruled out, but by nothing else can be preferred
+
+
+class GrammarMask:
+    """A `Processor` (processors.py)."""
+
+    def __init__(
+        self, grammars: GrammarStore, token_bytes: Sequence[bytes], max_num_seqs: int, device: torch.device
+    ) -> None:
+        self._grammars = grammars
+        self._token_bytes = token_bytes
+        self._device = device
+        self._matchers: list[Any] = [None] * max_num_seqs  # None: it has none, or has ended
+        self._ends: list[list[int]] = [[]] * max_num_seqs  # tokens that end the output where the grammar may end
+        self._bits = np.zeros((max_num_seqs, -(-len(token_bytes) // 32)), np.int32)  # a bit for each token
+        self._owed: list[tuple[int, int]] = []  # slots, and where the tokens are that their matchers have not seen
+        self._chosen = torch.empty(0, dtype=torch.int64)
+        self._arrived: torch.cuda.Event | None = None
+        self._native: Any = None
+
+    def place(self, placed: Placement) -> bool:
+        slot, params = placed.slot, placed.params
+        self._owed = [each for each in self._owed if each[0] != slot]
+        self._matchers[slot] = None
+        if params.grammar is None:
+            return False
+        stops = sorted(params.stop_token_ids)
+        self._ends[slot] = [token for token in stops if not self._token_bytes[token]] or stops
+        matcher = self._grammars.matcher(params.grammar, self._ends[slot])
+        if all(matcher.accept_token(token, False) for token in placed.tokens[placed.num_prompt :]):
+            self._matchers[slot] = matcher
+        return True
+
+    def apply(self, logits: Tensor, rows: Rows) -> None:
+        self._take_owed()
+        slots = rows.slots.tolist()
+        bits = self._bits[: len(rows)]
+        self._fill(bits, slots)
+        forced = [i for i, slot in enumerate(slots) if self._can_only_end(bits[i], self._ends[slot])]
+        spared = [(rows.index[i], self._ends[slots[i]]) for i in forced]
+        values = [logits[row, ends].clamp(min=LEAST) for row, ends in spared]
+        allowed = upload(bits.view(np.uint8), self._device)  # [R, bytes]
+        for block in in_blocks(len(rows), logits.shape[1], self._device):
+            index = upload(rows.index[block], self._device)
+            ruled_out = _unpacked(allowed[block])[:, : logits.shape[1]] == 0
+            logits[index] = logits[index].masked_fill_(ruled_out, float("-inf"))
+        for (row, ends), value in zip(spared, values, strict=True):
+            logits[row, ends] = value
+
+    def note(self, tokens: Tensor, rows: Rows) -> None:
+        self._owed = [(slot, i) for i, slot in enumerate(rows.slots.tolist())]
+        self._chosen = tokens
+        if tokens.is_cuda:
+            self._chosen = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+            self._chosen.copy_(tokens, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def _take_owed(self) -> None:
+        """Let the matchers see what was chosen last."""
+        if not self._owed:
+            return
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        chosen: list[int] = self._chosen.tolist()
+        for slot, i in self._owed:
+            matcher = self._matchers[slot]
+            if matcher is not None and (chosen[i] in self._ends[slot] or not matcher.accept_token(chosen[i], False)):
+                self._matchers[slot] = None
+        self._owed = []
+
+    def _fill(self, bits: NDArray[np.int32], slots: list[int]) -> None:
+        walked = [i for i, slot in enumerate(slots) if self._matchers[slot] is not None]
+        if len(walked) < len(slots):
+            bits[:] = 0
+        if not walked:
+            return
+        if self._native is None:
+            self._native = load().BatchGrammarMatcher("auto")
+        matchers = [self._matchers[slots[i]] for i in walked]
+        self._native.batch_fill_next_token_bitmask(matchers, bits, walked, False)
+
+    def _can_only_end(self, bits: NDArray[np.int32], ends: list[int]) -> bool:
+        """Are end tokens allowed, and nothing else?"""
+        if not any(bits[token >> 5] >> (token & 31) & 1 for token in ends):
+            return False
+        others = bits.copy()
+        for token in ends:
+            others[token >> 5] &= ~np.uint32(1 << (token & 31)).view(np.int32)
+        return not others.any()
+
+
+def _unpacked(packed: Tensor) -> Tensor:
+    """[R, bytes] -> [R, 8 times as many], 1 or 0."""
+    if packed.device.type == "cpu":
+        return torch.from_numpy(np.unpackbits(packed.numpy(), axis=1, bitorder="little"))
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return (packed[:, :, None] >> shifts).bitwise_and_(1).flatten(1)
