@@ -91,9 +91,12 @@ class _Walk:
             return self.node(self._merged(beside, target, path, depth), path, depth + 1) if beside else {"$ref": value}
         if keyword in ("anyOf", "oneOf"):
             options = self._schemas(value, f"{path}/{keyword}")
+            if keyword == "oneOf":  # the compiler has to see that no two can be met at once, which a reference hides
+                options = [self._shown(option, path) for option in options]
             if beside:
                 options = [self._merged(beside, option, f"{path}/{keyword}", depth) for option in options]
-            return {keyword: self._list(options, f"{path}/{keyword}", depth)}
+            options = self._list(options, f"{path}/{keyword}", depth)
+            return {"anyOf" if _differ_in_type(options) else keyword: options}
         return self._values(keyword, value, beside, path)
 
     def _values(self, keyword: str, value: Any, beside: Schema, path: str) -> Schema:
@@ -216,6 +219,14 @@ class _Walk:
                 raise Unsupported(f'{path}: "$ref" is {reference[:80]!r}, and nothing is there')
         return found
 
+    def _shown(self, schema: Any, path: str) -> Any:
+        """What stands where a schema refers to, and does nothing else."""
+        if not isinstance(schema, Mapping) or "$ref" not in schema:
+            return schema
+        if any(name in schema for name in (*ASSERTING, *COMBINING[1:])):
+            return schema
+        return self._target(schema["$ref"], path)
+
     def _schemas(self, value: Any, path: str) -> list[Any]:
         if not isinstance(value, list) or not value:
             raise Unsupported(f"{path} must be a list of schemas")
@@ -249,6 +260,17 @@ def _agreed(name: str, one: Any, other: Any, path: str) -> Any:
         shared = {key: {"allOf": [one[key], other[key]]} for key in one if key in other and one[key] != other[key]}
         return {**one, **other, **shared}
     raise Unsupported(f'{path}: "{name}" is given twice, and both cannot be guaranteed')
+
+
+def _differ_in_type(options: list[Any]) -> bool:
+    """No value can meet two of them."""
+    kinds = [
+        kind
+        for each in options
+        for kind in (_kinds(each["type"], "") if isinstance(each, Mapping) and "type" in each else [""])
+    ]
+    kinds = ["number" if kind == "integer" else kind for kind in kinds]
+    return "" not in kinds and len(set(kinds)) == len(kinds)
 
 
 def _string(node: Schema, path: str) -> None:
