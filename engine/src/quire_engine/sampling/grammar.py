@@ -24,6 +24,7 @@ from quire_engine.sampling.rows import Rows, in_blocks, upload
 
 __all__ = ["GrammarMask"]
 
+NEVER = float("-inf")
 LEAST = -1e30  # what is not ruled out, but by nothing else can be preferred
 
 
@@ -38,7 +39,10 @@ class GrammarMask:
         self._device = device
         self._matchers: list[Any] = [None] * max_num_seqs  # None: it has none, or has ended
         self._ends: list[list[int]] = [[]] * max_num_seqs  # tokens that end the output where the grammar may end
-        self._bits = np.zeros((max_num_seqs, -(-len(token_bytes) // 32)), np.int32)  # a bit for each token
+        self._end_bits: list[list[tuple[int, int]]] = [
+            []
+        ] * max_num_seqs  # for each of them a word of the mask, and a bit
+        self._bits = np.zeros((max_num_seqs, -(-len(token_bytes) // 32)), np.uint32)  # a bit for each token
         self._owed: list[tuple[int, int]] = []  # slots, and where the tokens are that their matchers have not seen
         self._chosen = torch.empty(0, dtype=torch.int64)
         self._arrived: torch.cuda.Event | None = None
@@ -50,8 +54,11 @@ class GrammarMask:
         self._matchers[slot] = None
         if params.grammar is None:
             return False
+        if self._native is None:
+            self._native = load().BatchGrammarMatcher(1)
         stops = sorted(params.stop_token_ids)
         self._ends[slot] = [token for token in stops if not self._token_bytes[token]] or stops
+        self._end_bits[slot] = [(token >> 5, 1 << (token & 31)) for token in self._ends[slot]]
         matcher = self._grammars.matcher(params.grammar, self._ends[slot])
         if all(matcher.accept_token(token, False) for token in placed.tokens[placed.num_prompt :]):
             self._matchers[slot] = matcher
@@ -59,22 +66,20 @@ class GrammarMask:
 
     def apply(self, logits: Tensor, rows: Rows) -> None:
         self._take_owed()
-        slots = rows.slots.tolist()
-        bits = self._bits[: len(rows)]
+        bits, slots = self._bits[: len(rows)], rows.slots.tolist()
         self._fill(bits, slots)
-        forced = [i for i, slot in enumerate(slots) if self._can_only_end(bits[i], self._ends[slot])]
+        forced = [i for i, slot in enumerate(slots) if self._can_only_end(bits[i], self._end_bits[slot])]
         spared = [(rows.index[i], self._ends[slots[i]]) for i in forced]
         values = [logits[row, ends].clamp(min=LEAST) for row, ends in spared]
-        allowed = upload(bits.view(np.uint8), self._device)  # [R, bytes]
-        for block in in_blocks(len(rows), logits.shape[1], self._device):
-            index = upload(rows.index[block], self._device)
-            ruled_out = _unpacked(allowed[block])[:, : logits.shape[1]] == 0
-            logits[index] = logits[index].masked_fill_(ruled_out, float("-inf"))
+        if logits.is_cuda:
+            _mask_on_device(logits, bits, rows, self._device)
+        else:
+            _mask(logits.numpy(), bits, rows)
         for (row, ends), value in zip(spared, values, strict=True):
             logits[row, ends] = value
 
     def note(self, tokens: Tensor, rows: Rows) -> None:
-        self._owed = [(slot, i) for i, slot in enumerate(rows.slots.tolist())]
+        self._owed = list(zip(rows.slots.tolist(), range(len(rows)), strict=True))
         self._chosen = tokens
         if tokens.is_cuda:
             self._chosen = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
@@ -95,30 +100,36 @@ class GrammarMask:
                 self._matchers[slot] = None
         self._owed = []
 
-    def _fill(self, bits: NDArray[np.int32], slots: list[int]) -> None:
-        walked = [i for i, slot in enumerate(slots) if self._matchers[slot] is not None]
-        if len(walked) < len(slots):
+    def _fill(self, bits: NDArray[np.uint32], slots: list[int]) -> None:
+        walking = [i for i, slot in enumerate(slots) if self._matchers[slot] is not None]
+        if len(walking) < len(slots):
             bits[:] = 0
-        if not walked:
-            return
-        if self._native is None:
-            self._native = load().BatchGrammarMatcher("auto")
-        matchers = [self._matchers[slots[i]] for i in walked]
-        self._native.batch_fill_next_token_bitmask(matchers, bits, walked, False)
+        if walking:
+            matchers = [self._matchers[slots[i]] for i in walking]
+            self._native.batch_fill_next_token_bitmask(matchers, bits.view(np.int32), walking, False)
 
-    def _can_only_end(self, bits: NDArray[np.int32], ends: list[int]) -> bool:
+    def _can_only_end(self, bits: NDArray[np.uint32], ends: list[tuple[int, int]]) -> bool:
         """Are end tokens allowed, and nothing else?"""
-        if not any(bits[token >> 5] >> (token & 31) & 1 for token in ends):
+        if not any(bits.item(word) & bit for word, bit in ends):
             return False
         others = bits.copy()
-        for token in ends:
-            others[token >> 5] &= ~np.uint32(1 << (token & 31)).view(np.int32)
+        for word, bit in ends:
+            others[word] &= ~np.uint32(bit)
         return not others.any()
 
 
-def _unpacked(packed: Tensor) -> Tensor:
-    """[R, bytes] -> [R, 8 times as many], 1 or 0."""
-    if packed.device.type == "cpu":
-        return torch.from_numpy(np.unpackbits(packed.numpy(), axis=1, bitorder="little"))
-    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    return (packed[:, :, None] >> shifts).bitwise_and_(1).flatten(1)
+def _mask(logits: NDArray[np.float32], bits: NDArray[np.uint32], rows: Rows) -> None:
+    ruled_out = np.unpackbits(~bits.view(np.uint8), axis=1, count=logits.shape[1], bitorder="little").view(np.bool_)
+    if len(rows) == len(logits):
+        np.copyto(logits, NEVER, where=ruled_out)
+    else:
+        logits[rows.index] = np.where(ruled_out, np.float32(NEVER), logits[rows.index])
+
+
+def _mask_on_device(logits: Tensor, bits: NDArray[np.uint32], rows: Rows, device: torch.device) -> None:
+    packed = upload(bits.view(np.uint8), device)  # [R, bytes]
+    shifts = torch.arange(8, dtype=torch.uint8, device=device)
+    for block in in_blocks(len(rows), logits.shape[1], device):
+        index = upload(rows.index[block], device)
+        allowed = (packed[block, :, None] >> shifts).bitwise_and_(1).flatten(1)[:, : logits.shape[1]]
+        logits[index] = logits[index].masked_fill_(allowed == 0, NEVER)

@@ -30,6 +30,8 @@ class Rows:
 
     def where(self, which: NDArray[Any]) -> "Rows":
         """Some of them: a mask, or numbers of rows of this."""
+        if which.dtype == np.bool_ and which.all():
+            return self
         return Rows(self.index[which], self.slots[which], self.positions[which])
 
 
