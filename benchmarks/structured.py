@@ -8,14 +8,13 @@ is apart: it starts a process, and loads a library. The JSON goes to benchmarks/
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import machine
 import torch
 
 from quire_api import EngineConfig
@@ -96,13 +95,7 @@ def main() -> int:
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["benchmarks/structured.py", *sys.argv[1:]]),
         "options": vars(arguments),
-        "machine": {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
+        "machine": {**machine.describe(), "threads": torch.get_num_threads(), "torch": torch.__version__},
         "schema": SCHEMA,
         "first_grammar_ms": first,
         "rows": rows,
