@@ -43,13 +43,13 @@ PURE: dict[str, set[str]] = {
     "quire_engine/runtime/sizing.py": {"dataclasses"},
     "quire_engine/messages/": {"ast", "collections", "dataclasses", "enum", "json", "re", "typing", "warnings"},
     "quire_engine/text/stream.py": {"codecs", "collections"},
+    "quire_engine/grammars/schema.py": {"collections", "re", "typing"},
     "quire_engine/bench/arrivals.py": {"math", "random"},
     "quire_engine/bench/plot.py": {"collections", "html", "math"},
     "quire_engine/bench/reading.py": {"orjson", "typing"},
     "quire_engine/bench/report.py": {"collections", "dataclasses", "typing"},
     "quire_engine/bench/statistics.py": {"collections", "dataclasses", "math"},
     "quire_engine/bench/workload.py": {"collections", "dataclasses", "math", "random", "typing"},
-    "quire_engine/grammars/schema.py": {"collections", "re", "typing"},
     "quire_operator/planner/": {"collections", "dataclasses", "hashlib", "json", "typing"},
     "quire_operator/render/": {"pathlib", "typing"},
     "quire_router/registry.py": {"dataclasses"},
@@ -132,6 +132,8 @@ def test_only_the_composition_root_reads_the_config() -> None:
         "quire_engine/bench/offline.py",  # hands it to LLM; the seed
         "quire_engine/cli.py",  # hands it to LLM
         "quire_engine/llm.py",  # the seed
+        "quire_engine/process/worker.py",  # what to log
+        "quire_engine/server/assemble.py",  # the server
         "quire_engine/server/serve.py",  # the address, and how long to drain
         "quire_engine/server/generation.py",  # the seed
         "quire_engine/text/tokenizer.py", "quire_engine/text/chat.py",  # the tokenizer's own, tokenizer_config.json

@@ -195,3 +195,11 @@ def _table(title: str, note: str, *, generates: bool) -> list[str]:
 
 if __name__ == "__main__":
     PAGE.write_text(models_page())
+
+
+def write_embedder(folder: Path) -> Path:
+    """A small BERT that can read text: with the shipped model's tokenizer."""
+    _save("BertModel", {**BERT, "vocab_size": 1024}, folder, "5GB")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((tiny_folder() / name).read_bytes())
+    return folder

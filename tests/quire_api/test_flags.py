@@ -1,6 +1,6 @@
 """EngineConfig <-> argv."""
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -8,31 +8,49 @@ from hypothesis import strategies as st
 
 from quire_api import EngineConfig, InvalidInput
 from quire_api.engine import BlockSize, Device, DType
-from quire_api.flags import from_argv, to_argv
+from quire_api.flags import MOOT, flag, from_argv, take_moot, to_argv
 
 text = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=30)
-configs = st.builds(
-    EngineConfig,
-    model=text,
-    served_model_name=st.lists(text, max_size=3).map(tuple),
-    dtype=st.sampled_from(get_args(DType)),
-    device=st.sampled_from(get_args(Device)),
-    block_size=st.sampled_from(get_args(BlockSize)),
-    max_model_len=st.none() | st.integers(16, 100_000),
-    kv_cache_gib=st.none() | st.floats(0.001, 4096),
-    max_num_seqs=st.integers(1, 4096),
-    max_num_batched_tokens=st.integers(4096, 100_000),
-    long_prefill_token_threshold=st.none() | st.integers(1, 100_000),
-    scheduling_policy=st.sampled_from(["fcfs", "priority"]),
-    enable_prefix_caching=st.booleans(),
-    swap_space_gib=st.floats(0, 4096),
-    load_format=st.sampled_from(["auto", "dummy"]),
-    seed=st.integers(0, 2**32 - 1),
-    host=text,
-    port=st.integers(0, 65535),
-    uds=st.none() | text,
-    shutdown_timeout=st.floats(0, 3600),
-)
+STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
+    "model": text,
+    "served_model_name": st.lists(text, max_size=3).map(tuple),
+    "dtype": st.sampled_from(get_args(DType)),
+    "device": st.sampled_from(get_args(Device)),
+    "block_size": st.sampled_from(get_args(BlockSize)),
+    "max_model_len": st.none() | st.integers(16, 100_000),
+    "kv_cache_gib": st.none() | st.floats(0.001, 4096),
+    "max_num_seqs": st.integers(1, 4096),
+    "max_num_batched_tokens": st.integers(4096, 100_000),
+    "long_prefill_token_threshold": st.none() | st.integers(1, 100_000),
+    "scheduling_policy": st.sampled_from(["fcfs", "priority"]),
+    "enable_prefix_caching": st.booleans(),
+    "swap_space_gib": st.floats(0, 4096),
+    "load_format": st.sampled_from(["auto", "dummy"]),
+    "seed": st.integers(0, 2**32 - 1),
+    "host": text,
+    "port": st.integers(0, 65535),
+    "uds": st.none() | text,
+    "shutdown_timeout": st.floats(0, 3600),
+    "max_num_queued_reqs": st.none() | st.integers(0, 1_000_000),
+    "max_output_tokens": st.none() | st.integers(1, 100_000),
+    "chat_template": st.none() | text,
+    "tool_call_parser": text,
+    "reasoning_parser": text,
+    "admin_host": text,
+    "admin_port": st.none() | st.integers(0, 65535),
+    "admin_on_main_port": st.booleans(),
+    "api_key": st.lists(text, max_size=3).map(tuple),
+    "api_key_file": st.none() | text,
+    "ssl_certfile": st.none() | text,
+    "ssl_keyfile": st.none() | text,
+    "allowed_origins": st.lists(text, max_size=3).map(tuple),
+    "max_body_mib": st.floats(0.5, 4096),
+    "log_level": st.sampled_from(["debug", "info", "warning", "error"]),
+    "log_format": st.sampled_from(["text", "json"]),
+    "enable_log_requests": st.booleans(),
+    "log_prompts": st.booleans(),
+}
+configs = st.builds(EngineConfig, **STRATEGIES)
 
 
 @given(configs)
@@ -42,27 +60,7 @@ def test_config_to_argv_and_back_is_the_identity(config: EngineConfig) -> None:
 
 def test_strategy_covers_every_field() -> None:
     """A new option without a place in the strategy above would go untested."""
-    assert set(EngineConfig.model_fields) == {
-        "model",
-        "served_model_name",
-        "dtype",
-        "device",
-        "block_size",
-        "max_model_len",
-        "kv_cache_gib",
-        "max_num_seqs",
-        "max_num_batched_tokens",
-        "long_prefill_token_threshold",
-        "scheduling_policy",
-        "enable_prefix_caching",
-        "swap_space_gib",
-        "load_format",
-        "seed",
-        "host",
-        "port",
-        "uds",
-        "shutdown_timeout",
-    }
+    assert set(EngineConfig.model_fields) == set(STRATEGIES)
 
 
 def test_only_set_options_are_rendered() -> None:
@@ -100,3 +98,18 @@ def test_bad_flag_is_refused_with_its_name_and_the_fix(argv: list[str], says: st
         from_argv([*model, *argv])
 
     assert says in str(refused.value)
+
+
+def test_a_command_line_of_vllm_is_understood() -> None:
+    argv = "--swap-space=4 --enable-chunked-prefill --num-scheduler-steps 8 --disable-log-requests --no-enforce-eager"
+
+    kept, warnings = take_moot(["m", *argv.split(), "--max-num-seqs", "8"])
+
+    assert kept == ["m", "--swap-space-gib=4", "--no-enable-log-requests", "--max-num-seqs", "8"]
+    assert [warning.split()[0] for warning in warnings] == [
+        "--enable-chunked-prefill", "--num-scheduler-steps", "--no-enforce-eager",
+    ]  # fmt: skip
+
+
+def test_nothing_that_we_have_is_moot() -> None:
+    assert not {flag(name) for name in EngineConfig.model_fields} & set(MOOT)

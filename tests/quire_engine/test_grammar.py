@@ -32,7 +32,7 @@ from quire_engine.grammars.binding import load, matcher_of
 from quire_engine.grammars.compiler import Compiler
 from quire_engine.grammars.schema import Unsupported, normalised, whole
 from quire_engine.grammars.store import GrammarStore
-from quire_engine.process.client import EngineClient
+from quire_engine.process.client import Ask, EngineClient, TokenEvent
 from quire_engine.text.tokenizer import Tokenizer
 
 SCHEMAS = int(os.environ.get("QUIRE_TEST_SCHEMAS", "60"))
@@ -445,14 +445,16 @@ def test_the_engine_process_answers_and_refuses_by_grammar() -> None:
     bad = TokenParams(max_tokens=50, stop_token_ids=frozenset({END}), grammar=grammar(regex="("))
 
     async def ask() -> tuple[list[int], str]:
-        client = EngineClient(EngineConfig(model="builtin://quire-tiny", kv_cache_gib=0.01), lambda load: None)
+        client = EngineClient(["--model=builtin://quire-tiny", "--kv-cache-gib=0.01"], lambda report: None)
         await client.start()
         await client.ready
         try:
-            async with aclosing(client.generate((5, 6), params, 0)) as events:
-                tokens = [event.token async for event in events if event.token is not None]
+            tokens: list[int] = []
+            async with aclosing(client.generate([Ask(prompt=(5, 6), params=params)])) as batches:
+                async for events in batches:
+                    tokens += [e.token for e in events if isinstance(e, TokenEvent) and e.token is not None]
             with pytest.raises(RequestRejected, match="parenthesis") as refusal:
-                [event async for event in client.generate((5, 6), bad, 0)]
+                [events async for events in client.generate([Ask(prompt=(5, 6), params=bad)])]
             return tokens, str(refusal.value.param)
         finally:
             await client.stop()

@@ -59,7 +59,10 @@ def test_without_a_template_there_is_no_format() -> None:
     assert detect(None, ["[TOOL_CALLS]"]) == (None, None)
 
 
-@pytest.mark.parametrize("row", {*TOOL_FORMATS.values(), *REASONING_FORMATS.values()}, ids=lambda row: row.name)
+ROWS = dict.fromkeys([*TOOL_FORMATS.values(), *REASONING_FORMATS.values()])  # aliases once
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_every_token_that_a_format_is_read_by_is_named_as_a_marker(row: object) -> None:
     fields = ("openers", "blocks", "name_ends", "closers", "opens", "closes")
     texts = [text for field in fields for text in getattr(row, field, ())]

@@ -87,6 +87,39 @@ class EngineOptions(Strict):
         description="Host memory in GiB for the KV cache of preempted requests. Without it, or where it is cheaper, they are computed again.",
         examples=[4.0],
     )
+    max_num_queued_reqs: int | None = Field(
+        None,
+        ge=0,
+        le=1_000_000,
+        description="Most requests that wait for their first step; what comes beyond is answered 429 with Retry-After. Unset: no bound.",
+        examples=[512],
+    )
+    max_output_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=16_777_216,
+        description="Most tokens of one answer, whatever the request asks for. Unset: what the model's length leaves.",
+        examples=[4096],
+    )
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        max_length=131_072,
+        description="A Jinja template in place of the checkpoint's own: its text, or the path of a file that has it.",
+        examples=["/templates/chat.jinja"],
+    )
+    tool_call_parser: str = Field(
+        "auto",
+        max_length=64,
+        description="How the model writes tool calls. `auto` reads it off the chat template; `none` leaves them in the text.",
+        examples=["hermes"],
+    )
+    reasoning_parser: str = Field(
+        "auto",
+        max_length=64,
+        description="How the model marks its reasoning. `auto` reads it off the chat template; `none` leaves it in the text.",
+        examples=["qwen3"],
+    )
     seed: int = Field(
         0,
         ge=0,
@@ -144,6 +177,60 @@ class EngineConfig(EngineOptions):
     )
     uds: str | None = Field(
         None, description="Listen on this Unix socket instead of host and port.", examples=["/run/quire.sock"]
+    )
+    admin_host: str = Field("127.0.0.1", description="Address of the admin port.", examples=["0.0.0.0"])
+    admin_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port for /load and /admin/drain, resume and state, which everybody who reaches it may call. Unset: none.",
+        examples=[8001],
+    )
+    admin_on_main_port: bool = Field(
+        False,
+        description="Serve the admin endpoints on the main port, too, behind its API keys.",
+        examples=[True],
+    )
+    api_key: tuple[str, ...] = Field(
+        (),
+        description="Keys of which requests must bring one, as `Authorization: Bearer KEY`. Others see them among the processes: "
+        "prefer $QUIRE_API_KEY or a file.",
+        examples=[("key-1", "key-2")],
+    )
+    api_key_file: str | None = Field(
+        None, description="A file with such keys, one a line; `#` begins a comment.", examples=["/etc/quire/keys"]
+    )
+    ssl_certfile: str | None = Field(
+        None, description="Serve HTTPS with this certificate chain (PEM).", examples=["/tls/tls.crt"]
+    )
+    ssl_keyfile: str | None = Field(None, description="The certificate's key (PEM).", examples=["/tls/tls.key"])
+    allowed_origins: tuple[str, ...] = Field(
+        (),
+        description="Origins whose pages may call from a browser; `*` is every one. Unset: none.",
+        examples=[("https://chat.example.com",)],
+    )
+    max_body_mib: float = Field(
+        32.0,
+        gt=0,
+        le=4096,
+        description="Largest body of a request in MiB; larger ones are answered 413.",
+        examples=[8.0],
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least weight of what is logged.", examples=["warning"]
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="`json` writes one object a line, for log collectors.", examples=["json"]
+    )
+    enable_log_requests: bool = Field(
+        False,
+        description="Log a line for each request: id, endpoint, status and times; never its text.",
+        examples=[True],
+    )
+    log_prompts: bool = Field(
+        False,
+        description="Log the text of prompts, cut after 2,000 characters.",
+        examples=[True],
     )
     shutdown_timeout: float = Field(
         300.0,

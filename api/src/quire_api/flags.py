@@ -3,6 +3,9 @@
 `from_argv(to_argv(config)) == config` for every config (property-tested). Only options which were
 set are rendered: the engine applies its own defaults, so that an engine upgrade may better them.
 A field's flag is its name with dashes; a tuple takes several values or repeats; a bool gets `--no-`.
+
+Command lines of `vllm serve` work: what has another name here is translated, and what has become moot is taken
+with a warning (`take_moot`). A flag of vLLM whose feature we do not have is unknown, like any other.
 """
 
 import argparse
@@ -16,7 +19,32 @@ from pydantic.fields import FieldInfo
 from quire_api.engine import EngineConfig
 from quire_api.errors import InvalidInput, explain, nearest
 
-__all__ = ["FlagParser", "add_flags", "config_from", "flag", "from_argv", "port", "to_argv"]
+__all__ = ["MOOT", "FlagParser", "add_flags", "config_from", "flag", "from_argv", "port", "take_moot", "to_argv"]
+
+ALIASES = {"--swap-space": "--swap-space-gib", "--disable-log-requests": "--no-enable-log-requests"}
+
+# Flags of `vllm serve` for which there is nothing to decide here -> why.
+MOOT = {
+    "--async-scheduling": "steps are planned ahead wherever the device allows it",
+    "--disable-frontend-multiprocessing": "the engine always has a process of its own",
+    "--disable-log-stats": "statistics are at /metrics, and are not logged",
+    "--disable-uvicorn-access-log": "--enable-log-requests decides what is logged",
+    "--distributed-executor-backend": "there is one way to run the processes of a model",
+    "--enable-auto-tool-choice": "tool calls are read wherever the model has a format for them",
+    "--enable-chunked-prefill": "prompts are always computed in chunks",
+    "--enforce-eager": "there are no graphs to leave out",
+    "--max-num-partial-prefills": "every prompt may be computed in part",
+    "--max-seq-len-to-capture": "there are no graphs to capture",
+    "--num-scheduler-steps": "every step is scheduled, one ahead of the device",
+    "--trust-remote-code": "no code of a checkpoint is ever run",
+    "--use-v2-block-manager": "there is one block manager",
+}
+_WITH_VALUE = {
+    "--distributed-executor-backend",
+    "--max-num-partial-prefills",
+    "--max-seq-len-to-capture",
+    "--num-scheduler-steps",
+}
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -44,6 +72,23 @@ def port(text: str) -> int:
 
 def flag(field: str) -> str:
     return "--" + field.replace("_", "-")
+
+
+def take_moot(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """`argv` without the moot flags and in our names, and a sentence for each that was left out."""
+    kept: list[str] = []
+    warnings: list[str] = []
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        bare = name.replace("--no-", "--", 1)
+        if bare in MOOT:
+            warnings.append(f"{name} is not needed: {MOOT[bare]}")
+            if bare in _WITH_VALUE and not equals:
+                next(words, None)
+        else:
+            kept.append(ALIASES.get(name, name) + equals + value)
+    return kept, warnings
 
 
 def to_argv(config: EngineConfig) -> list[str]:

@@ -21,66 +21,68 @@ class Metric:
 
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
-_MODEL = ("model_name",)
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+_MODEL = ("model_name", "engine")  # engine: always "0", for queries written for vLLM
+
+
+def _gauge(name: str, text: str, *more: str) -> Metric:
+    return Metric(name=name, kind="gauge", labels=(*_MODEL, *more), help=text)
+
+
+def _counter(name: str, text: str, *more: str) -> Metric:
+    return Metric(name=name, kind="counter", labels=(*_MODEL, *more), help=text)
+
+
+def _seconds(name: str, text: str) -> Metric:
+    return Metric(name=name, kind="histogram", labels=_MODEL, help=text, buckets=_SECONDS)
+
+
+def _tokens(name: str, text: str) -> Metric:
+    return Metric(name=name, kind="histogram", labels=_MODEL, help=text, buckets=_TOKENS)
+
 
 ENGINE: tuple[Metric, ...] = (
-    Metric(name="vllm:num_requests_running", kind="gauge", labels=_MODEL, help="Requests in the running batch."),
-    Metric(name="vllm:num_requests_waiting", kind="gauge", labels=_MODEL, help="Requests that wait to be admitted."),
-    Metric(
-        name="vllm:kv_cache_usage_perc", kind="gauge", labels=_MODEL, help="Share of KV cache blocks in use; 1 is full."
+    _gauge("vllm:num_requests_running", "Sequences in the running batch."),
+    _gauge("vllm:num_requests_waiting", "Sequences that wait to be admitted, or to go on after a preemption."),
+    _gauge("vllm:kv_cache_usage_perc", "Share of KV cache blocks in use; 1 is full."),
+    _gauge("vllm:gpu_cache_usage_perc", "The same, by the name it had before."),
+    _counter("vllm:num_preemptions_total", "Sequences put back into the queue for want of KV cache."),
+    _counter(
+        "vllm:prefix_cache_queries_total",
+        "Prompt tokens of admitted requests: those that were looked for in the prefix cache.",
     ),
-    Metric(
-        name="vllm:num_preemptions_total",
-        kind="counter",
-        labels=_MODEL,
-        help="Requests put back into the queue for want of KV cache.",
+    _counter("vllm:prefix_cache_hits_total", "Prompt tokens that were found there, and not computed again."),
+    _counter("vllm:prompt_tokens_total", "Prompt tokens of requests that were started."),
+    _counter("vllm:prompt_tokens_cached_total", "Those of them that came from the prefix cache."),
+    _counter("vllm:generation_tokens_total", "Tokens generated."),
+    _counter(
+        "vllm:request_success_total", "Finished sequences, by reason: stop, length, abort, error.", "finished_reason"
     ),
-    Metric(
-        name="vllm:prefix_cache_queries_total",
-        kind="counter",
-        labels=_MODEL,
-        help="Prompt tokens of admitted requests: those that were looked for in the prefix cache.",
+    _counter("vllm:admission_rejections_total", "Requests answered 429 because the queue was full."),
+    _seconds("vllm:time_to_first_token_seconds", "Arrival to first token."),
+    _seconds("vllm:inter_token_latency_seconds", "Between two tokens of a sequence."),
+    _seconds("vllm:request_time_per_output_token_seconds", "Mean time between the tokens of a finished sequence."),
+    _seconds("vllm:e2e_request_latency_seconds", "Arrival to last token."),
+    _seconds("vllm:request_queue_time_seconds", "Arrival to the beginning of the first step."),
+    _seconds("vllm:request_inference_time_seconds", "Beginning of the first step to last token."),
+    _seconds("vllm:request_prefill_time_seconds", "Beginning of the first step to first token."),
+    _seconds("vllm:request_decode_time_seconds", "First token to last token."),
+    _tokens("vllm:request_prompt_tokens", "Prompt tokens of a finished sequence."),
+    _tokens("vllm:request_generation_tokens", "Output tokens of a finished sequence."),
+    _tokens("vllm:request_params_max_tokens", "Most tokens it was allowed."),
+    _tokens("vllm:request_params_n", "Answers that its request asked for."),
+    _tokens("vllm:iteration_tokens_total", "Tokens of a step."),
+    _gauge(
+        "vllm:cache_config_info",
+        "1; the labels say what the KV cache is made of.",
+        "block_size",
+        "num_gpu_blocks",
+        "enable_prefix_caching",
     ),
-    Metric(
-        name="vllm:prefix_cache_hits_total",
-        kind="counter",
-        labels=_MODEL,
-        help="Prompt tokens that were found there, and not computed again.",
-    ),
-    Metric(
-        name="vllm:prompt_tokens_total",
-        kind="counter",
-        labels=_MODEL,
-        help="Prompt tokens of requests that were started.",
-    ),
-    Metric(name="vllm:generation_tokens_total", kind="counter", labels=_MODEL, help="Tokens generated."),
-    Metric(
-        name="vllm:request_success_total",
-        kind="counter",
-        labels=(*_MODEL, "finished_reason"),
-        help="Finished requests, by reason: stop, length, abort, error.",
-    ),
-    Metric(
-        name="vllm:time_to_first_token_seconds",
-        kind="histogram",
-        labels=_MODEL,
-        help="Arrival to first token.",
-        buckets=_SECONDS,
-    ),
-    Metric(
-        name="vllm:inter_token_latency_seconds",
-        kind="histogram",
-        labels=_MODEL,
-        help="Between two tokens of a request.",
-        buckets=_SECONDS,
-    ),
-    Metric(
-        name="vllm:e2e_request_latency_seconds",
-        kind="histogram",
-        labels=_MODEL,
-        help="Arrival to last token.",
-        buckets=_SECONDS,
-    ),
+    _seconds("quire_step_seconds", "Duration of a step."),
+    _gauge("quire_engine_heartbeat_age_seconds", "Time since the engine process was last heard."),
+    _gauge("quire_ready_seconds", "From the start of the process until it was ready."),
+    _gauge("quire_requests_inside", "Requests accepted and not yet answered to the last byte."),
 )
 
 ROUTER: tuple[Metric, ...] = (

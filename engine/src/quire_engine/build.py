@@ -5,9 +5,10 @@ Everything below takes parts, not options; to see what an option does, look for 
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -18,10 +19,11 @@ from quire_engine.core.blocks import BlockPool
 from quire_engine.core.memory import Memory
 from quire_engine.core.request import Request, RequestId, TokenParams
 from quire_engine.core.scheduler import Limits, Scheduler
-from quire_engine.engine import Engine
+from quire_engine.engine import Engine, Runner
 from quire_engine.errors import ConfigFailure, DeviceFailure, MemoryFailure
 from quire_engine.grammars.store import GrammarStore
 from quire_engine.locate import locate_model
+from quire_engine.messages.formats import REASONING_FORMATS, TOOL_FORMATS, ReasoningFormat, ToolFormat
 from quire_engine.models import ENCODERS, GENERATORS, Build, CausalLM
 from quire_engine.models.weights import DummyWeights, Weights
 from quire_engine.ops import Ops
@@ -29,6 +31,7 @@ from quire_engine.ops.cpu import NoLibrary, native_ops
 from quire_engine.ops.reference import reference_ops
 from quire_engine.runtime.batch import BatchBuilder
 from quire_engine.runtime.embedder import Embedder
+from quire_engine.runtime.forecast import Forecaster, operations_of
 from quire_engine.runtime.kv_cache import KVCache
 from quire_engine.runtime.runner import ModelRunner
 from quire_engine.runtime.sizing import Sizes, plan_sizes, swap_cost
@@ -53,6 +56,10 @@ class BuiltEngine:
     dtype: str
     device: torch.device
 
+    @property
+    def max_model_len(self) -> int:
+        return self.sizes.max_model_len
+
     def warm_up(self) -> None:
         """One real request through all of it: what is ready has computed a token."""
         params = TokenParams(max_tokens=2, temperature=0.0)
@@ -68,20 +75,35 @@ class BuiltEmbedder:
     embedder: Embedder
     spec: ModelSpec
     tokenizer: Tokenizer | None
+    dtype: str
+    device: torch.device
+
+    @property
+    def max_model_len(self) -> int:
+        return self.embedder.longest
+
+    def warm_up(self) -> None:
+        self.embedder.embed([[0]])
 
 
 def build_engine(
-    config: EngineConfig, *, depth: int | None = None, ops: Ops | None = None, with_tokenizer: bool = True
+    config: EngineConfig,
+    *,
+    depth: int | None = None,
+    ops: Ops | None = None,
+    with_tokenizer: bool = True,
+    announce: Callable[[float], None] | None = None,
 ) -> BuiltEngine:
     """Load the model; EngineFailure says in a sentence what is wrong.
 
     `depth` is how many steps may be under way. None takes what suits the device: a GPU computes a step while the
     host plans the next; a CPU computes while it is asked to, so there is nothing to run ahead of. `ops` are the
     kernels; None takes the best there are. Without a tokenizer, tokens have no text: only ids go in and out.
+    `announce` is told before each step how many seconds it should take.
     """
     loaded = _load(config, GENERATORS, ops, with_tokenizer)
     with _memory_is_named():
-        return _assemble(config, loaded, depth)
+        return _assemble(config, loaded, depth, announce)
 
 
 def build_embedder(config: EngineConfig, *, ops: Ops | None = None, with_tokenizer: bool = True) -> BuiltEmbedder:
@@ -96,15 +118,19 @@ def build_embedder(config: EngineConfig, *, ops: Ops | None = None, with_tokeniz
             max_tokens=max(config.max_num_batched_tokens, config.max_model_len or loaded.spec.trained_len),
             device=loaded.device,
         )
-    return BuiltEmbedder(embedder=embedder, spec=loaded.spec, tokenizer=loaded.tokenizer)
+    return BuiltEmbedder(
+        embedder=embedder, spec=loaded.spec, tokenizer=loaded.tokenizer, dtype=loaded.dtype, device=loaded.device
+    )
 
 
-def build_model(config: EngineConfig, *, with_tokenizer: bool = True) -> BuiltEngine | BuiltEmbedder:
+def build_model(
+    config: EngineConfig, *, with_tokenizer: bool = True, announce: Callable[[float], None] | None = None
+) -> BuiltEngine | BuiltEmbedder:
     """Whichever the checkpoint is for; modules.json is how sentence-transformers marks a model for embeddings."""
     folder = locate_model(config.model)
     if read_spec(folder).architecture in ENCODERS or (folder / "modules.json").exists():
         return build_embedder(config, with_tokenizer=with_tokenizer)
-    return build_engine(config, with_tokenizer=with_tokenizer)
+    return build_engine(config, with_tokenizer=with_tokenizer, announce=announce)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +173,12 @@ def _memory_is_named() -> Iterator[None]:
         raise MemoryFailure(f"out of memory while loading: {str(error).splitlines()[0]}") from None
 
 
-def _assemble(config: EngineConfig, loaded: "_Loaded[CausalLM]", depth: int | None) -> BuiltEngine:
+def _assemble(
+    config: EngineConfig,
+    loaded: "_Loaded[CausalLM]",
+    depth: int | None,
+    announce: Callable[[float], None] | None,
+) -> BuiltEngine:
     """Size the KV cache by what is left, and put the parts together."""
     spec, tokenizer, dtype, device = loaded.spec, loaded.tokenizer, loaded.dtype, loaded.device
     sizes = plan_sizes(
@@ -178,9 +209,11 @@ def _assemble(config: EngineConfig, loaded: "_Loaded[CausalLM]", depth: int | No
     token_bytes = tokenizer.token_bytes if tokenizer else [b""] * spec.shape.vocabulary
     special_bytes = tokenizer.text_table(skip_special=False) if tokenizer else None
     vocabulary = spec.shape.vocabulary
-    grammars = GrammarStore(token_bytes, {token for token in spec.end_tokens if token < vocabulary})
+    grammars = GrammarStore(
+        _writable(tokenizer, vocabulary), {token for token in spec.end_tokens if token < vocabulary}
+    )
     mask = GrammarMask(grammars, token_bytes, config.max_num_seqs, device)
-    runner = ModelRunner(
+    runner: Runner = ModelRunner(
         loaded.model,
         KVCache(spec.shape, sizes.num_blocks, sizes.num_host_blocks, sizes.block_size, getattr(torch, dtype), device),
         BatchBuilder(config.max_num_seqs, sizes.max_model_len, sizes.block_size, device),
@@ -188,6 +221,8 @@ def _assemble(config: EngineConfig, loaded: "_Loaded[CausalLM]", depth: int | No
         config.max_num_seqs,
         device,
     )
+    if announce is not None:
+        runner = Forecaster(runner, partial(operations_of, spec.shape), announce)
     engine = Engine(
         Scheduler(memory, limits, token_bytes, special_bytes),
         runner,
@@ -195,6 +230,16 @@ def _assemble(config: EngineConfig, loaded: "_Loaded[CausalLM]", depth: int | No
         grammars if tokenizer else None,
     )
     return BuiltEngine(engine=engine, spec=spec, sizes=sizes, tokenizer=tokenizer, dtype=dtype, device=device)
+
+
+def _writable(tokenizer: Tokenizer | None, vocabulary: int) -> list[bytes]:
+    """What a grammar may have each token write: its text, and of special tokens those that mark calls and reasoning."""
+    if tokenizer is None:
+        return [b""] * vocabulary
+    tables: list[Mapping[str, ToolFormat | ReasoningFormat]] = [TOOL_FORMATS, REASONING_FORMATS]
+    markers = {name for table in tables for row in table.values() for name in row.markers}
+    shown = frozenset(token for name in markers if (token := tokenizer.id_of(name)) is not None)
+    return tokenizer.text_table(skip_special=True, shown=shown)
 
 
 def _best_ops(device: torch.device, dtype: torch.dtype) -> Ops:

@@ -2,17 +2,22 @@
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import sys
+from pathlib import Path
 
 from quire_api.errors import InvalidInput
-from quire_api.flags import FlagParser, add_flags, config_from
+from quire_api.flags import FlagParser, add_flags, config_from, take_moot
 from quire_engine.errors import ConfigFailure, EngineFailure, RequestRejected
+from quire_engine.logs import set_up_logging
 from quire_engine.params import SamplingParams
 
 __all__ = ["generate", "serve"]
+
+TERMINATION_LOG = Path("/dev/termination-log")
 
 
 def serve(argv: list[str]) -> int:
@@ -26,23 +31,34 @@ def serve(argv: list[str]) -> int:
     )
     parser.add_argument("model_argument", nargs="?", metavar="MODEL", help="the model, as for --model")
     add_flags(parser)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
+        argv, warnings = take_moot(argv)
         config = config_from(_with_model(parser.parse_args(argv)))
     except InvalidInput as error:
         return _fail("serve", "; ".join(error.problems), ConfigFailure.exit_code)
+    set_up_logging(config.log_level, config.log_format)
+    for warning in warnings:
+        logging.getLogger("quire.serve").warning(warning)
 
     import uvloop
 
-    from quire_engine.server.serve import ServerFailure
+    from quire_engine.server.listen import ServerFailure
     from quire_engine.server.serve import serve as run
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run(config))
     except (EngineFailure, ServerFailure) as failure:
+        _leave_word(str(failure))
         return _fail("serve", str(failure), failure.exit_code)
     return 0
+
+
+def _leave_word(reason: str) -> None:
+    """Where Kubernetes looks for a container's last words."""
+    with contextlib.suppress(OSError):
+        if TERMINATION_LOG.exists():
+            TERMINATION_LOG.write_text(reason[:4096])
 
 
 def generate(argv: list[str]) -> int:

@@ -55,6 +55,7 @@ class Engine:
         self._held: dict[RequestId, Grammar] = {}
         self._preparing: dict[RequestId, Request] = {}  # their grammars are not compiled yet
         self._under_way: deque[tuple[StepPlan, Launched]] = deque()
+        self.last_num_tokens = 0  # that the last step computed
 
     @property
     def has_work(self) -> bool:
@@ -88,6 +89,7 @@ class Engine:
 
     def _compute(self) -> Events:
         plan = self._scheduler.schedule()
+        self.last_num_tokens = plan.num_tokens
         if not plan.is_idle:
             try:
                 self._under_way.append((plan, self._runner.launch(plan)))

@@ -136,8 +136,12 @@ def resolve(
     vocabulary: int,
     end_tokens: frozenset[int],
     tokenizer: Tokenizer | None,
+    most_tokens: int | None = None,
 ) -> TokenParams:
-    """In ids and bytes, for one model and one of the `n` answers: its seed, and whether it scores the prompt for all."""
+    """In ids and bytes, for one model and one of the `n` answers: its seed, and whether it scores the prompt for all.
+
+    `most_tokens` bounds every answer, whatever was asked for.
+    """
     ends = frozenset(_ids("stop_token_ids", params.stop_token_ids or (), vocabulary))
     grammar = _grammar(params, ends | end_tokens, tokenizer)
     bias = _bias(params.logit_bias or {}, vocabulary)
@@ -160,9 +164,11 @@ def resolve(
             "allowed_token_ids",
         )
     left = max_model_len - prompt_length
+    bounds = [bound for bound in (params.max_tokens, most_tokens) if bound is not None]
+    max_tokens = min([max(1, left), *bounds])
     return TokenParams(
-        max_tokens=max(1, left) if params.max_tokens is None else params.max_tokens,
-        min_tokens=min(params.min_tokens, max(left, 0)),
+        max_tokens=max_tokens,
+        min_tokens=min(params.min_tokens, max_tokens, max(left, 0)),
         temperature=0.0 if params.temperature < GREEDY_BELOW else params.temperature,
         top_k=max(params.top_k, 0),
         top_p=params.top_p,

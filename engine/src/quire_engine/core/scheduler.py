@@ -156,6 +156,9 @@ class Scheduler:
         row = 0
         for chunk, request_id in enumerate(plan.ids):
             sequence = self._sequences.get(request_id)  # None: it ended while this step was under way
+            if sequence and not sequence.has_begun:
+                sequence.has_begun = True
+                events.cached[request_id] = sequence.num_found or 0
             if sequence and (scored := result.prompt_logprobs.get(chunk)):
                 self._take_scores(sequence, plan.starts[chunk], scored, events)
             if plan.samples[chunk]:
@@ -292,8 +295,6 @@ class Scheduler:
         sequence.tokens.append(token)
         if logprob is not None:
             events.logprobs[len(events.ids)] = logprob
-        if sequence.num_found is not None and len(sequence.tokens) == sequence.num_prompt + 1:
-            events.cached[sequence.request.id] = sequence.num_found
         finish = self._judge(sequence, token)
         if finish is not None:
             self._end(sequence, finish, events, token)

@@ -34,7 +34,7 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
 
 class Sequence:
     __slots__ = (
-        "blocks", "followers", "host_blocks", "leader", "max_length", "num_computed", "num_found", "num_in_flight",
+        "blocks", "followers", "has_begun", "host_blocks", "leader", "max_length", "num_computed", "num_found", "num_in_flight",
         "num_prompt", "num_registered", "num_scored", "prefix", "prompt_ready", "rank", "refused_at", "request", "root", "slot",
         "status", "stops", "tokens",
     )  # fmt: skip
@@ -58,6 +58,7 @@ class Sequence:
         self.root = self.prefix = Prefix(None, request.domain)
         self.num_registered = 0  # of its blocks; `prefix` is the chain of these
         self.num_found: int | None = None  # tokens which the prefix cache had at the first admission
+        self.has_begun = False  # a step of it was committed
         self.num_scored = 0  # tokens of the prompt whose log probabilities were reported
 
         self.leader: Sequence | None = None  # while its blocks can be shared

@@ -108,7 +108,8 @@ class Events:
     finished: dict[int, Finish] = field(default_factory=dict)  # by position
     logprobs: dict[int, TokenLogprob] = field(default_factory=dict)  # by position
     prompt_logprobs: dict[RequestId, list[TokenLogprob]] = field(default_factory=dict)  # some more of them
-    cached: dict[RequestId, int] = field(default_factory=dict)  # tokens of the prompt found in the prefix cache, once
+    cached: dict[RequestId, int] = field(default_factory=dict)
+    """With the first step of each request: how many tokens of its prompt were found in the prefix cache."""
     refused: dict[RequestId, RequestRejected] = field(default_factory=dict)  # it took time to see: their grammars
 
     def extend(self, other: "Events") -> None:

@@ -1,7 +1,7 @@
 """The API process's end of the link: starts the engine process, hands requests over, spreads its reports.
 
 All of it runs in one event loop. What was submitted within one turn of the loop travels as one message, and
-one report feeds the queues of all requests it has news for.
+one report fills the mailboxes of all who wait for some of it.
 """
 
 import asyncio
@@ -12,20 +12,20 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable
+import time
+from array import array
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 
-from quire_api.engine import EngineConfig
-from quire_api.flags import to_argv
 from quire_engine.core.request import Request, RequestId, TokenParams
-from quire_engine.core.scheduler import Load
-from quire_engine.core.step import Finish
+from quire_engine.core.step import Finish, TokenLogprob
 from quire_engine.errors import RequestRejected
-from quire_engine.process.link import HEADER, Ended, Ready, Report, Work, pack
+from quire_engine.process.link import HEADER, Embedded, Ended, Expect, Ping, Pong, Ready, Report, Work, pack
+from quire_engine.process.pulse import PERIOD_S, Pulse
 
-__all__ = ["EngineClient", "EngineLost", "GenerationFailed", "TokenEvent"]
-
+__all__ = ["Ask", "EngineClient", "EngineLost", "GenerationFailed", "PromptNews", "TokenEvent"]
 
 log = logging.getLogger("quire.serve")
 
@@ -40,29 +40,93 @@ class GenerationFailed(Exception):
     """This one request could not go on; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
-    """One more token of a request, or its end, or both."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One sequence to be generated."""
 
+    prompt: tuple[int, ...]
+    params: TokenParams
+    priority: int = 0
+    follows: int | None = None  # the position, in the same call, of an earlier one with the same prompt
+    domain: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class TokenEvent:
+    """One more token of a sequence, or its end, or both."""
+
+    index: int  # of the sequence in the call
     token: int | None
     finish: Finish | None
+    logprob: TokenLogprob | None
 
 
-_Item = TokenEvent | RequestRejected | EngineLost
+@dataclass(slots=True)
+class PromptNews:
+    """Of a sequence's prompt: its first step began; so much was found in the cache; some log probabilities."""
+
+    index: int
+    started: float  # by time.monotonic
+    cached: int
+    logprobs: list[TokenLogprob]
+
+
+Event = TokenEvent | PromptNews
+
+
+class _Mailbox:
+    """What has come for one call, and who waits for it."""
+
+    __slots__ = ("_error", "_items", "_waiter")
+
+    def __init__(self) -> None:
+        self._items: list[Event] = []
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, item: Event) -> None:
+        self._items.append(item)
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        self._error = self._error or error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def take(self) -> list[Event]:
+        """All that has come, at least one; what failed is raised once the rest was taken."""
+        if not self._items and self._error is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+            self._waiter = None
+        if not self._items and self._error is not None:
+            raise self._error
+        items, self._items = self._items, []
+        return items
 
 
 class EngineClient:
-    def __init__(self, config: EngineConfig, on_load: Callable[[Load], None]) -> None:
-        self._config = config
-        self._on_load = on_load
+    def __init__(self, flags: Sequence[str], on_report: Callable[[Report], None]) -> None:
+        """`flags` are the engine process's."""
+        self._flags = flags
+        self._on_report = on_report
         self._ids = count()
-        self._queues: dict[RequestId, asyncio.Queue[_Item]] = {}
+        self._open: dict[RequestId, tuple[_Mailbox, int]] = {}  # and the sequence's index in its call
+        self._unbegun: set[RequestId] = set()
+        self._embedding: dict[RequestId, asyncio.Future[list[array[float]]]] = {}
+        self._running = 0  # sequences, in the last report
         self._outbox = Work()
+        self._flushing = False
         self._cut = False
         self._stopping = False
         self._failed: Ended | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._pulse = Pulse(time.monotonic())
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[Ready] = loop.create_future()
         self.ended: asyncio.Future[Ended] = loop.create_future()
@@ -76,16 +140,26 @@ class EngineClient:
         """How the engine process ended, unless we ended it."""
         return self._failed
 
+    @property
+    def num_waiting(self) -> int:
+        """Sequences whose first step has not begun, beyond those that the next step can take."""
+        return len(self._unbegun) - (self.ready.result().max_num_seqs - self._running)
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds since the engine was last heard."""
+        return self._pulse.age(time.monotonic())
+
     async def start(self) -> None:
         ours, theirs = socket.socketpair()
-        argv = [sys.executable, "-m", "quire_engine.process.worker", str(theirs.fileno()), *to_argv(self._config)]
+        argv = [sys.executable, "-m", "quire_engine.process.worker", str(theirs.fileno()), *self._flags]
         # A session of its own: Ctrl-C reaches the API process alone, which lets the engine finish its work.
         self._process = subprocess.Popen(
             argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
         )
         theirs.close()
         reader, self._writer = await asyncio.open_connection(sock=ours)
-        self._listening = asyncio.create_task(self._listen(reader))
+        self._tasks = [asyncio.create_task(self._listen(reader)), asyncio.create_task(self._watch())]
 
     async def stop(self) -> None:
         """Close the link, which ends the engine process; kill it if it does not notice, or is too busy loading to."""
@@ -100,45 +174,90 @@ class EngineClient:
         try:
             await asyncio.to_thread(self._process.wait, 5)
         except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            self._kill()
             await asyncio.to_thread(self._process.wait)
+        for task in self._tasks:
+            task.cancel()
 
-    async def generate(self, prompt: tuple[int, ...], params: TokenParams, priority: int) -> AsyncGenerator[TokenEvent]:
-        """The events of one request, the final one last. Leaving the iteration early aborts the request."""
+    async def generate(self, asks: Sequence[Ask]) -> AsyncGenerator[list[Event]]:
+        """What happens to these sequences, as it comes, until all have finished. Leaving early aborts the others."""
+        mailbox, ids = _Mailbox(), [RequestId(next(self._ids)) for _ in asks]
+        with self._expecting(ids):
+            for index, (ask, request_id) in enumerate(zip(asks, ids, strict=True)):
+                self._open[request_id] = mailbox, index
+                self._unbegun.add(request_id)
+                leader = None if ask.follows is None else ids[ask.follows]
+                self._work().requests.append(
+                    Request(
+                        id=request_id,
+                        prompt=ask.prompt,
+                        params=ask.params,
+                        priority=ask.priority,
+                        leader=leader,
+                        domain=ask.domain,
+                    )
+                )
+            unfinished = len(asks)
+            while unfinished:
+                events = await mailbox.take()
+                unfinished -= sum(isinstance(event, TokenEvent) and event.finish is not None for event in events)
+                yield events
+
+    async def embed(self, texts: list[list[int]]) -> "list[array[float]]":
+        """A vector for each."""
         request_id = RequestId(next(self._ids))
-        queue: asyncio.Queue[_Item] = asyncio.Queue()
-        self._queues[request_id] = queue
-        finished = False
+        with self._expecting([request_id]):
+            self._embedding[request_id] = asyncio.get_running_loop().create_future()
+            self._work().to_embed[request_id] = texts
+            return await self._embedding[request_id]
+
+    @contextmanager
+    def _expecting(self, ids: list[RequestId]) -> Iterator[None]:
+        """Whatever of them is still open at the end is aborted."""
+        if not self.alive:
+            raise EngineLost(self.ended.result().reason)
+        if self._cut:
+            raise EngineLost(CUT)
         try:
-            if not self.alive:
-                raise EngineLost(self.ended.result().reason)
-            if self._cut:
-                raise EngineLost(CUT)
-            self._work().requests.append(Request(id=request_id, prompt=prompt, params=params, priority=priority))
-            while not finished:
-                item = await queue.get()
-                if not isinstance(item, TokenEvent):
-                    finished = True
-                    raise item
-                finished = item.finish is not None
-                yield item
+            yield
         finally:
-            del self._queues[request_id]
-            if not finished and self.alive:
-                self._work().aborts.append(request_id)
+            for request_id in ids:
+                self._unbegun.discard(request_id)
+                future = self._embedding.pop(request_id, None)
+                unfinished = self._open.pop(request_id, None) is not None or (future is not None and not future.done())
+                if unfinished and self.alive:
+                    self._work().aborts.append(request_id)
 
     # ------------------------------------------------------------------ the link
 
     def _work(self) -> Work:
         """What leaves with the next message."""
-        if not self._outbox.requests and not self._outbox.aborts:
+        if not self._flushing:
+            self._flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
         return self._outbox
 
     def _flush(self) -> None:
-        work, self._outbox = self._outbox, Work()
+        work, self._outbox, self._flushing = self._outbox, Work(), False
         if self._writer is not None and self.alive:
             self._writer.write(pack(work))
+
+    async def _watch(self) -> None:
+        """Ping; when the engine has been silent for too long, end it."""
+        await asyncio.wait([self.ready])
+        self._pulse = Pulse(time.monotonic())
+        while self.alive and self._writer is not None:
+            self._writer.write(pack(Ping()))
+            await asyncio.sleep(PERIOD_S)
+            if self._pulse.has_stopped(time.monotonic()) and self.alive:
+                reason = f"the engine process has not answered for {self.silent_for:.1f} s: it hangs"
+                log.error(reason)
+                self._kill()
+                self._conclude(Ended(exit_code=1, reason=reason))
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         ended: Ended | None = None
@@ -146,18 +265,27 @@ class EngineClient:
             while ended is None:
                 (length,) = HEADER.unpack(await reader.readexactly(HEADER.size))
                 message = pickle.loads(await reader.readexactly(length))
-                if isinstance(message, Report):
-                    self._spread(message)
-                elif isinstance(message, Ready):
-                    self.ready.set_result(message)
-                elif isinstance(message, Ended):
-                    ended = message
+                self._pulse.heard(time.monotonic())
+                match message:
+                    case Report():
+                        self._spread(message)
+                    case Expect(seconds):
+                        self._pulse.announced(seconds, time.monotonic())
+                    case Embedded():
+                        self._deliver(message)
+                    case Ready():
+                        self.ready.set_result(message)
+                    case Ended():
+                        ended = message
+                    case Pong():
+                        pass
         except (asyncio.IncompleteReadError, ConnectionError):
             ended = await self._autopsy()
         except Exception as error:  # else every request would wait for ever, in good health
             log.exception("in the link to the engine process")
             ended = Ended(exit_code=1, reason=f"the link to the engine process failed: {type(error).__name__}: {error}")
-        self._conclude(ended)
+        if self.alive:
+            self._conclude(ended)
 
     async def _autopsy(self) -> Ended:
         """The link broke without a word: find out how the process ended."""
@@ -173,26 +301,50 @@ class EngineClient:
         return Ended(exit_code=code or 1, reason=f"the engine process ended with code {code}")
 
     def _spread(self, report: Report) -> None:
-        self._on_load(report.load)
-        for i, (request_id, token) in enumerate(zip(report.ids, report.tokens, strict=True)):
-            queue = self._queues.get(RequestId(request_id))
-            if queue is None:
+        self._on_report(report)
+        self._running = report.load.running
+        self._unbegun.difference_update(report.cached)
+        scores, open_ = report.prompt_logprobs, self._open
+        for request_id in report.cached.keys() | scores.keys():
+            if there := open_.get(request_id):
+                found = report.cached.get(request_id, 0)
+                there[0].put(PromptNews(there[1], report.started, found, scores.get(request_id, [])))
+        finished, logprobs = report.finished, report.logprobs
+        for i, (number, token) in enumerate(zip(report.ids, report.tokens, strict=True)):
+            there = open_.get(RequestId(number))
+            if there is None:
                 continue  # its client has left
-            queue.put_nowait(TokenEvent(None if token < 0 else token, report.finished.get(i)))
+            finish = finished.get(i)
+            if finish is not None:
+                del open_[RequestId(number)]
+            there[0].put(TokenEvent(there[1], None if token < 0 else token, finish, logprobs.get(i)))
         for rejected_id, (message, param) in report.rejected.items():
-            if queue := self._queues.get(rejected_id):
-                queue.put_nowait(RequestRejected(message, param))
+            if there := open_.pop(rejected_id, None):
+                there[0].fail(RequestRejected(message, param))
+
+    def _deliver(self, embedded: Embedded) -> None:
+        for request_id, vectors in embedded.vectors.items():
+            if (future := self._embedding.get(request_id)) and not future.done():
+                future.set_result(vectors)
+        for request_id, (message, param) in embedded.rejected.items():
+            if (future := self._embedding.get(request_id)) and not future.done():
+                future.set_exception(RequestRejected(message, param))
 
     def _conclude(self, ended: Ended) -> None:
         if not self.ready.done():
             self.ready.cancel()
         self._failed = None if self._stopping else ended
         self.ended.set_result(ended)
-        for queue in self._queues.values():
-            queue.put_nowait(EngineLost(ended.reason))
+        self._fail_all(ended.reason)
 
     def cut_all(self) -> None:
         """End every open request, and every one to come, with an error."""
         self._cut = True
-        for queue in self._queues.values():
-            queue.put_nowait(EngineLost(CUT))
+        self._fail_all(CUT)
+
+    def _fail_all(self, reason: str) -> None:
+        for mailbox in {mailbox for mailbox, _ in self._open.values()}:
+            mailbox.fail(EngineLost(reason))
+        for future in self._embedding.values():
+            if not future.done():
+                future.set_exception(EngineLost(reason))

@@ -14,7 +14,7 @@ from quire_engine.core.request import Request, RequestId
 from quire_engine.core.scheduler import Load
 from quire_engine.core.step import Finish, TokenLogprob
 
-__all__ = ["HEADER", "Ended", "Link", "Ready", "Report", "Work", "pack"]
+__all__ = ["HEADER", "Embedded", "Ended", "Expect", "Link", "Ping", "Pong", "Ready", "Report", "Work", "pack"]
 
 HEADER = struct.Struct("!I")
 
@@ -25,6 +25,24 @@ class Work:
 
     requests: list[Request] = field(default_factory=list)
     aborts: list[RequestId] = field(default_factory=list)
+    to_embed: dict[RequestId, list[list[int]]] = field(default_factory=dict)  # texts of one request, as token ids
+
+
+@dataclass(slots=True)
+class Ping:
+    """To the engine: are you there? It answers between steps."""
+
+
+@dataclass(slots=True)
+class Pong:
+    """From the engine: yes."""
+
+
+@dataclass(slots=True)
+class Expect:
+    """From the engine, before a step that takes long: it will be back in about so many seconds."""
+
+    seconds: float
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,8 +50,9 @@ class Ready:
     """From the engine, once: it has loaded, and computed a token."""
 
     max_model_len: int
-    num_blocks: int
+    num_blocks: int  # 0: it makes embeddings, and keeps nothing
     block_size: int
+    max_num_seqs: int
     dtype: str
     device: str
 
@@ -50,6 +69,17 @@ class Report:
     cached: dict[RequestId, int]
     rejected: dict[RequestId, tuple[str, str | None]]  # message and parameter at fault
     load: Load
+    started: float  # of the step, by time.monotonic
+    seconds: float  # it took
+    num_tokens: int  # it computed
+
+
+@dataclass(slots=True, kw_only=True)
+class Embedded:
+    """From the engine: vectors of float32, one after another, or why there are none."""
+
+    vectors: "dict[RequestId, list[array[float]]]"
+    rejected: dict[RequestId, tuple[str, str | None]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,7 +90,7 @@ class Ended:
     reason: str
 
 
-Message = Work | Ready | Report | Ended
+Message = Work | Ping | Pong | Expect | Ready | Report | Embedded | Ended
 
 
 def pack(message: Message) -> bytes:

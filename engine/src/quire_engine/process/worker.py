@@ -1,23 +1,32 @@
-"""The engine process: take what came in, compute a step, report it. No asyncio, idle at no cost."""
+"""The engine process: take what came in, compute a step, report it. No asyncio, idle at no cost.
+
+Pings are answered between steps, so that silence means a step that hangs; before a step that takes long it is said
+how long.
+"""
 
 import gc
 import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from array import array
 from typing import NoReturn
 
 from quire_api.flags import from_argv
-from quire_engine.build import build_engine
+from quire_engine.build import BuiltEngine, build_model
 from quire_engine.core.request import RequestId
 from quire_engine.core.step import Events
 from quire_engine.engine import Engine
 from quire_engine.errors import EngineFailure, RequestRejected
-from quire_engine.process.link import Ended, Link, Ready, Report, Work
+from quire_engine.logs import set_up_logging
+from quire_engine.process.embedding import EmbeddingService
+from quire_engine.process.link import Ended, Expect, Link, Ping, Pong, Ready, Report, Work
 
 __all__ = ["main"]
+
+LONG_STEP_S = 1.0  # from here on a step is announced
 
 
 def main(argv: list[str]) -> int:
@@ -25,19 +34,30 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the API process decides when to end; it closes the link
     link = Link(socket.socket(fileno=int(argv[0])))
     try:
-        built = build_engine(from_argv(argv[1:]))
+        config = from_argv(argv[1:])
+        set_up_logging(config.log_level, config.log_format)
+
+        def announce(seconds: float) -> None:
+            if seconds > LONG_STEP_S:
+                link.send(Expect(seconds))
+
+        built = build_model(config, announce=announce)
         built.warm_up()
         ready = Ready(
-            max_model_len=built.sizes.max_model_len,
-            num_blocks=built.sizes.num_blocks,
-            block_size=built.sizes.block_size,
+            max_model_len=built.max_model_len,
+            num_blocks=built.sizes.num_blocks if isinstance(built, BuiltEngine) else 0,
+            block_size=config.block_size,
+            max_num_seqs=config.max_num_seqs,
             dtype=built.dtype,
             device=str(built.device),
         )
         gc.collect()
         gc.freeze()  # what was loaded stays; collections look only at what is new
         link.send(ready)
-        serve(built.engine, link)
+        if isinstance(built, BuiltEngine):
+            serve(built.engine, link)
+        else:
+            EmbeddingService(built.embedder, built.spec.shape, announce).serve(link)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return 0  # the API process has closed the link: it wants us to end, or has ended
     except EngineFailure as failure:
@@ -53,6 +73,9 @@ def serve(engine: Engine, link: Link) -> NoReturn:
         rejected: dict[RequestId, tuple[str, str | None]] = {}
         events = Events()
         for message in link.receive(wait=not engine.has_work):
+            if isinstance(message, Ping):
+                link.send(Pong())
+                continue
             assert isinstance(message, Work)
             for request in message.requests:
                 try:
@@ -61,13 +84,17 @@ def serve(engine: Engine, link: Link) -> NoReturn:
                     rejected[request.id] = (str(refusal), refusal.param)
             for request_id in message.aborts:
                 events.extend(engine.abort(request_id))
-        if engine.has_work:
+        started, works = time.monotonic(), engine.has_work
+        if works:
             events.extend(engine.step())
         rejected.update({each: (str(refusal), refusal.param) for each, refusal in events.refused.items()})
-        link.send(_report(events, rejected, engine))
+        if works or events.ids or rejected:
+            link.send(_report(events, rejected, engine, started))
 
 
-def _report(events: Events, rejected: dict[RequestId, tuple[str, str | None]], engine: Engine) -> Report:
+def _report(
+    events: Events, rejected: dict[RequestId, tuple[str, str | None]], engine: Engine, started: float
+) -> Report:
     return Report(
         ids=array("q", events.ids),
         tokens=array("q", events.tokens),
@@ -77,6 +104,9 @@ def _report(events: Events, rejected: dict[RequestId, tuple[str, str | None]], e
         cached=events.cached,
         rejected=rejected,
         load=engine.load,
+        started=started,
+        seconds=time.monotonic() - started,
+        num_tokens=engine.last_num_tokens,
     )
 
 

@@ -41,18 +41,18 @@ class Embedder:
         self._pooling = spec.pooling
         self._hidden = spec.shape.hidden
         self._vocabulary = spec.shape.vocabulary
-        self._longest = min(spec.trained_len, max_tokens)
+        self.longest = min(spec.trained_len, max_tokens)  # tokens of one prompt
         self._block_size = block_size
         self._num_blocks = -(-max_tokens // block_size)
         self._device = device
-        self._builder = BatchBuilder(self._num_blocks, self._longest, block_size, device)
+        self._builder = BatchBuilder(self._num_blocks, self.longest, block_size, device)
         self._cache = _ScratchCache(spec, self._num_blocks, block_size, dtype, device)
 
     @torch.inference_mode()
     def embed(self, prompts: list[list[int]]) -> Tensor:
         """[N, hidden] float32, in the order of the prompts; RequestRejected if one of them cannot be embedded."""
         for number, prompt in enumerate(prompts):
-            self._check(number, prompt)
+            self.check(number, prompt)
         out = [torch.empty(0, self._hidden, device=self._device)]
         for group in self._groups(prompts):
             plan = self._plan(group)
@@ -61,11 +61,12 @@ class Embedder:
             out.append(self._pool(self._encoder.forward(batch, self._cache).float(), batch))
         return torch.cat(out)
 
-    def _check(self, number: int, prompt: list[int]) -> None:
+    def check(self, number: int, prompt: list[int]) -> None:
+        """RequestRejected if it cannot be embedded; `number` is its place among those of a request."""
         if not prompt:
             raise RequestRejected(f"input {number} is empty: there is nothing to embed", "input")
-        if len(prompt) > self._longest:
-            raise RequestRejected(f"input {number} has {len(prompt)} tokens, and at most {self._longest} fit", "input")
+        if len(prompt) > self.longest:
+            raise RequestRejected(f"input {number} has {len(prompt)} tokens, and at most {self.longest} fit", "input")
         for token in (min(prompt), max(prompt)):
             if not 0 <= token < self._vocabulary:
                 raise RequestRejected(

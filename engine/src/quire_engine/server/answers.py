@@ -1,14 +1,15 @@
 """Pieces of text -> OpenAI's answers, whole or as server-sent events.
 
-Chat and completions differ in the names of things only; `Shape` is that difference.
+Streams have many small events, so that an event's constant parts are made once (`_head`, `_tail`) and only the choice
+is dumped. Chat and completions differ in what a choice holds: chat.py, completion.py.
 """
 
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -16,100 +17,115 @@ import orjson
 from quire_engine.errors import RequestRejected
 from quire_engine.process.client import EngineLost, GenerationFailed
 from quire_engine.server import errors
-from quire_engine.server.generation import Piece, Prompt
+from quire_engine.server.choices import Piece
+from quire_engine.server.generation import Job, Progress
+from quire_engine.server.requests import Sampled
 
-__all__ = ["CHAT", "COMPLETION", "Answer", "Shape"]
+__all__ = ["Answer", "Json"]
 
 log = logging.getLogger("quire.serve")
 
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class Answer(ABC):
+    """One request's answer. Feed it every piece, in order; then, or meanwhile, read it."""
+
     prefix: str  # of the id
-    whole: str  # `object` of a whole answer
-    chunk: str  # ... of a streamed one
-    text: Callable[[str], Json]  # how a choice holds all of the text
-    delta: Callable[[str], Json]  # ... and some more of it
-    opening: Json | None  # what the first chunk's choice holds, before any text
+    whole_name: str  # `object` of a whole answer
+    chunk_name: str  # ... of a streamed one
 
+    def __init__(self, request: Sampled, job: Job) -> None:
+        self.job = job
+        self.progress = Progress(job)
+        self._request = request
+        self._num_tokens = 0
+        self._num_reasoning = 0
+        self._id = self.prefix + uuid.uuid4().hex
+        self._created = int(time.time())
+        head = orjson.dumps(self._about(self.chunk_name))[:-1]
+        self._head = b"data: " + head + b',"choices":['
+        self._tail = b'],"usage":null}\n\n' if request.wants_usage else b"]}\n\n"
 
-CHAT = Shape(
-    prefix="chatcmpl-",
-    whole="chat.completion",
-    chunk="chat.completion.chunk",
-    text=lambda text: {"message": {"role": "assistant", "content": text}},
-    delta=lambda text: {"delta": {"content": text} if text else {}},
-    opening={"delta": {"role": "assistant", "content": ""}},
-)
-COMPLETION = Shape(
-    prefix="cmpl-",
-    whole="text_completion",
-    chunk="text_completion",
-    text=lambda text: {"text": text},
-    delta=lambda text: {"text": text},
-    opening=None,
-)
+    # ------------------------------------------------------------------ what chat and completions do each in their way
 
+    @abstractmethod
+    def _openings(self) -> Iterator[Json]:
+        """Choices of the first events, before any piece."""
 
-@dataclass(slots=True)
-class Answer:
-    shape: Shape
-    model: str
-    prompt: Prompt
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    created: int = field(default_factory=lambda: int(time.time()))
+    @abstractmethod
+    def _events(self, piece: Piece) -> Iterator[Json]:
+        """The choices of the events which a piece makes."""
 
-    async def whole(self, pieces: AsyncGenerator[Piece]) -> Json:
-        async with aclosing(pieces):
-            parts = [piece async for piece in pieces]
-        choice = self.shape.text("".join(piece.text for piece in parts))
+    @abstractmethod
+    def _take(self, piece: Piece) -> None:
+        """Keep it for the whole answer."""
+
+    @abstractmethod
+    def _choices(self) -> list[Json]:
+        """Of the whole answer."""
+
+    def _more(self) -> Json:
+        """What the whole answer has besides."""
+        return {}
+
+    # ------------------------------------------------------------------ what they share
+
+    async def whole(self, batches: AsyncGenerator[list[Piece]]) -> Json:
+        async with aclosing(batches):
+            async for pieces in batches:
+                for piece in pieces:
+                    self._num_tokens += len(piece.tokens)
+                    self._take(piece)
         return {
-            **self._head(self.shape.whole),
-            "choices": [{"index": 0, **choice, "logprobs": None, "finish_reason": parts[-1].finish}],
-            "usage": self._usage(parts[-1].tokens),
+            **self._about(self.whole_name),
+            "choices": self._choices(),
+            "usage": self._usage(),
+            **self._more(),
         }
 
-    async def stream(self, pieces: AsyncGenerator[Piece], include_usage: bool) -> AsyncIterator[bytes]:
-        """Events, ended by [DONE]; whatever goes wrong after the first byte is an error event."""
-        no_usage = {"usage": None} if include_usage else {}
-        tokens = 0
+    async def stream(self, batches: AsyncGenerator[list[Piece]]) -> AsyncGenerator[bytes]:
+        """Events, ended by [DONE]; whatever goes wrong after the first byte is an error event, before it is raised."""
+        started = False
         try:
-            if self.shape.opening is not None:
-                yield self._event(self.shape.opening, None, no_usage)
-            async with aclosing(pieces):  # a client that leaves closes this generator, and with it the request
-                async for piece in pieces:
-                    tokens, text = piece.tokens, piece.text
-                    if text and piece.finish and self.shape is CHAT:
-                        yield self._event(self.shape.delta(text), None, no_usage)  # the reason comes alone
-                        text = ""
-                    yield self._event(self.shape.delta(text), piece.finish, no_usage)
+            async with aclosing(batches):  # a client that leaves closes this generator, and with it the request
+                async for pieces in batches:
+                    events = [] if started else [self._event(choice) for choice in self._openings()]
+                    for piece in pieces:
+                        self._num_tokens += len(piece.tokens)
+                        events += [self._event(choice) for choice in self._events(piece)]
+                    if events:
+                        started = True
+                        yield b"".join(events)
         except Exception as error:
+            if not started:
+                raise
             if not isinstance(error, EngineLost | GenerationFailed | RequestRejected):
                 log.exception("while streaming an answer")
-            yield _sse(errors.sentence_of(error))
+            yield b"data: " + orjson.dumps(errors.sentence_of(error)) + b"\n\n"
             return
-        if include_usage:
-            yield _sse({**self._head(self.shape.chunk), "choices": [], "usage": self._usage(tokens)})
+        if self._request.wants_usage:
+            last = {**self._about(self.chunk_name), "choices": [], "usage": self._usage()}
+            yield b"data: " + orjson.dumps(last) + b"\n\n"
         yield b"data: [DONE]\n\n"
 
-    def _event(self, choice: Json, finish: str | None, extra: Json) -> bytes:
-        return _sse(
-            {
-                **self._head(self.shape.chunk),
-                "choices": [{"index": 0, **choice, "logprobs": None, "finish_reason": finish}],
-                **extra,
-            }
+    def _event(self, choice: Json) -> bytes:
+        if self._request.wants_usage_always:
+            return self._head + orjson.dumps(choice) + b'],"usage":' + orjson.dumps(self._usage()) + b"}\n\n"
+        return self._head + orjson.dumps(choice) + self._tail
+
+    def _about(self, kind: str) -> Json:
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._request.model}
+
+    def _usage(self) -> Json:
+        prompt, output = self.job.num_prompt_tokens, self._num_tokens
+        details = (
+            {"completion_tokens_details": {"reasoning_tokens": self._num_reasoning}} if self._num_reasoning else {}
         )
-
-    def _head(self, kind: str) -> Json:
-        return {"id": self.shape.prefix + self.id, "object": kind, "created": self.created, "model": self.model}
-
-    def _usage(self, tokens: int) -> Json:
-        prompt = len(self.prompt.ids)
-        return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
-
-
-def _sse(data: Json) -> bytes:
-    return b"data: " + orjson.dumps(data) + b"\n\n"
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": output,
+            "total_tokens": prompt + output,
+            "prompt_tokens_details": {"cached_tokens": self.progress.num_cached},
+            **details,
+        }

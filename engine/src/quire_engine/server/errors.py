@@ -29,7 +29,8 @@ def _is_step(step: str | int) -> bool:
 def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = max(error.errors(), key=lambda e: len(e["loc"]))  # of a union, the branch that got furthest
+        # Of a union, the branch that got furthest, and of these one whose type was right.
+        first = max(error.errors(), key=lambda e: (len(e["loc"]), not e["type"].endswith("_type")))
         steps = [] if first["type"] == "json_invalid" else [step for step in first["loc"] if _is_step(step)]
         where = ".".join(str(step) for step in steps) or "body"
         return JSONResponse(body(f"{where}: {first['msg']}", "invalid_request_error", 400, where), 400)

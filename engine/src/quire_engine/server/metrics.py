@@ -1,68 +1,132 @@
 """/metrics: the collectors of quire_api.metrics.ENGINE, and what feeds them."""
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from quire_api.metrics import ENGINE
 from quire_engine.core.scheduler import Load
 from quire_engine.core.step import FinishReason
+from quire_engine.process.client import Ask
+from quire_engine.process.link import Report
 
-__all__ = ["EngineMetrics", "RequestClock"]
+__all__ = ["EngineMetrics", "SequenceClock"]
 
 _KINDS = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
+_PLAIN = ("model_name", "engine")
 
 
 class EngineMetrics:
     def __init__(self, model_name: str) -> None:
         self._registry = CollectorRegistry()
-        self._model = model_name
-        self._collectors = {}
+        self._labels = (model_name, "0")
+        self._collectors: dict[str, Any] = {}  # with their labels, where these are the same for all
         for metric in ENGINE:
-            options = {"buckets": metric.buckets} if metric.buckets else {}
-            collector = _KINDS[metric.kind](metric.name, metric.help, metric.labels, registry=self._registry, **options)
-            self._collectors[metric.name] = collector
-            if metric.labels == ("model_name",):
-                collector.labels(model_name)  # so that it is there, with 0, from the start
+            options: dict[str, Any] = {"buckets": metric.buckets} if metric.buckets else {}
+            collector: Any = _KINDS[metric.kind](
+                metric.name, metric.help, metric.labels, registry=self._registry, **options
+            )
+            plain = metric.labels == _PLAIN
+            self._collectors[metric.name] = collector.labels(*self._labels) if plain else collector
+        for reason in FinishReason:
+            self._collectors["vllm:request_success_total"].labels(*self._labels, reason.value)
         self._counted = Load(running=0, waiting=0, kv_usage=0, preemptions=0, prefix_queries=0, prefix_hits=0)
 
-    def on_load(self, load: Load) -> None:
-        self._of("vllm:num_requests_running").set(load.running)
-        self._of("vllm:num_requests_waiting").set(load.waiting)
-        self._of("vllm:kv_cache_usage_perc").set(load.kv_usage)
-        before, self._counted = self._counted, load
-        self._of("vllm:num_preemptions_total").inc(load.preemptions - before.preemptions)
-        self._of("vllm:prefix_cache_queries_total").inc(load.prefix_queries - before.prefix_queries)
-        self._of("vllm:prefix_cache_hits_total").inc(load.prefix_hits - before.prefix_hits)
+    def __getitem__(self, name: str) -> Any:
+        return self._collectors[name]
 
-    def clock(self, prompt_tokens: int) -> "RequestClock":
-        """Start to measure an accepted request."""
-        self._of("vllm:prompt_tokens_total").inc(prompt_tokens)
-        return RequestClock(self)
+    def labelled(self, name: str, *labels: str) -> Any:
+        return self._collectors[name].labels(*self._labels, *labels)
+
+    def on_report(self, report: Report) -> None:
+        load = report.load
+        self["vllm:num_requests_running"].set(load.running)
+        self["vllm:num_requests_waiting"].set(load.waiting)
+        self["vllm:kv_cache_usage_perc"].set(load.kv_usage)
+        self["vllm:gpu_cache_usage_perc"].set(load.kv_usage)
+        before, self._counted = self._counted, load
+        if load.preemptions != before.preemptions:
+            self["vllm:num_preemptions_total"].inc(load.preemptions - before.preemptions)
+        if load.prefix_queries != before.prefix_queries:
+            self["vllm:prefix_cache_queries_total"].inc(load.prefix_queries - before.prefix_queries)
+            self["vllm:prefix_cache_hits_total"].inc(load.prefix_hits - before.prefix_hits)
+        if report.num_tokens:
+            self["vllm:iteration_tokens_total"].observe(report.num_tokens)
+            self["quire_step_seconds"].observe(report.seconds)
+
+    def watch(self, name: str, function: Callable[[], float]) -> None:
+        """A gauge that is asked for when it is read."""
+        self[name].set_function(function)
+
+    def clock(self, ask: Ask, n: int) -> "SequenceClock":
+        """Start to measure an accepted sequence."""
+        return SequenceClock(self, len(ask.prompt), ask.params.max_tokens, n, is_first=ask.follows is None)
 
     def render(self) -> bytes:
         return generate_latest(self._registry)
 
-    def _of(self, name: str, *labels: str):  # type: ignore[no-untyped-def]  # the three kinds share no type
-        return self._collectors[name].labels(self._model, *labels)
 
+class SequenceClock:
+    """The times of one sequence. All by time.monotonic, which the engine process shares."""
 
-class RequestClock:
-    """The times of one request."""
+    __slots__ = (
+        "_arrival",
+        "_began",
+        "_finished",
+        "_first",
+        "_last",
+        "_max_tokens",
+        "_metrics",
+        "_n",
+        "_prompt",
+        "_tokens",
+    )
 
-    def __init__(self, metrics: EngineMetrics) -> None:
+    def __init__(self, metrics: EngineMetrics, prompt: int, max_tokens: int, n: int, *, is_first: bool) -> None:
         self._metrics = metrics
-        self._arrival = self._last = time.perf_counter()
+        self._prompt, self._max_tokens, self._n = prompt, max_tokens, n
+        self._arrival = self._began = self._first = self._last = time.monotonic()
         self._tokens = 0
+        self._finished = False
+        if is_first:
+            metrics["vllm:prompt_tokens_total"].inc(prompt)
+
+    def begin(self, started: float, cached: int) -> None:
+        """Its first step began then, and found so much of the prompt in the cache."""
+        self._began = max(started, self._arrival)
+        self._metrics["vllm:request_queue_time_seconds"].observe(self._began - self._arrival)
+        if cached:
+            self._metrics["vllm:prompt_tokens_cached_total"].inc(cached)
 
     def token(self) -> None:
-        now = time.perf_counter()
-        name = "vllm:inter_token_latency_seconds" if self._tokens else "vllm:time_to_first_token_seconds"
-        self._metrics._of(name).observe(now - self._last)
-        self._metrics._of("vllm:generation_tokens_total").inc()
+        now = time.monotonic()
+        if self._tokens:
+            self._metrics["vllm:inter_token_latency_seconds"].observe(now - self._last)
+        else:
+            self._first = now
+            self._metrics["vllm:time_to_first_token_seconds"].observe(now - self._arrival)
+        self._metrics["vllm:generation_tokens_total"].inc()
         self._tokens += 1
         self._last = now
 
     def finish(self, reason: FinishReason) -> None:
-        self._metrics._of("vllm:request_success_total", reason.value).inc()
-        self._metrics._of("vllm:e2e_request_latency_seconds").observe(time.perf_counter() - self._arrival)
+        """Counts once, the first time."""
+        if self._finished:
+            return
+        self._finished = True
+        metrics, now = self._metrics, time.monotonic()
+        metrics.labelled("vllm:request_success_total", reason.value).inc()
+        metrics["vllm:e2e_request_latency_seconds"].observe(now - self._arrival)
+        metrics["vllm:request_prompt_tokens"].observe(self._prompt)
+        metrics["vllm:request_generation_tokens"].observe(self._tokens)
+        metrics["vllm:request_params_max_tokens"].observe(self._max_tokens)
+        metrics["vllm:request_params_n"].observe(self._n)
+        if self._tokens:
+            metrics["vllm:request_inference_time_seconds"].observe(self._last - self._began)
+            metrics["vllm:request_prefill_time_seconds"].observe(self._first - self._began)
+            metrics["vllm:request_decode_time_seconds"].observe(self._last - self._first)
+        if self._tokens > 1:
+            mean = (self._last - self._first) / (self._tokens - 1)
+            metrics["vllm:request_time_per_output_token_seconds"].observe(mean)

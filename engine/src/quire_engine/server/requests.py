@@ -1,4 +1,4 @@
-"""The requests we take, with OpenAI's names and defaults.
+"""The requests we take, with OpenAI's names and defaults, and vLLM's for what it has besides.
 
 Three kinds of fields: those declared here work; those in `NOT_YET` are known, and refused unless they ask for
 nothing; all others are ignored, and a header of the answer names them.
@@ -11,30 +11,42 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from quire_engine.errors import RequestRejected
-from quire_engine.params import SamplingParams
+from quire_engine.grammars.asked import structured_of
+from quire_engine.params import MAX_LOGPROBS, SamplingParams
 
-__all__ = ["ChatRequest", "CompletionRequest", "Message", "StreamOptions"]
+__all__ = [
+    "ChatRequest",
+    "CompletionRequest",
+    "DetokenizeRequest",
+    "EmbeddingRequest",
+    "Message",
+    "Request",
+    "Sampled",
+    "StreamOptions",
+    "TokenizeRequest",
+    "Tool",
+]
 
 NOT_YET: dict[str, tuple[object, ...]] = {  # field -> values that ask for nothing
-    "n": (None, 1),
-    "best_of": (None, 1),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
-    "prompt_logprobs": (None,),
-    "echo": (None, False),
     "suffix": (None, ""),
-    "response_format": (None, {"type": "text"}),
-    "structured_outputs": (None,),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
     "functions": (None, []),
     "function_call": (None, "none"),
-    "reasoning_effort": (None,),
     "audio": (None,),
     "modalities": (None, ["text"]),
-    "continue_final_message": (None, False),
-    "chat_template_kwargs": (None, {}),
+    "use_beam_search": (None, False),
+    "prompt_embeds": (None,),
+    "logprob_token_ids": (None, []),
+    "thinking_token_budget": (None,),
+    "kv_transfer_params": (None,),
+    "repetition_detection": (None,),
+    "web_search_options": (None,),
+    "chat_template": (None,),
 }
+OF_NO_CONSEQUENCE = {
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "verbosity", "prediction",
+}  # fmt: skip
+
+TokenId = Annotated[int, Field(ge=0)]
 
 
 def _asks_for_nothing(value: object, nothing: tuple[object, ...]) -> bool:
@@ -45,12 +57,31 @@ def _asks_for_nothing(value: object, nothing: tuple[object, ...]) -> bool:
 class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
     include_usage: bool = False
+    continuous_usage_stats: bool = False
 
 
-class _Sampled(BaseModel):
+class Request(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str
+
+    def refuse_unsupported(self) -> None:
+        """RequestRejected for the first field that asks for what does not work yet."""
+        for name, nothing in NOT_YET.items():
+            if not _asks_for_nothing((self.model_extra or {}).get(name), nothing):
+                raise RequestRejected(f"{name} is not supported: leave it out", name)
+
+    @property
+    def ignored(self) -> list[str]:
+        """Fields nobody knows, as far as they can stand in a header."""
+        unknown = set(self.model_extra or ()) - set(NOT_YET) - OF_NO_CONSEQUENCE
+        return sorted(name for name in unknown if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name))[:16]
+
+
+class Sampled(Request):
+    """What chat and completions share."""
+
+    n: int | None = None
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -69,34 +100,57 @@ class _Sampled(BaseModel):
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
     skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
     truncate_prompt_tokens: int | None = None
+    prompt_logprobs: int | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
 
-    def refuse_unsupported(self) -> None:
-        """RequestRejected for the first field that asks for what does not work yet."""
-        for name, nothing in NOT_YET.items():
-            if not _asks_for_nothing((self.model_extra or {}).get(name), nothing):
-                raise RequestRejected(f"{name} is not supported yet: leave it out", name)
+    @property
+    def wants_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
 
     @property
-    def ignored(self) -> list[str]:
-        """Fields nobody knows, as far as they can stand in a header."""
-        unknown = set(self.model_extra or ()) - set(NOT_YET) - {"user", "metadata", "store"}
-        return sorted(name for name in unknown if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name))[:16]
+    def wants_usage_always(self) -> bool:
+        return self.wants_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
 
-    def sampling(self, max_tokens: int | None) -> SamplingParams:
+    def sampling(self, **more: Any) -> SamplingParams:
         """What was asked for; null, and what was left out, are the defaults. RequestRejected for what cannot be meant."""
+        if self.stream_options is not None and not self.stream:
+            raise RequestRejected("stream_options are for streams: set stream, or leave them out", "stream_options")
         asked = {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
-        return SamplingParams(**{**asked, "max_tokens": max_tokens})
+        structured = structured_of(self.response_format, self.structured_outputs)
+        if structured is not None:
+            asked["structured_outputs"] = structured
+        return SamplingParams(**{**asked, **more})
 
 
-SAMPLING = tuple(field.name for field in fields(SamplingParams) if field.name in _Sampled.model_fields)
+SAMPLING = tuple(
+    field.name
+    for field in fields(SamplingParams)
+    if field.name in Sampled.model_fields and field.name != "structured_outputs"
+)
 
 
-class CompletionRequest(_Sampled):
-    prompt: str | list[Annotated[int, Field(ge=0)]]
+class CompletionRequest(Sampled):
+    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    best_of: int | None = None
+    echo: bool = False
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    add_special_tokens: bool = True
+
+    @property
+    def prompts(self) -> "list[str | list[int]]":
+        """One or several; a list of numbers is one."""
+        prompt: Any = self.prompt
+        several = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
+        return list(prompt) if several else [prompt]
 
 
 class TextPart(BaseModel):
@@ -111,13 +165,102 @@ class Message(BaseModel):
     content: str | list[TextPart] | None = None
 
     def as_template(self) -> dict[str, Any]:
-        """What chat templates expect: the content as one string."""
+        """What chat templates expect: the content as one string, the arguments of calls as what they mean."""
         message = self.model_dump(exclude_none=True)
         if isinstance(self.content, list):
             message["content"] = "".join(part.text for part in self.content)
         return message
 
 
-class ChatRequest(_Sampled):
+class Function(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(BaseModel):
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(BaseModel):
+    name: str
+
+
+class NamedTool(BaseModel):
+    type: Literal["function"] = "function"
+    function: NamedFunction
+
+
+class ChatRequest(Sampled):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=512)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    add_special_tokens: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    include_reasoning: bool = True
+    echo: bool = False
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        if not self.logprobs:
+            if self.top_logprobs:
+                raise RequestRejected("top_logprobs needs logprobs: set it to true", "top_logprobs")
+            return None
+        return self.top_logprobs or 0
+
+    @property
+    def choice(self) -> str | None:
+        """none, auto, required, or the name of a function; None without tools."""
+        if not self.tools:
+            if self.tool_choice not in (None, "none", "auto"):
+                raise RequestRejected("tool_choice asks for a call, and there are no tools", "tool_choice")
+            return None
+        if isinstance(self.tool_choice, NamedTool):
+            name = self.tool_choice.function.name
+            if name not in {tool.function.name for tool in self.tools}:
+                raise RequestRejected(f"tool_choice names {name!r}, which is none of the tools", "tool_choice")
+            return name
+        return self.tool_choice or "auto"
+
+
+class EmbeddingRequest(Request):
+    input: str | list[TokenId] | list[str] | list[list[TokenId]]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
+    add_special_tokens: bool = True
+
+    @property
+    def texts(self) -> "list[str | list[int]]":
+        given: Any = self.input
+        several = isinstance(given, list) and given and not isinstance(given[0], int)
+        return list(given) if several else [given]
+
+
+class TokenizeRequest(Request):
+    model: str | None = None  # type: ignore[assignment]  # there is just the one
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    tools: list[Tool] | None = None
+    add_special_tokens: bool | None = None  # unset: to a prompt, not to messages
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
+    return_token_strs: bool = False
+
+
+class DetokenizeRequest(Request):
+    model: str | None = None  # type: ignore[assignment]
+    tokens: list[TokenId]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError
@@ -18,8 +19,10 @@ __all__ = ["ChatTemplate"]
 class ChatTemplate:
     """Renders conversations; a model without a template refuses them in one sentence."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        source = tokenizer.config.get("chat_template")
+    def __init__(self, tokenizer: Tokenizer, source: str | None = None) -> None:
+        """`source` replaces the checkpoint's own: Jinja, or the path of a file with it."""
+        source = tokenizer.config.get("chat_template") if source is None else _read(source)
+        self.source = source if isinstance(source, str) else None
         self._special = {
             name: tokenizer.token_text(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")
         }
@@ -47,6 +50,17 @@ class ChatTemplate:
             return self._template.render({**more, **known}, messages=messages)
         except Exception as error:  # a template is a program of the checkpoint: whatever it does with odd messages
             raise RequestRejected(f"the model's chat template refused the messages: {error}", "messages") from None
+
+
+def _read(source: str) -> str:
+    if "{" in source or "\n" in source:
+        return source
+    try:
+        return Path(source).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigFailure(
+            f"--chat-template is neither Jinja nor a file that can be read: {source}: {error}"
+        ) from None
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:

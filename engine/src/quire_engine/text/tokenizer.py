@@ -30,9 +30,14 @@ class Tokenizer:
         self.config = _read_config(folder)
         self.special_ids = frozenset(token["id"] for token in declared.get("added_tokens", ()) if token["special"])
         self.token_bytes: list[bytes] = self._token_bytes(declared, vocabulary)
+        self._tables: dict[frozenset[int], list[bytes]] = {}
         self._special_bytes = {
             token["id"]: token["content"].encode() for token in declared.get("added_tokens", ()) if token["special"]
         }
+
+    @property
+    def special_tokens(self) -> list[str]:
+        return [name.decode() for name in self._special_bytes.values()]
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return self._fast.encode(text, add_special_tokens=add_special_tokens).ids
@@ -40,11 +45,21 @@ class Tokenizer:
     def decode(self, ids: list[int]) -> str:
         return b"".join(self.token_bytes[i] for i in ids).decode("utf-8", "replace")
 
-    def text_table(self, skip_special: bool) -> list[bytes]:
-        """What each token shows: `token_bytes`, or that with the names of special tokens."""
-        if skip_special:
+    def text_table(self, skip_special: bool, shown: frozenset[int] = frozenset()) -> list[bytes]:
+        """What each token shows: `token_bytes`, or that with the names of special tokens, all or just those `shown`."""
+        if skip_special and not shown & self.special_ids:
             return self.token_bytes
-        return self._all_bytes
+        if not skip_special:
+            return self._all_bytes
+        if shown not in self._tables:
+            names = self._special_bytes
+            self._tables[shown] = [
+                names[i] if i in shown and i in names else text for i, text in enumerate(self.token_bytes)
+            ]
+        return self._tables[shown]
+
+    def id_of(self, token: str) -> int | None:
+        return self._fast.token_to_id(token)
 
     @cached_property
     def _all_bytes(self) -> list[bytes]:

@@ -12,7 +12,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["FORMATS", "CompileFailure", "Target", "compile_library", "library_name", "targets"]
+__all__ = ["AMX", "FORMATS", "CompileFailure", "Target", "compile_library", "library_name", "targets"]
 
 FORMATS = ("float32", "bfloat16", "float16")
 SOURCE = Path(__file__).parent / "source"

@@ -1,0 +1,86 @@
+"""How long a step will take: whoever waits for it can tell a long step from a hung one.
+
+A step's time is its operations times a pace, seconds an operation, of which the worst seen lately counts: a forecast
+that is too long does no harm, one that is too short would call a busy engine dead.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from quire_api.footprint import ModelShape
+from quire_engine.core.step import StepPlan, StepResult
+from quire_engine.engine import Launched, Runner
+
+__all__ = ["Forecaster", "Pace", "operations", "operations_of"]
+
+LEAST_TOKENS = 8  # so many cost no more than one: the weights have to be read all the same
+FORGETTING = 0.97  # of the worst pace, a step
+
+Clock = Callable[[], float]
+
+
+def operations(shape: ModelShape, tokens: int, looked_at: int) -> float:
+    """Products of the weights, and of attention with what lies before each token, `looked_at` in all."""
+    attention = 4.0 * shape.layers * shape.heads * shape.head_dim * looked_at
+    return 2.0 * shape.parameters * max(tokens, LEAST_TOKENS) + attention
+
+
+def operations_of(shape: ModelShape, plan: StepPlan) -> float:
+    looked_at = sum(length * (start + length) for start, length in zip(plan.starts, plan.lengths, strict=True))
+    return operations(shape, plan.num_tokens, looked_at)
+
+
+class Pace:
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._worst = 0.0  # seconds an operation; 0: nothing is known
+
+    def forecast(self, cost: float) -> float:
+        return self._worst * cost
+
+    def learn(self, cost: float, started: float) -> None:
+        self._worst = max(self._worst * FORGETTING, (self._clock() - started) / cost)
+
+    def now(self) -> float:
+        return self._clock()
+
+    @contextmanager
+    def measured(self, cost: float) -> Iterator[None]:
+        started = self._clock()
+        yield
+        self.learn(cost, started)
+
+
+class Forecaster:
+    """A runner that says of each step, before it is launched, how many seconds it should take."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        cost: Callable[[StepPlan], float],
+        announce: Callable[[float], None],
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._runner = runner
+        self._cost = cost
+        self._announce = announce
+        self._pace = Pace(clock)
+
+    def launch(self, plan: StepPlan) -> Launched:
+        cost, started = self._cost(plan), self._pace.now()
+        self._announce(self._pace.forecast(cost))
+        return _Timed(self._runner.launch(plan), self._pace, cost, started)
+
+
+class _Timed:
+    def __init__(self, launched: Launched, pace: Pace, cost: float, started: float) -> None:
+        self._launched = launched
+        self._pace = pace
+        self._cost = cost
+        self._started = started
+
+    def result(self) -> StepResult:
+        result = self._launched.result()
+        self._pace.learn(self._cost, self._started)
+        return result

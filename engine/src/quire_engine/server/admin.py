@@ -1,0 +1,50 @@
+"""What the operator and the router ask of one engine. Not for the public: whoever can call this can drain it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+
+from quire_engine.server.generation import Generation
+
+__all__ = ["admin_app", "admin_routes"]
+
+
+def admin_routes(generation: Generation, load: Callable[[], dict[str, Any]]) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/load")
+    async def load_() -> dict[str, Any]:
+        """What a balancer wants to know, cheap enough to be asked often."""
+        return load()
+
+    @router.get("/admin/state")
+    async def state() -> dict[str, Any]:
+        reason = generation.why_not_ready()
+        return {
+            "ready": reason is None,
+            "reason": reason,
+            "draining": generation.draining,
+            "models": list(generation.names),
+            **load(),
+        }
+
+    @router.post("/admin/drain")
+    async def drain() -> dict[str, Any]:
+        """Take nothing new; what was accepted is finished. `inside` of /load says how much is left."""
+        generation.draining = True
+        return load()
+
+    @router.post("/admin/resume")
+    async def resume() -> dict[str, Any]:
+        """Take requests again."""
+        generation.draining = False
+        return load()
+
+    return router
+
+
+def admin_app(routes: APIRouter) -> FastAPI:
+    app = FastAPI(title="Quire engine, administration", docs_url=None, redoc_url=None)
+    app.include_router(routes)
+    return app

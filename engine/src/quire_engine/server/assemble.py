@@ -1,0 +1,130 @@
+"""The composition root of the server: EngineConfig -> the parts that serve.
+
+Whatever can be wrong is found here, before anything is started.
+"""
+
+import asyncio
+import os
+import random
+import ssl
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from quire_api.engine import EngineConfig
+from quire_api.flags import to_argv
+from quire_engine.errors import ConfigFailure
+from quire_engine.locate import locate_model
+from quire_engine.process.client import EngineClient
+from quire_engine.process.link import Ready, Report
+from quire_engine.server.admin import admin_app, admin_routes
+from quire_engine.server.app import make_app
+from quire_engine.server.door import Door, Keys
+from quire_engine.server.formats import choose_formats
+from quire_engine.server.generation import Generation
+from quire_engine.server.metrics import EngineMetrics
+from quire_engine.server.prompts import Prompts
+from quire_engine.spec import read_spec
+from quire_engine.text.chat import ChatTemplate
+from quire_engine.text.tokenizer import Tokenizer
+
+__all__ = ["Parts", "assemble"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What serves, made from the config."""
+
+    generation: Generation
+    client: EngineClient
+    door: Door
+    admin: ASGIApp
+    tls: dict[str, str]
+
+
+def assemble(config: EngineConfig) -> Parts:
+    folder = locate_model(config.model)
+    spec = read_spec(folder)
+    names = config.served_model_name or (folder.resolve().name,)
+    tokenizer = Tokenizer(folder, spec.shape.vocabulary)
+    template = ChatTemplate(tokenizer, config.chat_template)
+    formats = choose_formats(
+        config.tool_call_parser, config.reasoning_parser, template.source, tokenizer.special_tokens
+    )
+    keys = Keys.read((*config.api_key, *os.environ.get("QUIRE_API_KEY", "").split()), config.api_key_file)
+    metrics = EngineMetrics(names[0])
+    last: list[Report] = []
+
+    def on_report(report: Report) -> None:
+        last[:] = [report]
+        metrics.on_report(report)
+
+    secretless = config.model_copy(update={"api_key": ()})  # everybody can read the list of processes
+    client = EngineClient(to_argv(secretless), on_report)
+    generation = Generation(names, tokenizer, client, metrics, log_prompts=config.log_prompts)
+    prompts = Prompts(
+        spec=spec,
+        tokenizer=tokenizer,
+        template=template,
+        formats=formats,
+        max_output_tokens=config.max_output_tokens,
+        fresh_seeds=random.Random(config.seed),
+    )
+    app = make_app(generation, prompts, client, metrics, config.allowed_origins)
+
+    def why_full() -> str | None:
+        limit = config.max_num_queued_reqs
+        if limit is None or client.num_waiting < limit:
+            return None
+        metrics["vllm:admission_rejections_total"].inc()
+        return f"the queue is full, with {limit} requests that wait: come again later"
+
+    door = Door(
+        app,
+        generation.why_not_ready,
+        why_full,
+        keys=keys,
+        max_body_bytes=int(config.max_body_mib * 2**20),
+        log_requests=config.enable_log_requests,
+    )
+
+    def load() -> dict[str, Any]:
+        now = last[0].load if last else None
+        return {
+            "inside": door.inside,
+            "running": now.running if now else 0,
+            "waiting": now.waiting if now else 0,
+            "kv_usage": now.kv_usage if now else 0.0,
+        }
+
+    routes = admin_routes(generation, load)
+    if config.admin_on_main_port:
+        app.include_router(routes)
+    metrics.watch("quire_engine_heartbeat_age_seconds", lambda: client.silent_for)
+    metrics.watch("quire_requests_inside", lambda: door.inside)
+    started = time.monotonic()
+
+    def on_ready(ready: asyncio.Future[Ready]) -> None:
+        if not ready.cancelled():
+            cache = (ready.result().block_size, ready.result().num_blocks, config.enable_prefix_caching)
+            metrics.labelled("vllm:cache_config_info", *map(str, cache)).set(1)
+            metrics["quire_ready_seconds"].set(time.monotonic() - started)
+
+    client.ready.add_done_callback(on_ready)
+    return Parts(generation=generation, client=client, door=door, admin=admin_app(routes), tls=_tls(config))
+
+
+def _tls(config: EngineConfig) -> dict[str, str]:
+    """uvicorn's options."""
+    if config.ssl_certfile is None and config.ssl_keyfile is None:
+        return {}
+    if config.ssl_certfile is None:
+        raise ConfigFailure("--ssl-keyfile without --ssl-certfile: give both")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigFailure(f"--ssl-certfile and --ssl-keyfile cannot be used: {error}") from None
+    files = {"ssl_certfile": config.ssl_certfile}
+    return files if config.ssl_keyfile is None else {**files, "ssl_keyfile": config.ssl_keyfile}

@@ -1,0 +1,221 @@
+"""Requests -> jobs: prompts as token ids, and all that the engine must know, checked.
+
+What the engine would refuse is refused here already, before the first byte of a stream.
+"""
+
+import asyncio
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from quire_engine.errors import RequestRejected
+from quire_engine.grammars.asked import StructuredOutputs
+from quire_engine.messages.grammar import ToolSchema, tool_grammar
+from quire_engine.params import SamplingParams, resolve
+from quire_engine.process.client import Ask
+from quire_engine.server.formats import Formats
+from quire_engine.server.generation import Job
+from quire_engine.server.requests import ChatRequest, CompletionRequest, Message, Sampled, TokenizeRequest, Tool
+from quire_engine.spec import ModelSpec
+from quire_engine.text.chat import ChatTemplate
+from quire_engine.text.tokenizer import Tokenizer
+
+__all__ = ["Prompts"]
+
+LONG_TEXT = 4096  # characters from which tokenising leaves the event loop
+MOST_SEQUENCES = 1024  # of one request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    spec: ModelSpec
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    formats: Formats
+    max_output_tokens: int | None
+    fresh_seeds: random.Random
+
+    async def of_chat(self, request: ChatRequest, max_model_len: int) -> Job:
+        ids, in_reasoning = await self.chat_ids(request)
+        limit = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+        choice = request.choice
+        if request.prompt_logprobs is not None and request.stream:
+            raise RequestRejected("prompt_logprobs come with whole answers only: leave out stream", "prompt_logprobs")
+        more: dict[str, Any] = {"max_tokens": limit, "logprobs": request.wanted_logprobs}
+        if choice not in (None, "none", "auto"):
+            if request.response_format or request.structured_outputs:
+                raise RequestRejected(
+                    "tool_choice asks for a call, and a format for another text: drop one", "tool_choice"
+                )
+            more["structured_outputs"] = self._call_grammar(request, str(choice), in_reasoning)
+        asked = request.sampling(**more)
+        shown = frozenset[int]()
+        if asked.skip_special_tokens:
+            shown = self._shown(tools=choice not in (None, "none"))
+        job = self._job([ids], request, asked, max_model_len, shown)
+        return replace(job, in_reasoning=in_reasoning)
+
+    async def of_completion(self, request: CompletionRequest, max_model_len: int) -> Job:
+        if request.best_of not in (None, request.n or 1):
+            raise RequestRejected("best_of other than n is not supported: ask for n answers, and choose", "best_of")
+        if request.prompt_logprobs is not None and request.stream:
+            raise RequestRejected("prompt_logprobs come with whole answers only: leave out stream", "prompt_logprobs")
+        prompts = [
+            await self.encode(each, add_special_tokens=request.add_special_tokens) if isinstance(each, str) else each
+            for each in request.prompts
+        ]
+        if not prompts:
+            raise RequestRejected("the prompt is empty: at least one token is needed", "prompt")
+        wanted = 16 if request.max_tokens is None else request.max_tokens
+        more: dict[str, Any] = {"max_tokens": wanted, "logprobs": request.logprobs}
+        if request.echo:
+            more["max_tokens"] = max(1, wanted)  # with 0, the token is not shown (answers.py)
+            if request.logprobs is not None:
+                more["prompt_logprobs"] = request.logprobs
+        return self._job(prompts, request, request.sampling(**more), max_model_len)
+
+    async def chat_ids(self, request: ChatRequest | TokenizeRequest) -> tuple[list[int], bool]:
+        """And whether they end within reasoning, which the template has begun."""
+        messages: Sequence[Message] = request.messages or ()
+        tools: Sequence[Tool] | None = request.tools
+        both = request.continue_final_message and request.add_generation_prompt
+        if both and "add_generation_prompt" in request.model_fields_set:
+            raise RequestRejected(
+                "continue_final_message and add_generation_prompt exclude each other", "continue_final_message"
+            )
+        rendered = [_for_template(message.as_template()) for message in messages]
+        more: dict[str, Any] = dict(request.chat_template_kwargs or {})
+        if isinstance(request, ChatRequest):
+            if request.documents:
+                more["documents"] = request.documents
+            if (effort := request.reasoning_effort) is not None:
+                more = {"enable_thinking": effort != "none", **more, "reasoning_effort": effort}
+            if request.tool_choice == "none":
+                tools = None
+        text = self.template.render(
+            rendered,
+            [tool.model_dump(exclude_none=True) for tool in tools] if tools else None,
+            add_generation_prompt=request.add_generation_prompt and not request.continue_final_message,
+            **more,
+        )
+        if request.continue_final_message:
+            text = _open_ended(text, rendered[-1])
+        reasoning = self.formats.reasoning
+        in_reasoning = reasoning is not None and reasoning.is_open(text)
+        return await self.encode(text, add_special_tokens=bool(request.add_special_tokens)), in_reasoning
+
+    async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            if len(text) < LONG_TEXT:
+                return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+        except (TypeError, UnicodeEncodeError):
+            raise RequestRejected("the prompt is no text: it has half of a surrogate pair", "prompt") from None
+
+    # ------------------------------------------------------------------ the steps of the above
+
+    def _call_grammar(self, request: ChatRequest, choice: str, in_reasoning: bool) -> StructuredOutputs:
+        assert request.tools is not None
+        if self.formats.tools is None:
+            raise RequestRejected(
+                "this model has no known format of tool calls: only tool_choice none works, or set --tool-call-parser",
+                "tool_choice",
+            )
+        text = tool_grammar(
+            self.formats.tools,
+            [ToolSchema(name=tool.function.name, parameters=tool.function.parameters) for tool in request.tools],
+            choice,
+            parallel=request.parallel_tool_calls is not False,
+            reasoning=self.formats.reasoning,
+            in_reasoning=in_reasoning,
+        )
+        return StructuredOutputs(structural_tag=text, param="tools")
+
+    def _shown(self, *, tools: bool) -> frozenset[int]:
+        """Special tokens that mark calls and reasoning: to be read, they must be in the text."""
+        markers = set(self.formats.reasoning.markers if self.formats.reasoning else ())
+        if tools and self.formats.tools:
+            markers |= set(self.formats.tools.markers)
+        return frozenset(i for name in markers if (i := self.tokenizer.id_of(name)) is not None)
+
+    def _job(
+        self,
+        prompts: Sequence[list[int]],
+        request: Sampled,
+        asked: SamplingParams,
+        limit: int,
+        shown: frozenset[int] = frozenset(),
+    ) -> Job:
+        if len(prompts) * asked.n > MOST_SEQUENCES:
+            raise RequestRejected(
+                f"{len(prompts)} prompts with {asked.n} answers each are more than {MOST_SEQUENCES} sequences: ask for fewer",
+                "n",
+            )
+        asks: list[Ask] = []
+        seed = request.seed if request.seed is not None else self.fresh_seeds.getrandbits(62)
+        for ids in prompts:
+            prompt = tuple(self._checked(ids, asked, limit))
+            for answer in range(asked.n):
+                params = resolve(
+                    asked,
+                    seed=(seed + answer) % 2**63,
+                    lead=answer == 0,
+                    prompt_length=len(prompt),
+                    max_model_len=limit,
+                    vocabulary=self.spec.shape.vocabulary,
+                    end_tokens=self.spec.end_tokens,
+                    tokenizer=self.tokenizer,
+                    most_tokens=self.max_output_tokens,
+                )
+                asks.append(
+                    Ask(
+                        prompt=prompt,
+                        params=params,
+                        priority=request.priority,
+                        follows=len(asks) - answer if answer else None,
+                        domain=("salt", request.cache_salt) if request.cache_salt else (),
+                    )
+                )
+        return Job(asks=tuple(asks), asked=asked, shown=shown)
+
+    def _checked(self, ids: list[int], asked: SamplingParams, limit: int) -> list[int]:
+        ids = ids[-asked.truncate_prompt_tokens :] if asked.truncate_prompt_tokens else ids
+        vocabulary = self.spec.shape.vocabulary
+        if not ids:
+            raise RequestRejected("the prompt is empty: at least one token is needed", "prompt")
+        if len(ids) >= limit:
+            raise RequestRejected(
+                f"the prompt has {len(ids)} tokens, and this model takes at most {limit} with the output: shorten it",
+                "prompt",
+            )
+        if max(ids) >= vocabulary:
+            raise RequestRejected(
+                f"prompt: token {max(ids)} is not below {vocabulary}, the size of the vocabulary", "prompt"
+            )
+        return ids
+
+
+def _for_template(message: dict[str, Any]) -> dict[str, Any]:
+    """Clients send the arguments of calls as JSON text; templates expect what it means."""
+    for call in message.get("tool_calls") or ():
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+            try:
+                function["arguments"] = json.loads(function["arguments"] or "{}")
+            except ValueError:
+                pass  # as it is, then
+    return message
+
+
+def _open_ended(text: str, last: Mapping[str, Any]) -> str:
+    """The rendered chat up to the end of the last message's content, to be gone on with."""
+    content = str(last.get("content") or "").rstrip()
+    at = text.rfind(content)
+    if not content or at < 0:
+        raise RequestRejected(
+            "continue_final_message: the last message must have content, and the template must show it as it is",
+            "continue_final_message",
+        )
+    return text[: at + len(content)]
