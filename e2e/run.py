@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE / name) for name in ("cluster", "kubernetes", "local", "../tests")]
 
 from checks import BEFORE_IMAGES, WITH_IMAGES, World  # noqa: E402  # after the path above
+from clients import STAGES  # noqa: E402
 from readme import first_answer  # noqa: E402
 from target import RELEASE, SYSTEM, Images, Target, choose  # noqa: E402
 
@@ -71,6 +72,8 @@ def main() -> int:
 
 def _run(stages: Stages, *, keep: bool) -> None:
     stages.run("make run, then the README's curl: the first answer", first_answer)
+    for stage in STAGES:
+        stages.run(stage.__doc__ or "", stage)
     with tempfile.TemporaryDirectory() as folder:
         target = choose(f"e2e-{os.getpid()}", Path(folder))
         print(f"running on {target.name}", flush=True)

@@ -13,12 +13,13 @@ if [[ "${1:-}" == "e2e" ]]; then
     iptables conntrack             # what kube-proxy programs
     iproute2                       # the network namespace the cluster lives in
     openssl                        # the certificates of the cluster
-  buildah debootstrap            # images without a Docker engine
+    buildah debootstrap            # images without a Docker engine
+    prometheus                     # promtool, which checks metrics
   )
 fi
 
 if ! command -v dpkg-query >/dev/null; then
-  for program in python3 gcc make git curl ${1:+containerd runc etcd iptables conntrack ip openssl buildah debootstrap}; do
+  for program in python3 gcc make git curl ${1:+containerd runc etcd iptables conntrack ip openssl buildah debootstrap promtool}; do
     command -v "$program" >/dev/null || { echo "missing: $program (this script installs packages on Debian only)" >&2; exit 1; }
   done
   exit 0

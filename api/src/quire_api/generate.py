@@ -148,6 +148,17 @@ def _metrics_page() -> str:
                 [(f"`{m.name}`", m.kind, ", ".join(m.labels), m.help) for m in table],
             )
         )
+    ours = {m.name.removeprefix("vllm:").removesuffix("_total") for m in metrics.ENGINE}
+    for name, why in metrics.VLLM.items():
+        if (name in ours) == bool(why):
+            raise ValueError(f"metrics.VLLM has {name} wrong: we {'do' if name in ours else 'do not'} export it")
+    parts += [
+        "## Beside vLLM 0.32",
+        _table(
+            ("vLLM", "here"),
+            [(f"`vllm:{name.replace(', ', '`, `vllm:')}`", why or "the same") for name, why in metrics.VLLM.items()],
+        ),
+    ]
     return _page(
         "Metrics", "Names which vLLM has keep its name and meaning; `quire_` marks what only Quire has.", *parts
     )

@@ -8,7 +8,7 @@ and docs/reference/metrics.md is generated from it.
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["ENGINE", "OPERATOR", "ROUTER", "Metric"]
+__all__ = ["ENGINE", "OPERATOR", "ROUTER", "VLLM", "Metric"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +69,10 @@ ENGINE: tuple[Metric, ...] = (
     _seconds("vllm:request_decode_time_seconds", "First token to last token."),
     _tokens("vllm:request_prompt_tokens", "Prompt tokens of a finished sequence."),
     _tokens("vllm:request_generation_tokens", "Output tokens of a finished sequence."),
+    _tokens(
+        "vllm:request_prefill_kv_computed_tokens", "Prompt tokens of a finished sequence that were computed, not found."
+    ),
+    _tokens("vllm:request_max_num_generation_tokens", "Output tokens of the longest answer of a finished request."),
     _tokens("vllm:request_params_max_tokens", "Most tokens it was allowed."),
     _tokens("vllm:request_params_n", "Answers that its request asked for."),
     _tokens("vllm:iteration_tokens_total", "Tokens of a step."),
@@ -84,6 +88,52 @@ ENGINE: tuple[Metric, ...] = (
     _gauge("quire_ready_seconds", "From the start of the process until it was ready."),
     _gauge("quire_requests_inside", "Requests accepted and not yet answered to the last byte."),
 )
+
+# What vLLM 0.32 exports, without `_total` -> why we do not; "" if we do.
+VLLM: dict[str, str] = {
+    "num_requests_running": "",
+    "num_requests_waiting": "",
+    "num_requests_waiting_by_reason": "what waits, waits for room: there is one reason",
+    "kv_cache_usage_perc": "",
+    "cache_config_info": "",
+    "prefix_cache_queries": "",
+    "prefix_cache_hits": "",
+    "num_preemptions": "",
+    "prompt_tokens": "",
+    "prompt_tokens_cached": "",
+    "prompt_tokens_by_source": "prompt_tokens and prompt_tokens_cached say as much",
+    "prompt_tokens_cached_by_source": "there is one cache",
+    "generation_tokens": "",
+    "request_success": "",
+    "admission_rejections": "",
+    "corrupted_requests": "an answer that is not a number ends with an error: request_success of reason `error`",
+    "iteration_tokens": "",
+    "time_to_first_token_seconds": "",
+    "inter_token_latency_seconds": "",
+    "request_time_per_output_token_seconds": "",
+    "e2e_request_latency_seconds": "",
+    "request_queue_time_seconds": "",
+    "request_inference_time_seconds": "",
+    "request_prefill_time_seconds": "",
+    "request_decode_time_seconds": "",
+    "request_prompt_tokens": "",
+    "request_generation_tokens": "",
+    "request_max_num_generation_tokens": "",
+    "request_params_n": "",
+    "request_params_max_tokens": "",
+    "request_prefill_kv_computed_tokens": "",
+    "request_num_preemptions": "num_preemptions counts them all",
+    "tool_call_parser_invocations": "a parser reads every answer that may have calls",
+    "lora_requests_info": "there are no adapters yet",
+    "spec_decode_*": "there is no speculation yet",
+    "mm_cache_*": "there are no images yet",
+    "external_prefix_cache_*": "there is no cache outside the engine",
+    "kv_block_*": "blocks are not sampled",
+    "estimated_*_per_gpu": "not estimated",
+    "engine_sleep_state": "engines do not sleep: they are scaled",
+    "kv_offload_*, nixl_*, mooncake_*, hf3fs_*, hisparse_*, simple_kv_offload_*": "of connectors that we do not have",
+    "sleep_mode_*, rl_weight_update_*, diffusion_*, websocket_*, watermark_*": "of features that we do not have",
+}
 
 ROUTER: tuple[Metric, ...] = (
     Metric(

@@ -126,3 +126,4 @@ class Generation:
         finally:
             for clock in clocks:
                 clock.finish(FinishReason.ABORT)  # unless it has finished
+            self._metrics["vllm:request_max_num_generation_tokens"].observe(max(clock.tokens for clock in clocks))

@@ -74,6 +74,7 @@ class SequenceClock:
     __slots__ = (
         "_arrival",
         "_began",
+        "_cached",
         "_finished",
         "_first",
         "_last",
@@ -81,14 +82,14 @@ class SequenceClock:
         "_metrics",
         "_n",
         "_prompt",
-        "_tokens",
+        "tokens",
     )
 
     def __init__(self, metrics: EngineMetrics, prompt: int, max_tokens: int, n: int, *, is_first: bool) -> None:
         self._metrics = metrics
         self._prompt, self._max_tokens, self._n = prompt, max_tokens, n
         self._arrival = self._began = self._first = self._last = time.monotonic()
-        self._tokens = 0
+        self.tokens = self._cached = 0
         self._finished = False
         if is_first:
             metrics["vllm:prompt_tokens_total"].inc(prompt)
@@ -96,19 +97,20 @@ class SequenceClock:
     def begin(self, started: float, cached: int) -> None:
         """Its first step began then, and found so much of the prompt in the cache."""
         self._began = max(started, self._arrival)
+        self._cached = cached
         self._metrics["vllm:request_queue_time_seconds"].observe(self._began - self._arrival)
         if cached:
             self._metrics["vllm:prompt_tokens_cached_total"].inc(cached)
 
     def token(self) -> None:
         now = time.monotonic()
-        if self._tokens:
+        if self.tokens:
             self._metrics["vllm:inter_token_latency_seconds"].observe(now - self._last)
         else:
             self._first = now
             self._metrics["vllm:time_to_first_token_seconds"].observe(now - self._arrival)
         self._metrics["vllm:generation_tokens_total"].inc()
-        self._tokens += 1
+        self.tokens += 1
         self._last = now
 
     def finish(self, reason: FinishReason) -> None:
@@ -120,13 +122,14 @@ class SequenceClock:
         metrics.labelled("vllm:request_success_total", reason.value).inc()
         metrics["vllm:e2e_request_latency_seconds"].observe(now - self._arrival)
         metrics["vllm:request_prompt_tokens"].observe(self._prompt)
-        metrics["vllm:request_generation_tokens"].observe(self._tokens)
+        metrics["vllm:request_generation_tokens"].observe(self.tokens)
+        metrics["vllm:request_prefill_kv_computed_tokens"].observe(self._prompt - self._cached)
         metrics["vllm:request_params_max_tokens"].observe(self._max_tokens)
         metrics["vllm:request_params_n"].observe(self._n)
-        if self._tokens:
+        if self.tokens:
             metrics["vllm:request_inference_time_seconds"].observe(self._last - self._began)
             metrics["vllm:request_prefill_time_seconds"].observe(self._first - self._began)
             metrics["vllm:request_decode_time_seconds"].observe(self._last - self._first)
-        if self._tokens > 1:
-            mean = (self._last - self._first) / (self._tokens - 1)
+        if self.tokens > 1:
+            mean = (self._last - self._first) / (self.tokens - 1)
             metrics["vllm:request_time_per_output_token_seconds"].observe(mean)
