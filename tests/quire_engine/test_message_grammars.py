@@ -14,7 +14,7 @@ from quire_engine.errors import RequestRejected
 from quire_engine.locate import locate_model
 from quire_engine.messages.deltas import Call, Message, message_of
 from quire_engine.messages.formats import REASONING_FORMATS, TOOL_FORMATS, ToolFormat
-from quire_engine.messages.grammar import NoGrammar, ToolSchema, tool_grammar
+from quire_engine.messages.grammar import NoGrammar, ToolSchema, after_reasoning, tool_grammar
 from quire_engine.messages.parser import MessageParser
 from quire_engine.text.tokenizer import Tokenizer
 
@@ -203,6 +203,26 @@ def test_a_model_that_reasons_may_do_so_before_its_call(name: str, tools: str) -
     assert message_of([*parser.feed(rest), *parser.finish()]) == Message(
         None, "So.", [Call("weather", '{"city": "Rome"}')]
     )
+
+
+@pytest.mark.parametrize("name", ["qwen3", "mistral", "granite", "gpt_oss"])
+def test_what_binds_the_answer_does_not_bind_the_thoughts_before_it(name: str) -> None:
+    row = REASONING_FORMATS[name]
+    answer = {"type": "json_schema", "json_schema": CITY}
+    written = ("<|channel|>final<|message|>" if row.channels else "") + '{"city": "Rome"}'
+    rest = f"What {{ is it?{row.closes[0]}{row.after_close}{written}"
+    from_start, from_within = (
+        COMPILER.compile_structural_tag(after_reasoning(row, within, answer)) for within in (False, True)
+    )
+
+    assert accepts(from_start, written)
+    assert accepts(from_start, row.opens[0] + rest)
+    assert accepts(from_start, row.opens[0] + rest.replace(written, "\n\n" + written))
+    assert not accepts(from_start, rest)
+    assert not accepts(from_start, row.opens[0] + rest.replace("Rome", 'Rome", "x": "'))
+    assert accepts(from_within, rest)
+    parser = MessageParser(None, row, in_reasoning=True)
+    assert message_of([*parser.feed(rest), *parser.finish()]).content == '{"city": "Rome"}'
 
 
 def test_what_cannot_be_forced_is_refused_in_one_sentence() -> None:

@@ -1,4 +1,4 @@
-"""The grammars of tool calls: what a model may write when it has to call a function.
+"""The grammars of messages: what a model may write when it has to call a function, or has to reason before its answer.
 
 `tool_grammar` returns a structural tag of xgrammar's, as JSON; this module makes the text, the engine compiles it. A
 grammar speaks of text: to be able to write a marker that is a special token, the vocabulary that xgrammar is given must
@@ -17,7 +17,7 @@ from quire_engine.errors import RequestRejected
 from quire_engine.messages.formats import ReasoningFormat, ToolFormat, Writing
 from quire_engine.messages.reader import NAME
 
-__all__ = ["NoGrammar", "ToolSchema", "tool_grammar"]
+__all__ = ["NoGrammar", "ToolSchema", "after_reasoning", "tool_grammar"]
 
 MOST_WHITESPACE = 40  # characters in a row within JSON, so that no model fills its output with them
 REQUIRED = "required"
@@ -66,6 +66,13 @@ def tool_grammar(
     return json.dumps({"type": "structural_tag", "format": _sequence([*_thoughts(reasoning, in_reasoning), calls])})
 
 
+def after_reasoning(row: ReasoningFormat, in_reasoning: bool, answer: Part) -> str:
+    """The structural tag of an answer, a format of xgrammar's, before which the model may reason."""
+    content = _text("<|channel|>final<|message|>") if row.channels else []
+    parts = [*_thoughts(row, in_reasoning, _text("\n\n")), *content, answer]
+    return json.dumps({"type": "structural_tag", "format": _sequence(parts)})
+
+
 def _calls(writing: Writing, tools: Sequence[ToolSchema], several: bool) -> Part:
     one = _either([_call(writing, tool) for tool in tools])
     parts = [*_text(writing.begin), one]
@@ -84,16 +91,20 @@ def _call(writing: Writing, tool: ToolSchema) -> Part:
     )
 
 
-def _thoughts(row: ReasoningFormat | None, in_reasoning: bool) -> list[Part]:
+def _thoughts(row: ReasoningFormat | None, in_reasoning: bool, after: Sequence[Part] = ()) -> list[Part]:
     if row is None:
         return []
     thoughts = {"type": "any_text"}
     if in_reasoning:
-        return [{"type": "tag", "begin": "", "content": thoughts, "end": list(row.closes)}, *_text(row.after_close)]
+        return [
+            {"type": "tag", "begin": "", "content": thoughts, "end": list(row.closes)},
+            *_text(row.after_close),
+            *after,
+        ]
     tags: list[Part] = [
         {"type": "tag", "begin": opening, "content": thoughts, "end": list(row.closes)} for opening in row.opens
     ]
-    return [{"type": "optional", "content": _sequence([_either(tags), *_text(row.after_close)])}]
+    return [{"type": "optional", "content": _sequence([_either(tags), *_text(row.after_close), *after])}]
 
 
 def _text(text: str) -> list[Part]:

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from quire_engine.core.request import GrammarKind
 from quire_engine.errors import RequestRejected
-from quire_engine.grammars.asked import StructuredOutputs
-from quire_engine.messages.grammar import ToolSchema, tool_grammar
+from quire_engine.grammars.asked import StructuredOutputs, grammar_of
+from quire_engine.messages.grammar import ToolSchema, after_reasoning, tool_grammar
 from quire_engine.params import SamplingParams, resolve
 from quire_engine.process.client import Ask
 from quire_engine.server.formats import Formats
@@ -51,6 +52,8 @@ class Prompts:
                 )
             more["structured_outputs"] = self._call_grammar(request, str(choice), in_reasoning)
         asked = request.sampling(**more)
+        if asked.structured_outputs is not None and "structured_outputs" not in more:
+            asked = replace(asked, structured_outputs=self._after_reasoning(asked.structured_outputs, in_reasoning))
         shown = frozenset[int]()
         if asked.skip_special_tokens:
             shown = self._shown(tools=choice not in (None, "none"))
@@ -132,6 +135,24 @@ class Prompts:
             in_reasoning=in_reasoning,
         )
         return StructuredOutputs(structural_tag=text, param="tools")
+
+    def _after_reasoning(self, structured: StructuredOutputs, in_reasoning: bool) -> StructuredOutputs:
+        """What binds the answer does not bind the thoughts before it."""
+        if self.formats.reasoning is None:
+            return structured
+        grammar = grammar_of(structured)
+        answer: dict[str, Any]
+        match grammar.kind:
+            case GrammarKind.JSON:
+                answer = {"type": "json_schema", "json_schema": json.loads(grammar.text)}
+            case GrammarKind.REGEX:
+                answer = {"type": "regex", "pattern": grammar.text}
+            case GrammarKind.EBNF:
+                answer = {"type": "grammar", "grammar": grammar.text}
+            case GrammarKind.STRUCTURAL_TAG:
+                answer = json.loads(grammar.text)["format"]
+        text = after_reasoning(self.formats.reasoning, in_reasoning, answer)
+        return StructuredOutputs(structural_tag=text, param=structured.param)
 
     def _shown(self, *, tools: bool) -> frozenset[int]:
         """Special tokens that mark calls and reasoning: to be read, they must be in the text."""
