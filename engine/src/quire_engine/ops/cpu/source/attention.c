@@ -1,9 +1,9 @@
 /* Attention over the paged cache, read where it lies.
 
-   A piece of the work is of one chunk and one key head: up to PIECE rows, a row being a token and one of the query heads
-   that share the key head; a part is a few pieces. A piece goes through the context in stretches, with the softmax kept
-   up as it goes (Milakov and Gimelshein): of every row the largest score so far, the sum of its weights and the weighted
-   sum of the values, which are scaled down when a larger score turns up.
+   A piece of the work is of one chunk and one key head: up to PIECE rows, a row being a token and one of the query
+   heads that share the key head; a part is a few pieces. A piece goes through the context in stretches, with the
+   softmax kept up as it goes (Milakov and Gimelshein): of every row the largest score so far, the sum of its weights and
+   the weighted sum of the values, which are scaled down when a larger score turns up.
 
        context    |.......stretch 0.......|.......stretch 1.......|....
        row a          [ lo ...................... hi )                what a row may see, by its own position
@@ -74,7 +74,7 @@ static void score(struct piece *p, const struct stretch *t, const struct ahead *
 static void soften(struct piece *p, const struct stretch *t, long row, vec *products, operand *weights) {
     const struct form *f = p->form;
     long lo = p->lo[row] - t->start, hi = p->hi[row] - t->start;
-    long first = most(lo, 0) / LANES, last = ceil_div(least(hi, STRETCH), LANES); /* vectors of which it sees something */
+    long first = most(lo, 0) / LANES, last = ceil_div(least(hi, STRETCH), LANES); /* vectors of which it sees some */
     float unit = LOG2_E * (f->softcap ? f->softcap : f->scale);
     ints lane;
     for (int i = 0; i < LANES; i++)
@@ -191,14 +191,8 @@ static void prepare(struct piece *p, const struct attending *a, const struct row
     const struct form *f = p->form;
     p->rows = r->count;
     for (long row = 0; row < r->count; row++) {
-        const element *q = a->q + element_of(a, r, row);
         operand *query = p->queries + row * p->filled;
-#if OPERAND_IS_FLOAT
-        for (long d = 0; d < f->dim; d += LANES)
-            store_some_floats(query + d, load_some(q + d, f->dim - d), f->dim - d);
-#else
-        memcpy(query, q, f->dim * sizeof(element));
-#endif
+        to_operands(query, a->q + element_of(a, r, row), f->dim);
         memset(query + f->dim, 0, (p->filled - f->dim) * sizeof(operand));
         p->lo[row] = lo_of(f, r, row);
         p->hi[row] = hi_of(f, r, row);

@@ -15,7 +15,7 @@ struct form {
     long heads, kv_heads, dim, causal;
     long window;     /* 0: none */
     long rotary_dim; /* 0: none */
-    float scale, softcap /* 0: none */, epsilon;
+    float scale /* above 0 */, softcap /* 0: none */, epsilon;
     const float *rotary, *q_norm, *k_norm; /* [positions, rotary_dim], [D], [D]; may be null */
 };
 

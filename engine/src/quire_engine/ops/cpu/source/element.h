@@ -18,7 +18,7 @@ typedef uint16_t element; /* the upper half of a float32 */
 /* The upper halves of float32. */
 INLINE words widened(halves x) {
 #if LANES == 16
-    return (words)_mm512_cvtepu16_epi32((__m256i)x) << 16; /* of the conversion below, gcc 12 makes two and joins them */
+    return (words)_mm512_cvtepu16_epi32((__m256i)x) << 16; /* gcc 12 makes two of what is below, and joins them */
 #else
     return __builtin_convertvector(x, words) << 16;
 #endif

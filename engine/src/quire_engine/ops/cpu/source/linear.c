@@ -153,11 +153,7 @@ static void widen_row(const void *job, long row) {
     const struct widening *w = job;
     operand *to = w->to + row * w->stride;
     memset(to + w->stride - STEP, 0, STEP * sizeof(operand));
-    for (long i = 0; i < w->width; i += LANES) {
-        operand some[LANES];
-        store_operands(some, load_some(w->x + row * w->width + i, w->width - i));
-        memcpy(to + i, some, least(LANES, w->width - i) * sizeof(operand));
-    }
+    to_operands(to, w->x + row * w->width, w->width);
 }
 
 /* x [rows, in] -> y [rows, out], of float32 if `wide`; the bias [out] may be null. */

@@ -80,7 +80,8 @@ static void find_values(struct stretch *t, const struct form *f, const struct la
     for (long i = t->first_block; i < t->last_block; i++) {
         long at = most(i * size, (t->from - t->start) / shared * shared), end = least((i + 1) * size, t->to - t->start);
         const element *values = cache->values + t->blocks[i] + (at - i * size) * dim;
-        long pairs = ceil_div(end - at, shared) * shared / 2, as_they_are = dim % LANES ? 0 : (end - at) / shared * shared / 2;
+        long pairs = ceil_div(end - at, shared) * shared / 2;
+        long as_they_are = dim % LANES ? 0 : (end - at) / shared * shared / 2;
         element *to = copy + at / 2 * t->value_stride;
         for (long pair = as_they_are; pair < pairs; pair++)
             copy_values(to + pair * t->value_stride, values + pair * 2 * dim, dim, end - at - 2 * pair);

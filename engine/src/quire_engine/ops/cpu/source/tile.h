@@ -84,6 +84,15 @@ INLINE void store_operands(operand *to, vec x) {
 #endif
 }
 
+INLINE void to_operands(operand *to, const element *from, long count) {
+#if OPERAND_IS_FLOAT
+    for (long i = 0; i < count; i += LANES)
+        store_some_floats(to + i, load_some(from + i, count - i), count - i);
+#else
+    memcpy(to, from, count * sizeof(element));
+#endif
+}
+
 /* What add_products will make of x once it has been stored. */
 INLINE vec round_to_operand(vec x) {
 #if OPERAND_IS_FLOAT
