@@ -2,8 +2,8 @@
 
    A piece of the work is of one chunk and one key head: up to PIECE rows, a row being a token and one of the query
    heads that share the key head; a part is a few pieces. A piece goes through the context in stretches, with the
-   softmax kept up as it goes (Milakov and Gimelshein): of every row the largest score so far, the sum of its weights and
-   the weighted sum of the values, which are scaled down when a larger score turns up.
+   softmax kept up as it goes (Milakov and Gimelshein): of every row the largest score so far, the sum of its weights
+   and the weighted sum of the values, which are scaled down when a larger score turns up.
 
        context    |.......stretch 0.......|.......stretch 1.......|....
        row a          [ lo ...................... hi )                what a row may see, by its own position
