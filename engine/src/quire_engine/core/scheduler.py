@@ -27,6 +27,17 @@ from quire_engine.errors import RequestRejected
 
 __all__ = ["Limits", "Load", "Scheduler"]
 
+NOT_A_NUMBER = Finish(
+    FinishReason.ERROR,
+    message="no token could be chosen: the model computed something that is not a number; its weights, or this number "
+    "format, are at fault",
+)
+NOTHING_LEFT = Finish(
+    FinishReason.ERROR,
+    message="no token could be chosen: nothing was left that the request allows, or its grammar took too long to follow",
+    by_request=True,
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -286,11 +297,7 @@ class Scheduler:
     def _take_token(self, sequence: Sequence, token: int, logprob: TokenLogprob | None, events: Events) -> None:
         sequence.num_in_flight -= 1
         if token < 0:
-            message = (
-                "no token could be chosen: the model computed something that is not a number (its weights, or this number "
-                "format, are at fault), or nothing that the request allows was left"
-            )
-            self._end(sequence, Finish(FinishReason.ERROR, message=message), events)
+            self._end(sequence, NOT_A_NUMBER if token == -1 else NOTHING_LEFT, events)
             return
         sequence.tokens.append(token)
         if logprob is not None:

@@ -84,6 +84,7 @@ class TokenLogprob:
 @dataclass(slots=True, kw_only=True)
 class StepResult:
     tokens: list[int]  # one for each chunk that samples, in the order of the plan; -1: the logits were not numbers
+    # -2: nothing was left that the request allows
     logprobs: dict[int, TokenLogprob] = field(default_factory=dict)  # by position in `tokens`
     prompt_logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
     """By chunk of the plan: for each of its tokens that has a successor in the prompt, that successor's."""
@@ -94,6 +95,7 @@ class Finish:
     reason: FinishReason
     stop: bytes | None = None  # the stop string that was met, if that is why
     message: str | None = None  # of an error
+    by_request: bool = False  # the request is at fault
 
 
 @dataclass(slots=True, kw_only=True)

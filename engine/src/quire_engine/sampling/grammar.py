@@ -3,13 +3,15 @@
 The host walks each grammar by the tokens that were chosen, so it has to see them. It does so as late as it can: `apply` is
 called after the forward pass was launched, waits for the tokens of the step before, which a GPU has finished by then,
 and computes the masks while the forward pass runs. A row of a sequence that has ended meanwhile is masked altogether: its token is
-never looked at.
+never looked at. A grammar may take longer with every token (one that can be read in many ways does): it ends its request
+before it holds up those of others.
 
     apply of step n:   take the tokens of step n - 1  ->  a mask for each row, on the host  ->  the device
     note of step n:    the tokens, on their way to the host
 """
 
 from collections.abc import Sequence
+from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quire_engine.core.step import Placement
-from quire_engine.grammars.binding import load
 from quire_engine.grammars.store import GrammarStore
 from quire_engine.sampling.rows import Rows, in_blocks, upload
 
 __all__ = ["GrammarMask"]
 
 NEVER = float("-inf")
+FREE_S = 0.005  # of the processor, for one token of one request; what it takes beyond adds up to at most
+PATIENCE_S = 0.25
 LEAST = -1e30  # what is not ruled out, but by nothing else can be preferred
 
 
@@ -43,19 +46,17 @@ class GrammarMask:
             []
         ] * max_num_seqs  # for each of them a word of the mask, and a bit
         self._bits = np.zeros((max_num_seqs, -(-len(token_bytes) // 32)), np.uint32)  # a bit for each token
+        self._spent = [0.0] * max_num_seqs  # seconds beyond what is free
         self._owed: list[tuple[int, int]] = []  # slots, and where the tokens are that their matchers have not seen
         self._chosen = torch.empty(0, dtype=torch.int64)
         self._arrived: torch.cuda.Event | None = None
-        self._native: Any = None
 
     def place(self, placed: Placement) -> bool:
         slot, params = placed.slot, placed.params
         self._owed = [each for each in self._owed if each[0] != slot]
-        self._matchers[slot] = None
+        self._matchers[slot], self._spent[slot] = None, 0.0
         if params.grammar is None:
             return False
-        if self._native is None:
-            self._native = load().BatchGrammarMatcher(1)
         stops = sorted(params.stop_token_ids)
         self._ends[slot] = [token for token in stops if not self._token_bytes[token]] or stops
         self._end_bits[slot] = [(token >> 5, 1 << (token & 31)) for token in self._ends[slot]]
@@ -96,17 +97,26 @@ class GrammarMask:
         chosen: list[int] = self._chosen.tolist()
         for slot, i in self._owed:
             matcher = self._matchers[slot]
-            if matcher is not None and (chosen[i] in self._ends[slot] or not matcher.accept_token(chosen[i], False)):
+            if matcher is None:
+                continue
+            began = thread_time()
+            ended = chosen[i] in self._ends[slot] or not matcher.accept_token(chosen[i], False)
+            self._spent[slot] += thread_time() - began
+            if ended:
                 self._matchers[slot] = None
         self._owed = []
 
     def _fill(self, bits: NDArray[np.uint32], slots: list[int]) -> None:
-        walking = [i for i, slot in enumerate(slots) if self._matchers[slot] is not None]
-        if len(walking) < len(slots):
-            bits[:] = 0
-        if walking:
-            matchers = [self._matchers[slots[i]] for i in walking]
-            self._native.batch_fill_next_token_bitmask(matchers, bits.view(np.int32), walking, False)
+        view = bits.view(np.int32)
+        for i, slot in enumerate(slots):
+            matcher, began = self._matchers[slot], thread_time()
+            if matcher is not None:
+                matcher.fill_next_token_bitmask(view, i, False)
+                self._spent[slot] = max(0.0, self._spent[slot] + thread_time() - began - FREE_S)
+                if self._spent[slot] > PATIENCE_S:
+                    matcher = self._matchers[slot] = None
+            if matcher is None:
+                bits[i] = 0
 
     def _can_only_end(self, bits: NDArray[np.uint32], ends: list[tuple[int, int]]) -> bool:
         """Are end tokens allowed, and nothing else?"""

@@ -20,7 +20,7 @@ __all__ = ["Sampled", "Sampler"]
 
 class Sampled:
     def __init__(self, tokens: Tensor, scores: Scores | None = None, scored: list[int] | None = None) -> None:
-        self.tokens = tokens  # [S] int64, on the device; -1: the largest logit is not a finite number
+        self.tokens = tokens  # [S] int64, on the device; -1: the largest logit is not a number; -2: it is -inf
         self._scores = scores
         self._scored = scored or []  # rows, in the order of `scores`
 
@@ -93,4 +93,4 @@ def _best(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 def _finite(values: Tensor, tokens: Tensor) -> Tensor:
     """A maximum that is not a number shows one anywhere in the row."""
-    return torch.where(values.isfinite(), tokens, -1)
+    return torch.where(values.isfinite(), tokens, -1 - values.isneginf().long())

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from quire_engine.core.step import FinishReason, TokenLogprob
+from quire_engine.errors import RequestRejected
 from quire_engine.params import SamplingParams
 from quire_engine.process.client import Ask, EngineClient, EngineLost, GenerationFailed, PromptNews
 from quire_engine.server.choices import Choice, Piece
@@ -114,9 +115,8 @@ class Generation:
                         if event.finish is not None:
                             clock.finish(event.finish.reason)
                             if event.finish.reason is FinishReason.ERROR:
-                                raise GenerationFailed(
-                                    event.finish.message or "the engine could not go on with this request"
-                                )
+                                message = event.finish.message or "the engine could not go on with this request"
+                                raise (RequestRejected if event.finish.by_request else GenerationFailed)(message)
                     if pieces:
                         yield list(pieces.values())
         except EngineLost:
