@@ -29,7 +29,7 @@ CONFINED: dict[str, set[str]] = {
     },
     "fastapi": {"quire_engine/server/"},
     "starlette": {"quire_engine/server/"},
-    "uvicorn": {"quire_engine/server/serve.py"},
+    "uvicorn": {"quire_engine/server/serve.py", "quire_engine/server/wire.py"},
     "tokenizers": {"quire_engine/text/tokenizer.py"},
     "xgrammar": {"quire_engine/grammars/binding.py"},
     "safetensors": {"quire_engine/models/weights.py"},

@@ -3,9 +3,11 @@
 A request is *accepted* when it passes here, before its body is looked at, and is inside until the last byte of its
 answer was handed over. Draining waits for those, and only those.
 
-    no valid key   401      too large a body   413      queue full   429      loading, draining, stalled   503
+    no valid key   401      the body stays away   408      too large a body   413
+    queue full     429      loading, draining, stalled   503
 """
 
+import asyncio
 import hashlib
 import logging
 import re
@@ -27,6 +29,8 @@ log = logging.getLogger("quire.requests")
 
 RETRY_AFTER_S = "2"
 MOST_DISCARDED = 64 << 20  # bytes
+PATIENCE_S = 20.0  # with a body of which nothing comes; with one that is not wanted:
+LITTLE_PATIENCE_S = 1.0
 OPEN_TO_ALL = frozenset({"/livez", "/readyz", "/health", "/metrics", "/version"})  # probes and scrapers have no key
 USABLE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
@@ -118,12 +122,18 @@ class Door:
         return f"the body is larger than {self._max_body_bytes / 2**20:g} MiB, the most that is taken"
 
     def _bounded(self, receive: Receive) -> Receive:
-        """For bodies that do not say how long they are."""
-        read = 0
+        """For bodies that do not say how long they are, and those that do not come: a drain would wait for them."""
+        read, complete = 0, False
 
         async def bounded() -> Message:
-            nonlocal read
-            message = await receive()
+            nonlocal read, complete
+            try:
+                message = await (receive() if complete else asyncio.wait_for(receive(), PATIENCE_S))
+            except TimeoutError:
+                raise HTTPException(
+                    408, f"nothing came of the body for {PATIENCE_S:g} s", {"Connection": "close"}
+                ) from None
+            complete = not message.get("more_body", False)
             read += len(message.get("body", b""))
             if read > self._max_body_bytes:
                 raise HTTPException(413, self._too_large())
@@ -136,7 +146,10 @@ async def _discard(receive: Receive) -> None:
     """What comes of a body, within reason."""
     read, more = 0, True
     while more and read < MOST_DISCARDED:
-        message = await receive()
+        try:
+            message = await asyncio.wait_for(receive(), LITTLE_PATIENCE_S)
+        except TimeoutError:
+            return
         read += len(message.get("body", b""))
         more = message.get("more_body", False)
 

@@ -26,6 +26,7 @@ from quire_engine.process.client import EngineClient
 from quire_engine.server.assemble import Parts, assemble
 from quire_engine.server.door import Door
 from quire_engine.server.listen import ServerFailure, bind
+from quire_engine.server.wire import Wire
 
 __all__ = ["serve"]
 
@@ -98,6 +99,7 @@ def _uvicorn(app: ASGIApp, **options: Any) -> _Server:
             access_log=False,
             lifespan="off",
             timeout_graceful_shutdown=2,
+            http=Wire,
             ws="none",
             server_header=False,
             **options,
