@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from quire_engine.core.request import TokenParams
 from quire_engine.errors import RequestRejected
 from quire_engine.locate import locate_model
-from quire_engine.params import MAX_LOGPROBS, SamplingParams, resolve
+from quire_engine.params import MAX_LOGPROBS, SamplingParams, of_sequence, resolve
 from quire_engine.text.tokenizer import Tokenizer
 
 VOCABULARY = 1024
@@ -23,15 +23,8 @@ Json = (
 
 
 def resolved(params: SamplingParams, tokenizer: Tokenizer | None = TINY, prompt_length: int = 10) -> TokenParams:
-    return resolve(
-        params,
-        seed=7,
-        prompt_length=prompt_length,
-        max_model_len=100,
-        vocabulary=VOCABULARY,
-        end_tokens=frozenset({END}),
-        tokenizer=tokenizer,
-    )
+    resolved = resolve(params, vocabulary=VOCABULARY, end_tokens=frozenset({END}), tokenizer=tokenizer)
+    return of_sequence(resolved, seed=7, prompt_length=prompt_length, max_model_len=100)
 
 
 @pytest.mark.parametrize(
@@ -159,10 +152,7 @@ def test_a_bad_word_that_the_model_has_no_tokens_for_is_refused() -> None:
     larger = Tokenizer(locate_model("builtin://quire-tiny"), 300)
 
     with pytest.raises(RequestRejected, match="no tokens for 'the'"):
-        resolve(
-            SamplingParams(bad_words=["the"]), seed=0, prompt_length=1, max_model_len=9, vocabulary=80,
-            end_tokens=frozenset(), tokenizer=larger,
-        )  # fmt: skip
+        resolve(SamplingParams(bad_words=["the"]), vocabulary=80, end_tokens=frozenset(), tokenizer=larger)
 
 
 def test_defaults_are_those_of_vllm() -> None:

@@ -21,7 +21,7 @@ from quire_engine.core.request import Request, RequestId
 from quire_engine.core.step import Events, Finish, TokenLogprob
 from quire_engine.errors import RequestRejected
 from quire_engine.outputs import CompletionOutput, Embedding, EmbeddingRequestOutput, Logprob, RequestOutput
-from quire_engine.params import SamplingParams, resolve
+from quire_engine.params import SamplingParams, of_sequence, resolve
 from quire_engine.text.chat import ChatTemplate
 from quire_engine.text.stream import TextStream
 from quire_engine.text.tokenizer import Tokenizer
@@ -151,7 +151,9 @@ class LLM:
     def chat_ids(self, messages: Sequence[Mapping[str, Any]], **how: Any) -> list[int]:
         """A conversation as the prompt that it becomes; `how` is for the template."""
         tokenizer = self.get_tokenizer()
-        return tokenizer.encode(ChatTemplate(tokenizer).render(messages, None, **how), add_special_tokens=False)
+        add_generation_prompt = how.pop("add_generation_prompt", True)
+        text = ChatTemplate(tokenizer).render(messages, None, add_generation_prompt=add_generation_prompt, more=how)
+        return tokenizer.encode(text, add_special_tokens=False)
 
     def embed(self, prompts: Prompt | Sequence[Prompt]) -> list[EmbeddingRequestOutput]:
         """A vector for each prompt; for models that make embeddings."""
@@ -209,16 +211,19 @@ class LLM:
         request = RequestOutput(request_id=str(next(self._ids)), prompt=text, prompt_token_ids=ids)
         if params.prompt_logprobs is not None:
             request.prompt_logprobs = [None]
+        resolved = resolve(
+            params,
+            vocabulary=built.spec.shape.vocabulary,
+            end_tokens=built.spec.end_tokens,
+            tokenizer=built.tokenizer,
+        )
         for index in range(params.n):
-            token_params = resolve(
-                params,
-                seed=(seed + index) % 2**63,
+            token_params = of_sequence(
+                resolved,
+                seed=seed + index,
                 lead=leader is None,
                 prompt_length=len(ids),
                 max_model_len=built.sizes.max_model_len,
-                vocabulary=built.spec.shape.vocabulary,
-                end_tokens=built.spec.end_tokens,
-                tokenizer=built.tokenizer,
             )
             output = CompletionOutput(index=index)
             if params.logprobs is not None:

@@ -4,8 +4,9 @@ The library and the server both come this way, so that a value means the same in
 parameter, what was seen and what is possible.
 """
 
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from quire_engine.core.request import Grammar, TokenParams
@@ -13,8 +14,9 @@ from quire_engine.errors import RequestRejected
 from quire_engine.grammars.asked import StructuredOutputs, grammar_of
 from quire_engine.text.tokenizer import Tokenizer
 
-__all__ = ["MAX_LOGPROBS", "SamplingParams", "resolve"]
+__all__ = ["MAX_LOGPROBS", "SamplingParams", "of_sequence", "resolve"]
 
+LONGEST_STOP = 1024  # characters; each token is compared with all of them
 MOST_BAD_WORDS, LONGEST_BAD_WORD = 256, 64  # each takes memory at every step; the length is in characters
 MAX_LOGPROBS = 20  # of the likeliest tokens beside each: as many as OpenAI gives
 GREEDY_BELOW = 1e-5  # a temperature that small is 0
@@ -95,6 +97,10 @@ class SamplingParams:
             _check_list("stop", self.stop, "text, or a list of texts")
         for stop in self.stops:
             _check_text("stop", stop)
+            if len(stop) > LONGEST_STOP:
+                raise RequestRejected(
+                    f"stop has one of {len(stop)} characters, and at most {LONGEST_STOP} are taken", "stop"
+                )
         for name in ("bad_words", "stop_token_ids", "allowed_token_ids"):
             _check_list(name, getattr(self, name), "a list")
         if len(self.bad_words or ()) > MOST_BAD_WORDS:
@@ -129,16 +135,12 @@ class SamplingParams:
 def resolve(
     params: SamplingParams,
     *,
-    seed: int,
-    lead: bool = True,
-    prompt_length: int,
-    max_model_len: int,
     vocabulary: int,
     end_tokens: frozenset[int],
     tokenizer: Tokenizer | None,
     most_tokens: int | None = None,
 ) -> TokenParams:
-    """In ids and bytes, for one model and one of the `n` answers: its seed, and whether it scores the prompt for all.
+    """In ids and bytes, for one model; `of_sequence` makes of it what holds for each of many answers, at little cost.
 
     `most_tokens` bounds every answer, whatever was asked for.
     """
@@ -163,12 +165,9 @@ def resolve(
             "allowed_token_ids has only tokens that bad_words or min_tokens rule out: none could be chosen",
             "allowed_token_ids",
         )
-    left = max_model_len - prompt_length
-    bounds = [bound for bound in (params.max_tokens, most_tokens) if bound is not None]
-    max_tokens = min([max(1, left), *bounds])
     return TokenParams(
-        max_tokens=max_tokens,
-        min_tokens=min(params.min_tokens, max_tokens, max(left, 0)),
+        max_tokens=min(bound for bound in (params.max_tokens, most_tokens, sys.maxsize) if bound is not None),
+        min_tokens=params.min_tokens,
         temperature=0.0 if params.temperature < GREEDY_BELOW else params.temperature,
         top_k=max(params.top_k, 0),
         top_p=params.top_p,
@@ -179,13 +178,27 @@ def resolve(
         logit_bias=bias,
         allowed=allowed,
         bad_words=bad_words,
-        seed=seed % 2**63,
         special_text=not params.skip_special_tokens,
         stop=tuple(stop.encode() for stop in params.stops),
         stop_token_ids=ends,
         grammar=grammar,
         logprobs=params.logprobs,
-        prompt_logprobs=params.prompt_logprobs if lead else None,
+        prompt_logprobs=params.prompt_logprobs,
+    )
+
+
+def of_sequence(
+    resolved: TokenParams, *, seed: int, lead: bool = True, prompt_length: int, max_model_len: int
+) -> TokenParams:
+    """For one answer to one prompt: its seed, what fits, and whether it scores the prompt for all."""
+    left = max_model_len - prompt_length
+    max_tokens = min(resolved.max_tokens, max(1, left))
+    return replace(
+        resolved,
+        seed=seed % 2**63,
+        max_tokens=max_tokens,
+        min_tokens=min(resolved.min_tokens, max_tokens, max(left, 0)),
+        prompt_logprobs=resolved.prompt_logprobs if lead else None,
     )
 
 

@@ -125,10 +125,7 @@ def make_app(
         if body.dimensions not in (None, prompts.spec.shape.hidden):
             hidden = prompts.spec.shape.hidden
             raise RequestRejected(f"dimensions: this model's vectors have {hidden}, and are not cut", "dimensions")
-        texts = [
-            await prompts.encode(each, add_special_tokens=body.add_special_tokens) if isinstance(each, str) else each
-            for each in body.texts
-        ]
+        texts = await prompts.encode_all(body.texts, add_special_tokens=body.add_special_tokens)
         if not texts:
             raise RequestRejected("input is empty: there is nothing to embed", "input")
         if body.truncate_prompt_tokens:

@@ -12,13 +12,22 @@ from quire_engine.process.client import EngineLost, GenerationFailed
 
 __all__ = ["ModelUnknown", "body", "install", "sentence_of"]
 
+LONGEST = 2000  # characters of a message
+
 
 class ModelUnknown(Exception):
     """The `model` of a request is none that we serve."""
 
 
 def body(message: str, kind: str, code: int, param: str | None = None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    shown = None if param is None else _shown(param)
+    return {"error": {"message": _shown(message), "type": kind, "param": shown, "code": code}}
+
+
+def _shown(text: str) -> str:
+    """What of a request is quoted may be long, and may be no text: half of a surrogate pair becomes its escape."""
+    cut = text if len(text) <= LONGEST else text[:LONGEST] + "..."
+    return cut.encode("utf-8", "backslashreplace").decode()
 
 
 def _is_step(step: str | int) -> bool:

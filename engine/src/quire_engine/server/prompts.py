@@ -14,7 +14,7 @@ from quire_engine.core.request import GrammarKind
 from quire_engine.errors import RequestRejected
 from quire_engine.grammars.asked import StructuredOutputs, grammar_of
 from quire_engine.messages.grammar import ToolSchema, after_reasoning, tool_grammar
-from quire_engine.params import SamplingParams, resolve
+from quire_engine.params import SamplingParams, of_sequence, resolve
 from quire_engine.process.client import Ask
 from quire_engine.server.formats import Formats
 from quire_engine.server.generation import Job
@@ -27,6 +27,7 @@ __all__ = ["Prompts"]
 
 LONG_TEXT = 4096  # characters from which tokenising leaves the event loop
 MOST_SEQUENCES = 1024  # of one request
+TEMPLATE_FIELDS = {"messages", "tools", "add_generation_prompt"}  # what a template is given of the request itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,7 @@ class Prompts:
         shown = frozenset[int]()
         if asked.skip_special_tokens:
             shown = self._shown(tools=choice not in (None, "none"))
+        _check_number(1, asked.n)
         job = self._job([ids], request, asked, max_model_len, shown)
         return replace(job, in_reasoning=in_reasoning)
 
@@ -65,19 +67,16 @@ class Prompts:
             raise RequestRejected("best_of other than n is not supported: ask for n answers, and choose", "best_of")
         if request.prompt_logprobs is not None and request.stream:
             raise RequestRejected("prompt_logprobs come with whole answers only: leave out stream", "prompt_logprobs")
-        prompts = [
-            await self.encode(each, add_special_tokens=request.add_special_tokens) if isinstance(each, str) else each
-            for each in request.prompts
-        ]
-        if not prompts:
-            raise RequestRejected("the prompt is empty: at least one token is needed", "prompt")
         wanted = 16 if request.max_tokens is None else request.max_tokens
         more: dict[str, Any] = {"max_tokens": wanted, "logprobs": request.logprobs}
         if request.echo:
             more["max_tokens"] = max(1, wanted)  # with 0, the token is not shown (answers.py)
             if request.logprobs is not None:
                 more["prompt_logprobs"] = request.logprobs
-        return self._job(prompts, request, request.sampling(**more), max_model_len)
+        asked = request.sampling(**more)
+        _check_number(len(request.prompts), asked.n)
+        prompts = await self.encode_all(request.prompts, add_special_tokens=request.add_special_tokens)
+        return self._job(prompts, request, asked, max_model_len)
 
     async def chat_ids(self, request: ChatRequest | TokenizeRequest) -> tuple[list[int], bool]:
         """And whether they end within reasoning, which the template has begun."""
@@ -88,8 +87,12 @@ class Prompts:
             raise RequestRejected(
                 "continue_final_message and add_generation_prompt exclude each other", "continue_final_message"
             )
-        rendered = [_for_template(message.as_template()) for message in messages]
         more: dict[str, Any] = dict(request.chat_template_kwargs or {})
+        if taken := sorted(TEMPLATE_FIELDS & more.keys()):
+            raise RequestRejected(
+                f"chat_template_kwargs has {taken[0]}, which is a field of the request", "chat_template_kwargs"
+            )
+        rendered = [_for_template(message.as_template()) for message in messages]
         if isinstance(request, ChatRequest):
             if request.documents:
                 more["documents"] = request.documents
@@ -101,7 +104,7 @@ class Prompts:
             rendered,
             [tool.model_dump(exclude_none=True) for tool in tools] if tools else None,
             add_generation_prompt=request.add_generation_prompt and not request.continue_final_message,
-            **more,
+            more=more,
         )
         if request.continue_final_message:
             text = _open_ended(text, rendered[-1])
@@ -110,10 +113,22 @@ class Prompts:
         return await self.encode(text, add_special_tokens=bool(request.add_special_tokens)), in_reasoning
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        (ids,) = await self.encode_all([text], add_special_tokens=add_special_tokens)
+        return ids
+
+    async def encode_all(self, prompts: Sequence[str | list[int]], *, add_special_tokens: bool) -> list[list[int]]:
+        """Those that are ids already stay as they are."""
+
+        def encoded() -> list[list[int]]:
+            return [
+                self.tokenizer.encode(each, add_special_tokens=add_special_tokens) if isinstance(each, str) else each
+                for each in prompts
+            ]
+
         try:
-            if len(text) < LONG_TEXT:
-                return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-            return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+            if sum(len(each) for each in prompts if isinstance(each, str)) < LONG_TEXT:
+                return encoded()
+            return await asyncio.to_thread(encoded)
         except (TypeError, UnicodeEncodeError):
             raise RequestRejected("the prompt is no text: it has half of a surrogate pair", "prompt") from None
 
@@ -169,26 +184,20 @@ class Prompts:
         limit: int,
         shown: frozenset[int] = frozenset(),
     ) -> Job:
-        if len(prompts) * asked.n > MOST_SEQUENCES:
-            raise RequestRejected(
-                f"{len(prompts)} prompts with {asked.n} answers each are more than {MOST_SEQUENCES} sequences: ask for fewer",
-                "n",
-            )
         asks: list[Ask] = []
         seed = request.seed if request.seed is not None else self.fresh_seeds.getrandbits(62)
+        resolved = resolve(
+            asked,
+            vocabulary=self.spec.shape.vocabulary,
+            end_tokens=self.spec.end_tokens,
+            tokenizer=self.tokenizer,
+            most_tokens=self.max_output_tokens,
+        )
         for ids in prompts:
             prompt = tuple(self._checked(ids, asked, limit))
             for answer in range(asked.n):
-                params = resolve(
-                    asked,
-                    seed=(seed + answer) % 2**63,
-                    lead=answer == 0,
-                    prompt_length=len(prompt),
-                    max_model_len=limit,
-                    vocabulary=self.spec.shape.vocabulary,
-                    end_tokens=self.spec.end_tokens,
-                    tokenizer=self.tokenizer,
-                    most_tokens=self.max_output_tokens,
+                params = of_sequence(
+                    resolved, seed=seed + answer, lead=answer == 0, prompt_length=len(prompt), max_model_len=limit
                 )
                 asks.append(
                     Ask(
@@ -218,6 +227,14 @@ class Prompts:
         return ids
 
 
+def _check_number(prompts: int, answers: int) -> None:
+    if prompts * answers > MOST_SEQUENCES:
+        raise RequestRejected(
+            f"{prompts} prompts with {answers} answers each are more than {MOST_SEQUENCES} sequences: ask for fewer",
+            "n",
+        )
+
+
 def _for_template(message: dict[str, Any]) -> dict[str, Any]:
     """Clients send the arguments of calls as JSON text; templates expect what it means."""
     for call in message.get("tool_calls") or ():
@@ -225,7 +242,7 @@ def _for_template(message: dict[str, Any]) -> dict[str, Any]:
         if isinstance(function, dict) and isinstance(function.get("arguments"), str):
             try:
                 function["arguments"] = json.loads(function["arguments"] or "{}")
-            except ValueError:
+            except (ValueError, RecursionError):
                 pass  # as it is, then
     return message
 

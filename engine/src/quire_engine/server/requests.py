@@ -6,9 +6,9 @@ nothing; all others are ignored, and a header of the answer names them.
 
 import re
 from dataclasses import fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from quire_engine.errors import RequestRejected
 from quire_engine.grammars.asked import structured_of
@@ -46,7 +46,21 @@ OF_NO_CONSEQUENCE = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "verbosity", "prediction",
 }  # fmt: skip
 
+MOST_MESSAGES = 10_000
+MOST_BIASES = 65_536
+MOST_INPUTS = 2048  # as OpenAI has it
+
+Element = TypeVar("Element")
+FirstFault = Annotated[list[Element], Field(fail_fast=True)]  # not every one: there may be millions
 TokenId = Annotated[int, Field(ge=0)]
+TokenIds = FirstFault[TokenId]
+
+
+def _not_too_many(biases: object) -> object:
+    """Before they are looked at, for of a dictionary every fault is listed."""
+    if isinstance(biases, dict) and len(biases) > MOST_BIASES:
+        raise ValueError(f"there are {len(biases)} of them, and at most {MOST_BIASES} are taken")
+    return biases
 
 
 def _asks_for_nothing(value: object, nothing: tuple[object, ...]) -> bool:
@@ -88,17 +102,17 @@ class Sampled(Request):
     top_k: int | None = None
     min_p: float | None = None
     seed: int | None = None
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | Annotated[list[str], Field(max_length=16, fail_fast=True)] | None = None
+    stop_token_ids: FirstFault[int] | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    logit_bias: dict[int, float] | None = None
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
+    logit_bias: Annotated[dict[int, float], BeforeValidator(_not_too_many)] | None = None
+    allowed_token_ids: FirstFault[int] | None = None
+    bad_words: FirstFault[str] | None = None
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     truncate_prompt_tokens: int | None = None
@@ -139,7 +153,7 @@ SAMPLING = tuple(
 
 
 class CompletionRequest(Sampled):
-    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    prompt: str | TokenIds | FirstFault[str] | FirstFault[TokenIds]
     best_of: int | None = None
     echo: bool = False
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
@@ -162,7 +176,8 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | FirstFault[TextPart] | None = None
+    tool_calls: FirstFault[dict[str, Any]] | None = None
 
     def as_template(self) -> dict[str, Any]:
         """What chat templates expect: the content as one string, the arguments of calls as what they mean."""
@@ -196,18 +211,18 @@ class NamedTool(BaseModel):
 
 
 class ChatRequest(Sampled):
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=512)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=512, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     add_special_tokens: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
-    documents: list[dict[str, Any]] | None = None
+    documents: FirstFault[dict[str, Any]] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     include_reasoning: bool = True
     echo: bool = False
@@ -236,7 +251,12 @@ class ChatRequest(Sampled):
 
 
 class EmbeddingRequest(Request):
-    input: str | list[TokenId] | list[str] | list[list[TokenId]]
+    input: (
+        str
+        | TokenIds
+        | Annotated[list[str], Field(max_length=MOST_INPUTS, fail_fast=True)]
+        | Annotated[list[TokenIds], Field(max_length=MOST_INPUTS, fail_fast=True)]
+    )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -252,8 +272,8 @@ class EmbeddingRequest(Request):
 class TokenizeRequest(Request):
     model: str | None = None  # type: ignore[assignment]  # there is just the one
     prompt: str | None = None
-    messages: list[Message] | None = None
-    tools: list[Tool] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=512, fail_fast=True)] | None = None
     add_special_tokens: bool | None = None  # unset: to a prompt, not to messages
     add_generation_prompt: bool = True
     continue_final_message: bool = False
@@ -263,4 +283,4 @@ class TokenizeRequest(Request):
 
 class DetokenizeRequest(Request):
     model: str | None = None  # type: ignore[assignment]
-    tokens: list[TokenId]
+    tokens: TokenIds

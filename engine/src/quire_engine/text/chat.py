@@ -40,14 +40,14 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None,
         *,
         add_generation_prompt: bool = True,
-        **more: Any,
+        more: Mapping[str, Any] | None = None,
     ) -> str:
         """`more` is what the template knows besides, such as `enable_thinking`."""
         if self._template is None:
             raise RequestRejected("this model has no chat template: use /v1/completions", "messages")
         try:
             known = {"tools": tools, "add_generation_prompt": add_generation_prompt, **self._special}
-            return self._template.render({**more, **known}, messages=messages)
+            return self._template.render({**(more or {}), **known, "messages": messages})
         except Exception as error:  # a template is a program of the checkpoint: whatever it does with odd messages
             raise RequestRejected(f"the model's chat template refused the messages: {error}", "messages") from None
 

@@ -40,7 +40,9 @@ class Tokenizer:
         return [name.decode() for name in self._special_bytes.values()]
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        return self._fast.encode(text, add_special_tokens=add_special_tokens).ids
+        # A batch of one: it takes half the time, and leaves Python's lock to other threads meanwhile.
+        ids: list[int] = self._fast.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        return ids
 
     def decode(self, ids: list[int]) -> str:
         return b"".join(self.token_bytes[i] for i in ids).decode("utf-8", "replace")
