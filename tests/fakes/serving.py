@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Running", "children", "free_port", "quire", "run_quire", "serving"]
+__all__ = ["Running", "children", "free_port", "quire", "run_quire", "serving", "ticks"]
 
 
 def free_port() -> int:
@@ -114,3 +114,9 @@ def children(pid: int) -> list[int]:
             if int(fields[1]) == pid and fields[0] != "Z":
                 found.append(int(entry.name))
     return found
+
+
+def ticks(pid: int) -> int:
+    """What a process has used of the processor, in hundredths of a second."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])

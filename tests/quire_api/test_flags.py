@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from quire_api import EngineConfig, InvalidInput
 from quire_api.engine import BlockSize, Device, DType
-from quire_api.flags import MOOT, flag, from_argv, take_moot, to_argv
+from quire_api.flags import MOOT, ONLY, flag, from_argv, take_moot, to_argv
 
 text = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=30)
 STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
@@ -32,6 +32,7 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "uds": st.none() | text,
     "shutdown_timeout": st.floats(0, 3600),
     "max_num_queued_reqs": st.none() | st.integers(0, 1_000_000),
+    "generation_config": st.sampled_from(["auto", "vllm"]),
     "max_output_tokens": st.none() | st.integers(1, 100_000),
     "chat_template": st.none() | text,
     "tool_call_parser": text,
@@ -112,4 +113,10 @@ def test_a_command_line_of_vllm_is_understood() -> None:
 
 
 def test_nothing_that_we_have_is_moot() -> None:
-    assert not {flag(name) for name in EngineConfig.model_fields} & set(MOOT)
+    assert not {flag(name) for name in EngineConfig.model_fields} & (set(MOOT) | set(ONLY))
+
+
+def test_of_what_we_have_one_value_of_another_is_refused() -> None:
+    assert take_moot(["--tensor-parallel-size", "1", "--kv-cache-dtype=auto"]) == ([], [])
+    with pytest.raises(InvalidInput, match="--tensor-parallel-size: 2 is not supported yet, only 1"):
+        take_moot(["--tensor-parallel-size", "2"])

@@ -126,10 +126,42 @@ def test_a_page_of_an_allowed_origin_may_call(guarded: tuple[Running, int]) -> N
     assert allowed("https://else.example.com") is None
 
 
+@pytest.mark.parametrize("origin", ["https://evil.example.com", "null"])
+def test_a_foreign_page_gets_in_nowhere(guarded: tuple[Running, int], origin: str) -> None:
+    """Browsers send simple requests of any page to anywhere, and say whose page it is."""
+    server, admin = guarded
+    headers = {"Origin": origin, "Authorization": "Bearer alpha", "content-type": "text/plain"}
+
+    assert call(server.port, "POST", "/v1/completions", HELLO, **headers)[0] == 403
+    assert call(admin, "POST", "/admin/drain", **headers)[0] == 403
+    assert call(server.port, "GET", "/readyz")[0] == 200
+
+
+def test_a_refusal_can_be_read_by_an_allowed_page(guarded: tuple[Running, int]) -> None:
+    status, headers, _ = call(guarded[0].port, "POST", "/v1/completions", HELLO, Origin="https://chat.example.com")
+
+    assert (status, headers["access-control-allow-origin"]) == (401, "https://chat.example.com")
+
+
+def test_a_path_writes_no_line_of_its_own_into_the_log(guarded: tuple[Running, int]) -> None:
+    call(guarded[0].port, "GET", "/a%0aforged", Authorization="Bearer alpha")
+
+    assert not [line for line in guarded[0].log.read_text().splitlines() if line.startswith("forged")]
+
+
+def test_answers_are_counted_by_path_and_kind(guarded: tuple[Running, int]) -> None:
+    call(guarded[0].port, "GET", "/nowhere/at/all", Authorization="Bearer alpha")
+
+    text = call(guarded[0].port, "GET", "/metrics")[2].decode()
+    assert 'http_requests_total{handler="none",method="GET",status="4xx"}' in text
+    assert 'http_requests_total{handler="/v1/completions",method="POST",status="2xx"}' in text
+
+
 def test_a_full_queue_is_429_and_nobody_else_notices(guarded: tuple[Running, int]) -> None:
     """Two run, two wait; what comes beyond is told to come again, and what was accepted is finished."""
     server, admin = guarded
     body = {**HELLO, "max_tokens": 1500, "ignore_eos": True}
+    before = rejections(server.port)
 
     def ask(_: int) -> int:
         return call(server.port, "POST", "/v1/completions", body, timeout=100, Authorization="Bearer alpha")[0]
@@ -144,7 +176,12 @@ def test_a_full_queue_is_429_and_nobody_else_notices(guarded: tuple[Running, int
         assert (status, json.loads(data)["error"]["type"]) == (429, "rate_limit_error")
         assert int(headers["retry-after"]) > 0
         assert [future.result() for future in asked] == [200] * 4
-    assert b"vllm:admission_rejections_total{" in call(server.port, "GET", "/metrics")[2]
+    assert rejections(server.port) == before + 1
+
+
+def rejections(port: int) -> float:
+    lines = call(port, "GET", "/metrics")[2].decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:admission_rejections_total{"))
 
 
 def test_an_answer_is_no_longer_than_the_server_allows(guarded: tuple[Running, int]) -> None:
@@ -177,7 +214,9 @@ def test_draining_by_the_admin_port_takes_nothing_new_and_can_be_taken_back(guar
     ("options", "says"),
     [
         (["--api-key-file=/nowhere"], "--api-key-file /nowhere cannot be read"),
+        (["--api-key="], "--api-key is empty"),
         (["--ssl-keyfile=/nowhere"], "without --ssl-certfile"),
+        (["--tensor-parallel-size=2"], "2 is not supported yet, only 1"),
         (["--ssl-certfile=/nowhere"], "cannot be used"),
         (["--tool-call-parser=hermess"], 'did you mean "hermes"?'),
         (["--reasoning-parser=qwen4"], 'did you mean "qwen3"?'),

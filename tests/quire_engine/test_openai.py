@@ -3,14 +3,17 @@
 import asyncio
 import base64
 import copy
+import http.client
 import json
+import re
 import struct
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
-from fakes.serving import Running, serving
+from fakes.serving import Running, children, serving, ticks
 from pydantic import BaseModel
 
 pytestmark = pytest.mark.xdist_group("openai")
@@ -291,6 +294,17 @@ def test_no_more_than_one_call_where_only_one_is_wanted(client: openai.OpenAI) -
     assert len(done.choices[0].message.tool_calls or []) == 1
 
 
+def test_the_model_writes_no_second_call_where_only_one_is_wanted(server: Running) -> None:
+    """It is not only hidden: the grammar does not let it."""
+    _, done = server.post(
+        "/v1/chat/completions", messages=HELLO, tools=TOOLS, tool_choice="required", parallel_tool_calls=False,
+        temperature=1.5, seed=3, max_tokens=300, return_token_ids=True,
+    )  # fmt: skip
+
+    _, text = server.post("/detokenize", tokens=done["choices"][0]["token_ids"])
+    assert text["prompt"].count("<tool_call>") == 1
+
+
 # ---------------------------------------------------------------------- structure
 
 
@@ -312,12 +326,13 @@ def test_parse_gives_an_instance_of_the_clients_class(client: openai.OpenAI) -> 
 def test_json_object_and_vllms_structured_outputs(client: openai.OpenAI) -> None:
     ask: Any = {"model": MODEL, "messages": HELLO, "max_tokens": 120, "seed": 5}
 
-    anything = client.chat.completions.create(**ask, response_format={"type": "json_object"})
+    lemon = {**ask, "messages": [{"role": "user", "content": "Describe a lemon in JSON."}], "temperature": 0}
+    anything = client.chat.completions.create(**lemon, response_format={"type": "json_object"})
     colour = client.chat.completions.create(**ask, extra_body={"structured_outputs": {"choice": ["red", "green"]}})
     date = client.chat.completions.create(**ask, extra_body={"structured_outputs": {"regex": r"\d{4}-\d{2}"}})
 
-    if anything.choices[0].finish_reason == "stop":
-        assert isinstance(json.loads(anything.choices[0].message.content or ""), dict)
+    assert anything.choices[0].finish_reason == "stop"
+    assert isinstance(json.loads(anything.choices[0].message.content or ""), dict)
     assert colour.choices[0].message.content in ("red", "green")
     assert (date.choices[0].message.content or "")[4] == "-"
 
@@ -354,6 +369,21 @@ def test_the_last_message_can_be_gone_on_with(server: Running) -> None:
     _, done = server.post("/v1/chat/completions", messages=messages, temperature=0, continue_final_message=True)
 
     assert done["choices"][0]["message"]["content"] == GREETING.removeprefix(messages[-1]["content"])
+
+
+def test_what_is_gone_on_with_is_the_content_and_not_what_looks_like_it(server: Running) -> None:
+    messages = [*HELLO, {"role": "assistant", "content": "end "}]
+
+    _, tokens = server.post("/tokenize", messages=messages, continue_final_message=True, add_generation_prompt=False)
+    _, text = server.post("/detokenize", tokens=tokens["tokens"])
+
+    assert text["prompt"].endswith("<|im_start|>assistant\nend ")
+
+
+def test_a_request_need_not_name_the_model(server: Running) -> None:
+    status, _, data = server.request("POST", "/v1/completions", {"prompt": "Hello", "max_tokens": 1})
+
+    assert (status, json.loads(data)["model"]) == (200, "quire-tiny")
 
 
 def test_a_model_that_makes_text_makes_no_embeddings(client: openai.OpenAI) -> None:
@@ -407,7 +437,7 @@ def test_embeddings_are_the_librarys(embedder: Running) -> None:
     assert made.data[0].embedding == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_large_request_for_embeddings_and_a_small_one_are_both_answered(embedder: Running) -> None:
+def test_many_texts_are_embedded_and_one_that_is_none_is_named(embedder: Running) -> None:
     status, done = embedder.post("/v1/embeddings", model="bert", input=[[5, 6, 7]] * 2000, encoding_format="base64")
 
     assert status == 200
@@ -418,3 +448,63 @@ def test_a_large_request_for_embeddings_and_a_small_one_are_both_answered(embedd
     assert len(base64.b64decode(vector)) % struct.calcsize("f") == 0
     status, answer = embedder.post("/v1/embeddings", model="bert", input=[[5], [10**6]])
     assert (status, "input 1" in answer["error"]["message"]) == (400, True)
+
+
+def test_a_small_request_does_not_wait_for_a_large_one(embedder: Running) -> None:
+    """They take turns; and whoever leaves takes the rest of his work along."""
+    large = json.dumps({"model": "bert", "input": [list(range(5, 69))] * 2000}).encode()
+    link = http.client.HTTPConnection("127.0.0.1", embedder.port, timeout=100)
+    link.request("POST", "/v1/embeddings", large, {"content-type": "application/json"})
+
+    status, _ = embedder.post("/v1/embeddings", model="bert", input=[5, 6])
+
+    assert status == 200
+    link.sock.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        link.sock.recv(1)  # the large one is not there yet
+    link.close()
+    deadline = time.monotonic() + 10
+    while metric(embedder, "quire_requests_inside"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (engine,) = children(embedder.process.pid)
+    before = ticks(engine)
+    time.sleep(1.0)
+    assert ticks(engine) - before <= 30  # hundredths of a second: nobody computes for the one who has left
+
+
+def metric(server: Running, name: str) -> float:
+    text = server.request("GET", "/metrics")[2].decode()
+    return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name + "{"))
+
+
+# ---------------------------------------------------------------------- other formats
+
+
+@pytest.fixture(scope="module")
+def mistral(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content is none }}\n{% endfor %}assistant:"
+    options = ["--kv-cache-gib=0.05", "--tool-call-parser=mistral", f"--chat-template={template}"]
+    with serving(tmp_path_factory.mktemp("mistral"), "serve", "builtin://quire-tiny", *options) as running:
+        yield running
+
+
+def test_ids_of_calls_are_as_the_models_own_template_wants_them(mistral: Running) -> None:
+    _, done = mistral.post(
+        "/v1/chat/completions", messages=HELLO, tools=TOOLS, max_tokens=300, seed=1, temperature=1.0,
+        tool_choice={"type": "function", "function": {"name": "get_weather"}},
+    )  # fmt: skip
+
+    (call,) = done["choices"][0]["message"]["tool_calls"]
+    assert re.fullmatch("[a-zA-Z0-9]{9}", call["id"])
+    assert call["function"]["name"] == "get_weather"
+
+
+def test_a_template_sees_that_a_message_has_no_content(mistral: Running) -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]}]
+
+    _, tokens = mistral.post("/tokenize", messages=messages)
+    _, text = mistral.post("/detokenize", tokens=tokens["tokens"])
+
+    assert text["prompt"] == "user: False\nassistant: True\nassistant:"

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fakes.serving import children, free_port, quire, run_quire, serving
+from fakes.serving import children, free_port, quire, run_quire, serving, ticks
 
 from quire_engine.process.link import HEADER, Link, Work, pack
 
@@ -84,9 +84,9 @@ def test_an_idle_engine_uses_no_processor(tmp_path: Path) -> None:
         processes = [server.process.pid, *children(server.process.pid)]
         time.sleep(0.5)
 
-        before = sum(_ticks(pid) for pid in processes)
+        before = sum(ticks(pid) for pid in processes)
         time.sleep(2)
-        used = sum(_ticks(pid) for pid in processes) - before
+        used = sum(ticks(pid) for pid in processes) - before
 
         assert used <= 4, f"{used} ticks of 10 ms in 2 s"
 
@@ -94,11 +94,6 @@ def test_an_idle_engine_uses_no_processor(tmp_path: Path) -> None:
 def _handles(pid: int, number: signal.Signals) -> bool:
     handled = Path(f"/proc/{pid}/status").read_text().partition("SigCgt:")[2].split()[0]
     return bool(int(handled, 16) >> (number - 1) & 1)
-
-
-def _ticks(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
 
 
 def test_the_api_process_holds_no_torch(tmp_path: Path) -> None:

@@ -108,6 +108,12 @@ class EngineOptions(Strict):
         description="A Jinja template in place of the checkpoint's own: its text, or the path of a file that has it.",
         examples=["/templates/chat.jinja"],
     )
+    generation_config: Literal["auto", "vllm"] = Field(
+        "auto",
+        description="How requests are sampled that do not say: `auto` takes temperature and the like from the checkpoint's "
+        "generation_config.json, `vllm` takes the plain defaults.",
+        examples=["vllm"],
+    )
     tool_call_parser: str = Field(
         "auto",
         max_length=64,

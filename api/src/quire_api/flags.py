@@ -19,7 +19,18 @@ from pydantic.fields import FieldInfo
 from quire_api.engine import EngineConfig
 from quire_api.errors import InvalidInput, explain, nearest
 
-__all__ = ["MOOT", "FlagParser", "add_flags", "config_from", "flag", "from_argv", "port", "take_moot", "to_argv"]
+__all__ = [
+    "MOOT",
+    "ONLY",
+    "FlagParser",
+    "add_flags",
+    "config_from",
+    "flag",
+    "from_argv",
+    "port",
+    "take_moot",
+    "to_argv",
+]
 
 ALIASES = {"--swap-space": "--swap-space-gib", "--disable-log-requests": "--no-enable-log-requests"}
 
@@ -33,13 +44,29 @@ MOOT = {
     "--enable-auto-tool-choice": "tool calls are read wherever the model has a format for them",
     "--enable-chunked-prefill": "prompts are always computed in chunks",
     "--enforce-eager": "there are no graphs to leave out",
+    "--gpu-memory-utilization": "memory is planned from what is free; --kv-cache-gib sets the cache",
+    "--max-log-len": "--log-prompts cuts after 2,000 characters",
+    "--uvicorn-log-level": "--log-level is for all of it",
     "--max-num-partial-prefills": "every prompt may be computed in part",
     "--max-seq-len-to-capture": "there are no graphs to capture",
     "--num-scheduler-steps": "every step is scheduled, one ahead of the device",
     "--trust-remote-code": "no code of a checkpoint is ever run",
     "--use-v2-block-manager": "there is one block manager",
 }
+# Flags of `vllm serve` for which we have one value -> that value.
+ONLY = {
+    "--api-server-count": "1",
+    "--data-parallel-size": "1",
+    "--kv-cache-dtype": "auto",
+    "--max-logprobs": "20",
+    "--pipeline-parallel-size": "1",
+    "--response-role": "assistant",
+    "--tensor-parallel-size": "1",
+}
 _WITH_VALUE = {
+    "--gpu-memory-utilization",
+    "--max-log-len",
+    "--uvicorn-log-level",
     "--distributed-executor-backend",
     "--max-num-partial-prefills",
     "--max-seq-len-to-capture",
@@ -86,6 +113,10 @@ def take_moot(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             warnings.append(f"{name} is not needed: {MOOT[bare]}")
             if bare in _WITH_VALUE and not equals:
                 next(words, None)
+        elif name in ONLY:
+            given = value if equals else next(words, "")
+            if given != ONLY[name]:
+                raise InvalidInput([f"{name}: {given} is not supported yet, only {ONLY[name]}"])
         else:
             kept.append(ALIASES.get(name, name) + equals + value)
     return kept, warnings

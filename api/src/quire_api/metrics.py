@@ -43,7 +43,10 @@ def _tokens(name: str, text: str) -> Metric:
 
 ENGINE: tuple[Metric, ...] = (
     _gauge("vllm:num_requests_running", "Sequences in the running batch."),
-    _gauge("vllm:num_requests_waiting", "Sequences that wait to be admitted, or to go on after a preemption."),
+    _gauge(
+        "vllm:num_requests_waiting",
+        "Sequences that wait to be admitted, for their grammar to be compiled, or to go on after a preemption.",
+    ),
     _gauge("vllm:kv_cache_usage_perc", "Share of KV cache blocks in use; 1 is full."),
     _gauge("vllm:gpu_cache_usage_perc", "The same, by the name it had before."),
     _counter("vllm:num_preemptions_total", "Sequences put back into the queue for want of KV cache."),
@@ -83,6 +86,12 @@ ENGINE: tuple[Metric, ...] = (
         "num_gpu_blocks",
         "enable_prefix_caching",
     ),
+    Metric(
+        name="http_requests_total",
+        kind="counter",
+        labels=("handler", "method", "status"),
+        help="Answers by path, method and kind of status (2xx ...); `none` is a path that is not there, 499 a client that left.",
+    ),
     _seconds("quire_step_seconds", "Duration of a step."),
     _gauge("quire_engine_heartbeat_age_seconds", "Time since the engine process was last heard."),
     _gauge("quire_ready_seconds", "From the start of the process until it was ready."),
@@ -93,7 +102,7 @@ ENGINE: tuple[Metric, ...] = (
 VLLM: dict[str, str] = {
     "num_requests_running": "",
     "num_requests_waiting": "",
-    "num_requests_waiting_by_reason": "what waits, waits for room: there is one reason",
+    "num_requests_waiting_by_reason": "not told apart: for room, after a preemption, or for a grammar",
     "kv_cache_usage_perc": "",
     "cache_config_info": "",
     "prefix_cache_queries": "",
@@ -105,7 +114,7 @@ VLLM: dict[str, str] = {
     "prompt_tokens_cached_by_source": "there is one cache",
     "generation_tokens": "",
     "request_success": "",
-    "admission_rejections": "",
+    "admission_rejections": "the same, but that what was refused with 429 waited for its first step; there is one reason, and no label",
     "corrupted_requests": "an answer that is not a number ends with an error: request_success of reason `error`",
     "iteration_tokens": "",
     "time_to_first_token_seconds": "",
@@ -130,6 +139,8 @@ VLLM: dict[str, str] = {
     "external_prefix_cache_*": "there is no cache outside the engine",
     "kv_block_*": "blocks are not sampled",
     "estimated_*_per_gpu": "not estimated",
+    "http_requests (without vllm:)": "the same, as http_requests_total",
+    "http_request_duration_*, http_request_size_* (without vllm:)": "e2e_request_latency_seconds says how long requests take",
     "engine_sleep_state": "engines do not sleep: they are scaled",
     "kv_offload_*, nixl_*, mooncake_*, hf3fs_*, hisparse_*, simple_kv_offload_*": "of connectors that we do not have",
     "sleep_mode_*, rl_weight_update_*, diffusion_*, websocket_*, watermark_*": "of features that we do not have",

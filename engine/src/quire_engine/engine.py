@@ -6,6 +6,7 @@ whose grammar is being compiled waits here, while the others go on; the schedule
 """
 
 from collections import deque
+from dataclasses import replace
 from typing import Protocol
 
 from quire_engine.core.request import Grammar, Request, RequestId
@@ -63,7 +64,8 @@ class Engine:
 
     @property
     def load(self) -> Load:
-        return self._scheduler.load
+        load = self._scheduler.load
+        return replace(load, waiting=load.waiting + len(self._preparing)) if self._preparing else load
 
     def add(self, request: Request) -> None:
         grammar = request.params.grammar

@@ -93,6 +93,7 @@ class ModelSpec:
     logit_softcap: float | None
     trained_len: int  # positions
     end_tokens: frozenset[int]
+    sampling: Mapping[str, float]  # what generation_config.json says of it
     pooling: Pooling
 
 
@@ -142,8 +143,12 @@ def _spec(config: Config, generation: Config, folder: Path) -> ModelSpec:
         logit_softcap=config.get("final_logit_softcapping", 30.0 if family == "gemma2" else None) if gemma else None,
         trained_len=max(_positions(config), *(_stretched_len(rope) for rope in ropes)),
         end_tokens=frozenset([ends] if isinstance(ends, int) else ends or []),
+        sampling={name: kind(generation[name]) for name, kind in SAMPLING.items() if generation.get(name) is not None},
         pooling=_pooling(folder, Pooling(kind="mean" if family == "bert" else "last")),
     )
+
+
+SAMPLING = {"temperature": float, "top_p": float, "top_k": int, "min_p": float, "repetition_penalty": float}
 
 
 def _dtype(config: Config) -> str:

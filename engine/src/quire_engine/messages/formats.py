@@ -57,6 +57,7 @@ class ToolFormat:
     markers: tuple[str, ...]  # special tokens of some checkpoints, which must stay visible in the text
     signs: tuple[tuple[str, ...], ...]  # a template that has all of one of these writes this format
     writings: tuple[Writing, ...]  # the model may choose; none: no grammar can say it
+    short_ids: bool = False  # templates want the id of a call to be nine letters and digits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,10 @@ class ReasoningFormat:
     def is_open(self, prompt: str) -> bool:
         """Whether the prompt ends within reasoning, so that the model writes no opening tag any more."""
         return prompt.rstrip().endswith(self.opens)
+
+    def is_within(self, message: str) -> bool:
+        """Whether a message, which the model is to go on with, ends within reasoning."""
+        return message.lstrip().startswith(self.opens) and not any(close in message for close in self.closes)
 
 
 CHANNELS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
@@ -185,6 +190,7 @@ _TOOL_FORMATS = (  # the first whose signs are there is detected
                 end="]",
             ),
         ),
+        short_ids=True,
     ),
     ToolFormat(
         name="llama3_json",

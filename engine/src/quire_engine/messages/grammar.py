@@ -17,7 +17,7 @@ from quire_engine.errors import RequestRejected
 from quire_engine.messages.formats import ReasoningFormat, ToolFormat, Writing
 from quire_engine.messages.reader import NAME
 
-__all__ = ["NoGrammar", "ToolSchema", "after_reasoning", "tool_grammar"]
+__all__ = ["MOST_WHITESPACE", "NoGrammar", "ToolSchema", "after_reasoning", "tool_grammar"]
 
 MOST_WHITESPACE = 40  # characters in a row within JSON, so that no model fills its output with them
 REQUIRED = "required"

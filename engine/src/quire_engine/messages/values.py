@@ -52,11 +52,11 @@ def parameter_of(schema: Any, name: str) -> Parameter:
     own = properties[name]
     values = own.get("enum", [own.get("const")]) if isinstance(own, Mapping) else []
     choices = [value for value in values if isinstance(value, str)] if isinstance(values, list) else []
-    return Parameter(_types(own, schema, 0) or ANY, frozenset(choices))
+    return Parameter(_types(own, schema, {}, 0) or ANY, frozenset(choices))
 
 
-def _types(schema: Any, root: Mapping[str, Any], depth: int) -> frozenset[str]:
-    """None at all: the schema does not say."""
+def _types(schema: Any, root: Mapping[str, Any], seen: dict[str, frozenset[str]], depth: int) -> frozenset[str]:
+    """None at all: the schema does not say. `seen` has what references stand for: each is followed once."""
     if not isinstance(schema, Mapping) or depth > 8:
         return frozenset()
     if isinstance(kind := schema.get("type"), str):
@@ -66,12 +66,15 @@ def _types(schema: Any, root: Mapping[str, Any], depth: int) -> frozenset[str]:
     if isinstance(schema.get("enum"), list) or "const" in schema:
         return frozenset(_type_of(value) for value in schema.get("enum", [schema.get("const")]))
     if isinstance(reference := schema.get("$ref"), str):
-        return _types(_resolve(root, reference), root, depth + 1)
+        if reference not in seen:
+            seen[reference] = frozenset()  # until it is known, for it may contain itself
+            seen[reference] = _types(_resolve(root, reference), root, seen, depth + 1)
+        return seen[reference]
     found: set[str] = set()
     for key in ("anyOf", "oneOf", "allOf"):
         branches = schema.get(key)
         for branch in branches if isinstance(branches, list) else ():
-            found |= _types(branch, root, depth + 1) or ANY
+            found |= _types(branch, root, seen, depth + 1) or ANY
     return frozenset(found)
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from quire_engine.core.request import Request, RequestId, TokenParams
+from quire_engine.core.scheduler import Load
 from quire_engine.core.step import Finish, TokenLogprob
 from quire_engine.errors import RequestRejected
 from quire_engine.process.link import HEADER, Embedded, Ended, Expect, Ping, Pong, Ready, Report, Work, pack
@@ -56,6 +57,7 @@ class TokenEvent:
     """One more token of a sequence, or its end, or both."""
 
     index: int  # of the sequence in the call
+    arrived: float  # by time.monotonic
     token: int | None
     finish: Finish | None
     logprob: TokenLogprob | None
@@ -117,7 +119,7 @@ class EngineClient:
         self._open: dict[RequestId, tuple[_Mailbox, int]] = {}  # and the sequence's index in its call
         self._unbegun: set[RequestId] = set()
         self._embedding: dict[RequestId, asyncio.Future[list[array[float]]]] = {}
-        self._running = 0  # sequences, in the last report
+        self._load = Load(running=0, waiting=0, kv_usage=0, preemptions=0, prefix_queries=0, prefix_hits=0)  # the last
         self._outbox = Work()
         self._flushing = False
         self._cut = False
@@ -142,8 +144,9 @@ class EngineClient:
 
     @property
     def num_waiting(self) -> int:
-        """Sequences whose first step has not begun, beyond those that the next step can take."""
-        return len(self._unbegun) - (self.ready.result().max_num_seqs - self._running)
+        """Sequences and embeddings that have not begun, beyond those that the next step can take."""
+        room = 0 if self._load.waiting else self.ready.result().max_num_seqs - self._load.running
+        return len(self._unbegun) - room + max(0, len(self._embedding) - 1)
 
     @property
     def silent_for(self) -> float:
@@ -224,8 +227,8 @@ class EngineClient:
             for request_id in ids:
                 self._unbegun.discard(request_id)
                 future = self._embedding.pop(request_id, None)
-                unfinished = self._open.pop(request_id, None) is not None or (future is not None and not future.done())
-                if unfinished and self.alive:
+                unanswered = future is not None and (future.cancelled() or not future.done())
+                if (self._open.pop(request_id, None) or unanswered) and self.alive:
                     self._work().aborts.append(request_id)
 
     # ------------------------------------------------------------------ the link
@@ -270,7 +273,7 @@ class EngineClient:
                     case Report():
                         self._spread(message)
                     case Expect(seconds):
-                        self._pulse.announced(seconds, time.monotonic())
+                        self._pulse.announced(seconds)
                     case Embedded():
                         self._deliver(message)
                     case Ready():
@@ -302,14 +305,14 @@ class EngineClient:
 
     def _spread(self, report: Report) -> None:
         self._on_report(report)
-        self._running = report.load.running
+        self._load = report.load
         self._unbegun.difference_update(report.cached)
         scores, open_ = report.prompt_logprobs, self._open
         for request_id in report.cached.keys() | scores.keys():
             if there := open_.get(request_id):
                 found = report.cached.get(request_id, 0)
                 there[0].put(PromptNews(there[1], report.started, found, scores.get(request_id, [])))
-        finished, logprobs = report.finished, report.logprobs
+        finished, logprobs, now = report.finished, report.logprobs, time.monotonic()
         for i, (number, token) in enumerate(zip(report.ids, report.tokens, strict=True)):
             there = open_.get(RequestId(number))
             if there is None:
@@ -317,7 +320,7 @@ class EngineClient:
             finish = finished.get(i)
             if finish is not None:
                 del open_[RequestId(number)]
-            there[0].put(TokenEvent(there[1], None if token < 0 else token, finish, logprobs.get(i)))
+            there[0].put(TokenEvent(there[1], now, None if token < 0 else token, finish, logprobs.get(i)))
         for rejected_id, (message, param) in report.rejected.items():
             if there := open_.pop(rejected_id, None):
                 there[0].fail(RequestRejected(message, param))

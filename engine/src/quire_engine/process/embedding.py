@@ -27,8 +27,8 @@ class EmbeddingService:
         self._shape = shape
         self._announce = announce
         self._pace = Pace()
-        self._texts: deque[tuple[RequestId, list[int]]] = deque()
-        self._vectors: dict[RequestId, list[array[float]]] = {}  # of requests that are not complete yet
+        self._texts: dict[RequestId, deque[list[int]]] = {}  # that wait, of each request
+        self._vectors: dict[RequestId, list[array[float]]] = {}  # that are there, of requests that are not complete
 
     def serve(self, link: Link) -> NoReturn:
         """Until the link closes, which is an EOFError."""
@@ -43,6 +43,8 @@ class EmbeddingService:
                     link.send(Embedded(vectors={}, rejected=rejected))
             if self._texts and (done := self._embed_portion()):
                 link.send(Embedded(vectors=done, rejected={}))
+            if not self._texts:
+                self._announce(0.0)
 
     def _take(self, work: Work) -> dict[RequestId, tuple[str, str | None]]:
         """Queue what is asked, forget what nobody waits for; what cannot be embedded."""
@@ -54,27 +56,29 @@ class EmbeddingService:
             except RequestRejected as refusal:
                 rejected[request_id] = (str(refusal), refusal.param)
                 continue
-            self._texts.extend((request_id, text) for text in texts)
+            self._texts[request_id] = deque(texts)
             self._vectors[request_id] = []
-        if gone := set(work.aborts):
-            self._texts = deque(item for item in self._texts if item[0] not in gone)
-            for request_id in gone:
-                self._vectors.pop(request_id, None)
+        for request_id in work.aborts:
+            self._texts.pop(request_id, None)
+            self._vectors.pop(request_id, None)
         return rejected
 
     def _embed_portion(self) -> "dict[RequestId, list[array[float]]]":
-        """The next few texts; requests that are complete with them."""
-        portion = [self._texts.popleft()]
-        length = len(portion[0][1])
-        while self._texts and length + len(self._texts[0][1]) <= PORTION:
-            portion.append(self._texts.popleft())
+        """The next few texts, one of each request in turn; requests that are complete with them."""
+        portion: list[tuple[RequestId, list[int]]] = []
+        length = 0
+        while self._texts and (not portion or length + len(next(iter(self._texts.values()))[0]) <= PORTION):
+            request_id, texts = next(iter(self._texts.items()))
+            portion.append((request_id, texts.popleft()))
             length += len(portion[-1][1])
+            del self._texts[request_id]
+            if texts:
+                self._texts[request_id] = texts  # behind the others
         cost = operations(self._shape, length, sum(len(text) ** 2 for _, text in portion))
         self._announce(self._pace.forecast(cost))
         with self._pace.measured(cost):
             rows = self._embedder.embed([text for _, text in portion]).cpu().numpy()
         for (request_id, _), row in zip(portion, rows, strict=True):
             self._vectors[request_id].append(array("f", row.tobytes()))
-        unfinished = {request_id for request_id, _ in self._texts}
-        complete = {request_id for request_id, _ in portion} - unfinished
+        complete = {request_id for request_id, _ in portion} - self._texts.keys()
         return {request_id: self._vectors.pop(request_id) for request_id in complete}

@@ -40,7 +40,7 @@ class Pong:
 
 @dataclass(slots=True)
 class Expect:
-    """From the engine, before a step that takes long: it will be back in about so many seconds."""
+    """From the engine: what it does now takes about so many seconds; it holds until the next of these."""
 
     seconds: float
 

@@ -1,10 +1,12 @@
 """What the operator and the router ask of one engine. Not for the public: whoever can call this can drain it."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import JSONResponse, Response
 
+from quire_engine.server import errors
 from quire_engine.server.generation import Generation
 
 __all__ = ["admin_app", "admin_routes"]
@@ -46,5 +48,13 @@ def admin_routes(generation: Generation, load: Callable[[], dict[str, Any]]) -> 
 
 def admin_app(routes: APIRouter) -> FastAPI:
     app = FastAPI(title="Quire engine, administration", docs_url=None, redoc_url=None)
+
+    @app.middleware("http")
+    async def no_pages(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        """Any page can have a browser send a POST to this machine."""
+        if "origin" in request.headers:
+            return JSONResponse(errors.body("pages may not administrate", "permission_error", 403), 403)
+        return await call_next(request)
+
     app.include_router(routes)
     return app

@@ -41,7 +41,8 @@ class Answer(ABC):
         self._request = request
         self._num_tokens = 0
         self._num_reasoning = 0
-        self._id = self.prefix + uuid.uuid4().hex
+        self._id = self.prefix + (job.request_id or uuid.uuid4().hex)
+        self._model = request.model or job.model
         self._created = int(time.time())
         head = orjson.dumps(self._about(self.chunk_name))[:-1]
         self._head = b"data: " + head + b',"choices":['
@@ -115,7 +116,7 @@ class Answer(ABC):
         return self._head + orjson.dumps(choice) + self._tail
 
     def _about(self, kind: str) -> Json:
-        return {"id": self._id, "object": kind, "created": self._created, "model": self._request.model}
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
 
     def _usage(self) -> Json:
         prompt, output = self.job.num_prompt_tokens, self._num_tokens

@@ -5,11 +5,11 @@ import base64
 import time
 from array import array
 from collections.abc import AsyncGenerator, Coroutine
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from quire_engine.errors import RequestRejected
@@ -19,8 +19,9 @@ from quire_engine.server.answers import Answer
 from quire_engine.server.chat import ChatAnswer
 from quire_engine.server.choices import Piece
 from quire_engine.server.completion import CompletionAnswer
+from quire_engine.server.door import CLIENT_LEFT
 from quire_engine.server.errors import ModelUnknown
-from quire_engine.server.generation import Generation
+from quire_engine.server.generation import Generation, Job
 from quire_engine.server.metrics import EngineMetrics
 from quire_engine.server.prompts import Prompts
 from quire_engine.server.requests import (
@@ -36,7 +37,6 @@ from quire_engine.server.stream import EventStream
 
 __all__ = ["make_app"]
 
-CLIENT_LEFT = 499  # nobody reads it; it is for the access log
 VERSION = version("quire-engine")
 
 
@@ -45,14 +45,9 @@ def make_app(
     prompts: Prompts,
     client: EngineClient,
     metrics: EngineMetrics,
-    allowed_origins: tuple[str, ...] = (),
 ) -> FastAPI:
     app = FastAPI(title="Quire engine", version=VERSION, docs_url=None, redoc_url=None, strict_content_type=False)
     errors.install(app)
-    if allowed_origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=allowed_origins, allow_methods=["*"], allow_headers=["*"], max_age=3600
-        )
     created = int(time.time())
     tokenizer = prompts.tokenizer
 
@@ -94,15 +89,18 @@ def make_app(
     async def chat(body: ChatRequest, request: Request) -> Response:
         check(body)
         needs_text()
-        job = await prompts.of_chat(body, generation.max_model_len)
+        job = named(await prompts.of_chat(body, generation.max_model_len), request)
         return await respond(ChatAnswer(body, job, tokenizer, prompts.formats), body, request)
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
         check(body)
         needs_text()
-        job = await prompts.of_completion(body, generation.max_model_len)
+        job = named(await prompts.of_completion(body, generation.max_model_len), request)
         return await respond(CompletionAnswer(body, job, tokenizer), body, request)
+
+    def named(job: Job, request: Request) -> Job:
+        return replace(job, request_id=request.scope.get("request_id", ""), model=generation.names[0])
 
     def needs_text() -> None:
         if not client.ready.result().num_blocks:
@@ -143,7 +141,7 @@ def make_app(
                     {"object": "embedding", "index": index, "embedding": show(vector)}
                     for index, vector in enumerate(vectors)
                 ],
-                "model": body.model,
+                "model": body.model or generation.names[0],
                 "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
             },
             headers=_ignored(body),

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from quire_api.engine import EngineConfig
@@ -21,7 +22,7 @@ from quire_engine.process.client import EngineClient
 from quire_engine.process.link import Ready, Report
 from quire_engine.server.admin import admin_app, admin_routes
 from quire_engine.server.app import make_app
-from quire_engine.server.door import Door, Keys
+from quire_engine.server.door import CLIENT_LEFT, Door, Keys, Visit
 from quire_engine.server.formats import choose_formats
 from quire_engine.server.generation import Generation
 from quire_engine.server.metrics import EngineMetrics
@@ -40,6 +41,7 @@ class Parts:
     generation: Generation
     client: EngineClient
     door: Door
+    front: ASGIApp  # with the door in it
     admin: ASGIApp
     tls: dict[str, str]
 
@@ -47,13 +49,16 @@ class Parts:
 def assemble(config: EngineConfig) -> Parts:
     folder = locate_model(config.model)
     spec = read_spec(folder)
-    names = config.served_model_name or (folder.resolve().name,)
+    names = config.served_model_name or tuple(dict.fromkeys([folder.resolve().name, config.model]))
     tokenizer = Tokenizer(folder, spec.shape.vocabulary)
     template = ChatTemplate(tokenizer, config.chat_template)
     formats = choose_formats(
         config.tool_call_parser, config.reasoning_parser, template.source, tokenizer.special_tokens
     )
-    keys = Keys.read((*config.api_key, *os.environ.get("QUIRE_API_KEY", "").split()), config.api_key_file)
+    keys = Keys.read(
+        (*config.api_key, *os.environ.get("QUIRE_API_KEY", os.environ.get("VLLM_API_KEY", "")).split()),
+        config.api_key_file,
+    )
     metrics = EngineMetrics(names[0])
     last: list[Report] = []
 
@@ -70,9 +75,10 @@ def assemble(config: EngineConfig) -> Parts:
         template=template,
         formats=formats,
         max_output_tokens=config.max_output_tokens,
+        defaults=spec.sampling if config.generation_config == "auto" else {},
         fresh_seeds=random.Random(config.seed),
     )
-    app = make_app(generation, prompts, client, metrics, config.allowed_origins)
+    app = make_app(generation, prompts, client, metrics)
 
     def why_full() -> str | None:
         limit = config.max_num_queued_reqs
@@ -81,14 +87,31 @@ def assemble(config: EngineConfig) -> Parts:
         metrics["vllm:admission_rejections_total"].inc()
         return f"the queue is full, with {limit} requests that wait: come again later"
 
+    def on_answer(visit: Visit) -> None:
+        kind = str(CLIENT_LEFT) if visit.status == CLIENT_LEFT else f"{visit.status // 100}xx"
+        metrics["http_requests_total"].labels(visit.handler, visit.scope["method"], kind).inc()
+        if config.enable_log_requests:
+            visit.log()
+
     door = Door(
         app,
         generation.why_not_ready,
         why_full,
         keys=keys,
+        origins=config.allowed_origins,
         max_body_bytes=int(config.max_body_mib * 2**20),
-        log_requests=config.enable_log_requests,
+        on_answer=on_answer,
     )
+    front: ASGIApp = door
+    if config.allowed_origins:  # outside the door, so that a page may read its refusals, too
+        front = CORSMiddleware(
+            door,
+            allow_origins=config.allowed_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "X-Quire-Ignored", "Retry-After"],
+            max_age=3600,
+        )
 
     def load() -> dict[str, Any]:
         now = last[0].load if last else None
@@ -113,7 +136,9 @@ def assemble(config: EngineConfig) -> Parts:
             metrics["quire_ready_seconds"].set(time.monotonic() - started)
 
     client.ready.add_done_callback(on_ready)
-    return Parts(generation=generation, client=client, door=door, admin=admin_app(routes), tls=_tls(config))
+    return Parts(
+        generation=generation, client=client, door=door, front=front, admin=admin_app(routes), tls=_tls(config)
+    )
 
 
 def _tls(config: EngineConfig) -> dict[str, str]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from quire_engine.core.step import FinishReason, TokenLogprob
 from quire_engine.messages.deltas import Arguments, CallStarted, Content, Delta, Reasoning, merged, message_of
+from quire_engine.messages.formats import ToolFormat
 from quire_engine.messages.parser import MessageParser
 from quire_engine.server.answers import Answer, Json
 from quire_engine.server.choices import Piece
@@ -55,7 +56,7 @@ class ChatAnswer(Answer):
         self._with_reasoning = request.include_reasoning
         self._echo = self._last_content(request) if request.echo else ""
         self._names = TokenNames(tokenizer.text_table(skip_special=False), request.return_tokens_as_token_ids)
-        tools = None if choice in (None, "none") else formats.tools
+        tools = self._tools = None if choice in (None, "none") else formats.tools
         schemas = {tool.function.name: tool.function.parameters or {} for tool in request.tools or ()}
         self._messages = [
             _Message(MessageParser(tools, formats.reasoning, schemas=schemas, in_reasoning=job.in_reasoning))
@@ -64,7 +65,7 @@ class ChatAnswer(Answer):
 
     @staticmethod
     def _last_content(request: ChatRequest) -> str:
-        return str(request.messages[-1].as_template().get("content") or "")
+        return request.messages[-1].text
 
     # ------------------------------------------------------------------ whole
 
@@ -90,7 +91,11 @@ class ChatAnswer(Answer):
                 body |= {"reasoning": read.reasoning, "reasoning_content": read.reasoning}
             if read.calls:
                 body["tool_calls"] = [
-                    {"id": _call_id(), "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                    {
+                        "id": _call_id(self._tools),
+                        "type": "function",
+                        "function": {"name": call.name, "arguments": call.arguments},
+                    }
                     for call in read.calls
                 ]
             choice: Json = {
@@ -146,7 +151,11 @@ class ChatAnswer(Answer):
                 return {"reasoning": text, "reasoning_content": text} if self._with_reasoning else None
             case CallStarted(call, name):
                 function = {"name": name, "arguments": ""}
-                return {"tool_calls": [{"index": call, "id": _call_id(), "type": "function", "function": function}]}
+                return {
+                    "tool_calls": [
+                        {"index": call, "id": _call_id(self._tools), "type": "function", "function": function}
+                    ]
+                }
             case Arguments(call, text):
                 return {"tool_calls": [{"index": call, "function": {"arguments": text}}]}
 
@@ -167,5 +176,6 @@ class ChatAnswer(Answer):
         return message.finish
 
 
-def _call_id() -> str:
-    return f"call_{uuid.uuid4().hex[:24]}"
+def _call_id(tools: ToolFormat | None) -> str:
+    number = uuid.uuid4().hex
+    return number[:9] if tools is not None and tools.short_ids else f"call_{number[:24]}"

@@ -83,7 +83,9 @@ class CompletionAnswer(Answer):
             return None, piece
         prompt = self.job.asks[piece.index].prompt
         scores = self.progress.prompt_logprobs[piece.index // self.job.asked.n]
-        text = b"".join(self._table[token] for token in prompt).decode("utf-8", "replace")
+        text = self.job.texts[piece.index // self.job.asked.n]
+        if text is None:
+            text = b"".join(self._table[token] for token in prompt).decode("utf-8", "replace")
         return prompt[0], Piece(
             piece.index, text + piece.text, piece.tokens, [*scores, *piece.logprobs], piece.finish, piece.stop_reason
         )

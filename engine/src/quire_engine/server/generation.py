@@ -29,6 +29,9 @@ class Job:
     asked: SamplingParams
     shown: frozenset[int] = frozenset()  # special tokens whose text is needed all the same
     in_reasoning: bool = False  # the prompt ends within it
+    texts: tuple[str | None, ...] = ()  # of the prompts, as they were given
+    request_id: str = ""
+    model: str = ""  # the name of an answer whose request named none
 
     @property
     def prompts(self) -> Iterator[tuple[int, ...]]:
@@ -91,10 +94,16 @@ class Generation:
         """The answers in pieces, each choice's last one final. Leaving early aborts the request."""
         table = self._tokenizer.text_table(job.asked.skip_special_tokens, job.shown)
         choices = [Choice(index, ask, job.asked, table) for index, ask in enumerate(job.asks)]
-        clocks = [self._metrics.clock(ask, job.asked.n) for ask in job.asks]
+        clocks = [self._metrics.clock(ask) for ask in job.asks]
+        self._metrics["vllm:request_params_n"].observe(job.asked.n)
         for prompt in job.prompts if self._log_prompts else ():
             log.info(
-                "prompt", extra={"tokens": len(prompt), "text": self._tokenizer.decode(list(prompt[:2000]))[:2000]}
+                "prompt",
+                extra={
+                    "request_id": job.request_id,
+                    "tokens": len(prompt),
+                    "text": self._tokenizer.decode(list(prompt[:2000]))[:2000],
+                },
             )
         try:
             async with aclosing(self._client.generate(job.asks)) as batches:
@@ -110,7 +119,7 @@ class Generation:
                         if piece is None:
                             piece = pieces[event.index] = Piece(event.index)
                         if event.token is not None:
-                            clock.token()
+                            clock.token(event.arrived)
                         choices[event.index].add(piece, event)
                         if event.finish is not None:
                             clock.finish(event.finish.reason)

@@ -52,6 +52,9 @@ class EngineMetrics:
         if load.prefix_queries != before.prefix_queries:
             self["vllm:prefix_cache_queries_total"].inc(load.prefix_queries - before.prefix_queries)
             self["vllm:prefix_cache_hits_total"].inc(load.prefix_hits - before.prefix_hits)
+        made = sum(token >= 0 for token in report.tokens)
+        if made:
+            self["vllm:generation_tokens_total"].inc(made)
         if report.num_tokens:
             self["vllm:iteration_tokens_total"].observe(report.num_tokens)
             self["quire_step_seconds"].observe(report.seconds)
@@ -60,16 +63,17 @@ class EngineMetrics:
         """A gauge that is asked for when it is read."""
         self[name].set_function(function)
 
-    def clock(self, ask: Ask, n: int) -> "SequenceClock":
+    def clock(self, ask: Ask) -> "SequenceClock":
         """Start to measure an accepted sequence."""
-        return SequenceClock(self, len(ask.prompt), ask.params.max_tokens, n, is_first=ask.follows is None)
+        return SequenceClock(self, len(ask.prompt), ask.params.max_tokens, is_first=ask.follows is None)
 
     def render(self) -> bytes:
         return generate_latest(self._registry)
 
 
 class SequenceClock:
-    """The times of one sequence. All by time.monotonic, which the engine process shares."""
+    """The times of one sequence, by time.monotonic, which the engine process shares. When a token arrived counts, not when
+    the client took it."""
 
     __slots__ = (
         "_arrival",
@@ -77,39 +81,37 @@ class SequenceClock:
         "_cached",
         "_finished",
         "_first",
+        "_is_first",
         "_last",
         "_max_tokens",
         "_metrics",
-        "_n",
         "_prompt",
         "tokens",
     )
 
-    def __init__(self, metrics: EngineMetrics, prompt: int, max_tokens: int, n: int, *, is_first: bool) -> None:
+    def __init__(self, metrics: EngineMetrics, prompt: int, max_tokens: int, *, is_first: bool) -> None:
+        """`is_first` of those that share a prompt."""
         self._metrics = metrics
-        self._prompt, self._max_tokens, self._n = prompt, max_tokens, n
+        self._prompt, self._max_tokens, self._is_first = prompt, max_tokens, is_first
         self._arrival = self._began = self._first = self._last = time.monotonic()
         self.tokens = self._cached = 0
         self._finished = False
-        if is_first:
-            metrics["vllm:prompt_tokens_total"].inc(prompt)
 
     def begin(self, started: float, cached: int) -> None:
         """Its first step began then, and found so much of the prompt in the cache."""
         self._began = max(started, self._arrival)
         self._cached = cached
         self._metrics["vllm:request_queue_time_seconds"].observe(self._began - self._arrival)
-        if cached:
+        if self._is_first:
+            self._metrics["vllm:prompt_tokens_total"].inc(self._prompt)
             self._metrics["vllm:prompt_tokens_cached_total"].inc(cached)
 
-    def token(self) -> None:
-        now = time.monotonic()
+    def token(self, now: float) -> None:
         if self.tokens:
             self._metrics["vllm:inter_token_latency_seconds"].observe(now - self._last)
         else:
             self._first = now
             self._metrics["vllm:time_to_first_token_seconds"].observe(now - self._arrival)
-        self._metrics["vllm:generation_tokens_total"].inc()
         self.tokens += 1
         self._last = now
 
@@ -119,13 +121,13 @@ class SequenceClock:
             return
         self._finished = True
         metrics, now = self._metrics, time.monotonic()
+        now = self._last if self.tokens and reason is not FinishReason.ABORT else now
         metrics.labelled("vllm:request_success_total", reason.value).inc()
         metrics["vllm:e2e_request_latency_seconds"].observe(now - self._arrival)
         metrics["vllm:request_prompt_tokens"].observe(self._prompt)
         metrics["vllm:request_generation_tokens"].observe(self.tokens)
         metrics["vllm:request_prefill_kv_computed_tokens"].observe(self._prompt - self._cached)
         metrics["vllm:request_params_max_tokens"].observe(self._max_tokens)
-        metrics["vllm:request_params_n"].observe(self._n)
         if self.tokens:
             metrics["vllm:request_inference_time_seconds"].observe(self._last - self._began)
             metrics["vllm:request_prefill_time_seconds"].observe(self._first - self._began)

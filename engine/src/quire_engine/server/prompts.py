@@ -13,7 +13,7 @@ from typing import Any
 from quire_engine.core.request import GrammarKind
 from quire_engine.errors import RequestRejected
 from quire_engine.grammars.asked import StructuredOutputs, grammar_of
-from quire_engine.messages.grammar import ToolSchema, after_reasoning, tool_grammar
+from quire_engine.messages.grammar import MOST_WHITESPACE, ToolSchema, after_reasoning, tool_grammar
 from quire_engine.params import SamplingParams, of_sequence, resolve
 from quire_engine.process.client import Ask
 from quire_engine.server.formats import Formats
@@ -26,6 +26,8 @@ from quire_engine.text.tokenizer import Tokenizer
 __all__ = ["Prompts"]
 
 LONG_TEXT = 4096  # characters from which tokenising leaves the event loop
+LONG_CHAT = 64  # messages from which rendering does
+THE_END = "[[quire: the end of the last message]]"  # is not in any prompt; nobody will look for it
 MOST_SEQUENCES = 1024  # of one request
 TEMPLATE_FIELDS = {"messages", "tools", "add_generation_prompt"}  # what a template is given of the request itself
 
@@ -37,6 +39,7 @@ class Prompts:
     template: ChatTemplate
     formats: Formats
     max_output_tokens: int | None
+    defaults: Mapping[str, Any]  # how the model's authors would have it sampled
     fresh_seeds: random.Random
 
     async def of_chat(self, request: ChatRequest, max_model_len: int) -> Job:
@@ -52,7 +55,7 @@ class Prompts:
                     "tool_choice asks for a call, and a format for another text: drop one", "tool_choice"
                 )
             more["structured_outputs"] = self._call_grammar(request, str(choice), in_reasoning)
-        asked = request.sampling(**more)
+        asked = request.sampling(self.defaults, **more)
         if asked.structured_outputs is not None and "structured_outputs" not in more:
             asked = replace(asked, structured_outputs=self._after_reasoning(asked.structured_outputs, in_reasoning))
         shown = frozenset[int]()
@@ -73,10 +76,11 @@ class Prompts:
             more["max_tokens"] = max(1, wanted)  # with 0, the token is not shown (answers.py)
             if request.logprobs is not None:
                 more["prompt_logprobs"] = request.logprobs
-        asked = request.sampling(**more)
+        asked = request.sampling(self.defaults, **more)
         _check_number(len(request.prompts), asked.n)
         prompts = await self.encode_all(request.prompts, add_special_tokens=request.add_special_tokens)
-        return self._job(prompts, request, asked, max_model_len)
+        texts = tuple(each if isinstance(each, str) else None for each in request.prompts)
+        return replace(self._job(prompts, request, asked, max_model_len), texts=texts)
 
     async def chat_ids(self, request: ChatRequest | TokenizeRequest) -> tuple[list[int], bool]:
         """And whether they end within reasoning, which the template has begun."""
@@ -92,7 +96,6 @@ class Prompts:
             raise RequestRejected(
                 f"chat_template_kwargs has {taken[0]}, which is a field of the request", "chat_template_kwargs"
             )
-        rendered = [_for_template(message.as_template()) for message in messages]
         if isinstance(request, ChatRequest):
             if request.documents:
                 more["documents"] = request.documents
@@ -100,16 +103,23 @@ class Prompts:
                 more = {"enable_thinking": effort != "none", **more, "reasoning_effort": effort}
             if request.tool_choice == "none":
                 tools = None
-        text = self.template.render(
-            rendered,
-            [tool.model_dump(exclude_none=True) for tool in tools] if tools else None,
-            add_generation_prompt=request.add_generation_prompt and not request.continue_final_message,
-            more=more,
-        )
-        if request.continue_final_message:
-            text = _open_ended(text, rendered[-1])
+        go_on = request.continue_final_message
+
+        def rendered() -> str:
+            text = self.template.render(
+                [_for_template(message.as_template()) for message in messages[:-1]]
+                + [_for_template(_marked(messages[-1]) if go_on else messages[-1].as_template())],
+                [tool.model_dump(exclude_none=True) for tool in tools] if tools else None,
+                add_generation_prompt=request.add_generation_prompt and not go_on,
+                more=more,
+            )
+            return _up_to_mark(text) if go_on else text
+
+        text = await asyncio.to_thread(rendered) if len(messages) > LONG_CHAT else rendered()
         reasoning = self.formats.reasoning
-        in_reasoning = reasoning is not None and reasoning.is_open(text)
+        in_reasoning = reasoning is not None and (
+            reasoning.is_open(text) or (go_on and reasoning.is_within(messages[-1].text))
+        )
         return await self.encode(text, add_special_tokens=bool(request.add_special_tokens)), in_reasoning
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -143,7 +153,15 @@ class Prompts:
             )
         text = tool_grammar(
             self.formats.tools,
-            [ToolSchema(name=tool.function.name, parameters=tool.function.parameters) for tool in request.tools],
+            [
+                ToolSchema(
+                    name=tool.function.name,
+                    parameters=tool.function.parameters,
+                    strict=tool.function.strict
+                    is not False,  # unless it is said that they need not, arguments are valid
+                )
+                for tool in request.tools
+            ],
             choice,
             parallel=request.parallel_tool_calls is not False,
             reasoning=self.formats.reasoning,
@@ -159,7 +177,11 @@ class Prompts:
         answer: dict[str, Any]
         match grammar.kind:
             case GrammarKind.JSON:
-                answer = {"type": "json_schema", "json_schema": json.loads(grammar.text)}
+                answer = {
+                    "type": "json_schema",
+                    "json_schema": json.loads(grammar.text),
+                    "max_whitespace_cnt": MOST_WHITESPACE,
+                }
             case GrammarKind.REGEX:
                 answer = {"type": "regex", "pattern": grammar.text}
             case GrammarKind.EBNF:
@@ -247,13 +269,18 @@ def _for_template(message: dict[str, Any]) -> dict[str, Any]:
     return message
 
 
-def _open_ended(text: str, last: Mapping[str, Any]) -> str:
-    """The rendered chat up to the end of the last message's content, to be gone on with."""
-    content = str(last.get("content") or "").rstrip()
-    at = text.rfind(content)
-    if not content or at < 0:
+def _marked(last: Message) -> dict[str, Any]:
+    """A last message that is to be gone on with: it is rendered with a mark at its end, and cut there."""
+    if not last.text:
+        raise RequestRejected("continue_final_message: the last message has no content", "continue_final_message")
+    return {**last.as_template(), "content": last.text + THE_END}
+
+
+def _up_to_mark(text: str) -> str:
+    at = text.rfind(THE_END)
+    if at < 0:
         raise RequestRejected(
-            "continue_final_message: the last message must have content, and the template must show it as it is",
+            "continue_final_message: the model's chat template does not show the end of the last message",
             "continue_final_message",
         )
-    return text[: at + len(content)]
+    return text[:at]

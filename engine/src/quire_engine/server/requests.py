@@ -5,6 +5,7 @@ nothing; all others are ignored, and a header of the answer names them.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -77,7 +78,7 @@ class StreamOptions(BaseModel):
 class Request(BaseModel):
     model_config = ConfigDict(extra="allow")
 
-    model: str
+    model: str | None = None  # there is just the one
 
     def refuse_unsupported(self) -> None:
         """RequestRejected for the first field that asks for what does not work yet."""
@@ -134,11 +135,14 @@ class Sampled(Request):
     def wants_usage_always(self) -> bool:
         return self.wants_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
 
-    def sampling(self, **more: Any) -> SamplingParams:
-        """What was asked for; null, and what was left out, are the defaults. RequestRejected for what cannot be meant."""
+    def sampling(self, defaults: Mapping[str, Any], **more: Any) -> SamplingParams:
+        """What was asked for; null, and what was left out, are the defaults: the model's, or else OpenAI's.
+
+        RequestRejected for what cannot be meant.
+        """
         if self.stream_options is not None and not self.stream:
             raise RequestRejected("stream_options are for streams: set stream, or leave them out", "stream_options")
-        asked = {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
+        asked = {**defaults, **{name: value for name in SAMPLING if (value := getattr(self, name)) is not None}}
         structured = structured_of(self.response_format, self.structured_outputs)
         if structured is not None:
             asked["structured_outputs"] = structured
@@ -179,11 +183,16 @@ class Message(BaseModel):
     content: str | FirstFault[TextPart] | None = None
     tool_calls: FirstFault[dict[str, Any]] | None = None
 
+    @property
+    def text(self) -> str:
+        """The content as one string."""
+        return "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content or ""
+
     def as_template(self) -> dict[str, Any]:
-        """What chat templates expect: the content as one string, the arguments of calls as what they mean."""
-        message = self.model_dump(exclude_none=True)
+        """What chat templates expect: the content as one string, or none."""
+        message = {"content": None, **self.model_dump(exclude_none=True)}
         if isinstance(self.content, list):
-            message["content"] = "".join(part.text for part in self.content)
+            message["content"] = self.text
         return message
 
 
@@ -270,7 +279,6 @@ class EmbeddingRequest(Request):
 
 
 class TokenizeRequest(Request):
-    model: str | None = None  # type: ignore[assignment]  # there is just the one
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)] | None = None
     tools: Annotated[list[Tool], Field(max_length=512, fail_fast=True)] | None = None
@@ -282,5 +290,4 @@ class TokenizeRequest(Request):
 
 
 class DetokenizeRequest(Request):
-    model: str | None = None  # type: ignore[assignment]
     tokens: TokenIds

@@ -70,7 +70,7 @@ async def _serve_until(
 ) -> None:
     """Serve; when told to stop, drain; when the engine or the server has ended, end."""
     client, door = parts.client, parts.door
-    servers = [(_uvicorn(door, **parts.tls), listener)]
+    servers = [(_uvicorn(parts.front, **parts.tls), listener)]
     if admin is not None:
         servers.append((_uvicorn(parts.admin), admin))
     serving = [asyncio.create_task(server.serve(sockets=[sock])) for server, sock in servers]

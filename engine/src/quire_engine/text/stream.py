@@ -28,7 +28,8 @@ class TextStream:
             self._held += self._token_bytes[token]
         if finish is not None and finish.stop is not None:
             end = self._held.rfind(finish.stop)  # an earlier one came before the output was long enough
-            self._held = self._held[: end + len(finish.stop) if self._include_stop else end]
+            if end >= 0:  # else something is shown that the engine does not look at
+                self._held = self._held[: end + len(finish.stop) if self._include_stop else end]
         if finish is not None:
             text, self._held = self._held, b""
             return self._decoder.decode(text, final=True)
