@@ -273,7 +273,7 @@ class EngineClient:
                     case Report():
                         self._spread(message)
                     case Expect(seconds):
-                        self._pulse.announced(seconds)
+                        self._pulse.announced(seconds, time.monotonic())
                     case Embedded():
                         self._deliver(message)
                     case Ready():

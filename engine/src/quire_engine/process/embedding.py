@@ -43,8 +43,6 @@ class EmbeddingService:
                     link.send(Embedded(vectors={}, rejected=rejected))
             if self._texts and (done := self._embed_portion()):
                 link.send(Embedded(vectors=done, rejected={}))
-            if not self._texts:
-                self._announce(0.0)
 
     def _take(self, work: Work) -> dict[RequestId, tuple[str, str | None]]:
         """Queue what is asked, forget what nobody waits for; what cannot be embedded."""

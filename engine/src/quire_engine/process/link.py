@@ -40,7 +40,7 @@ class Pong:
 
 @dataclass(slots=True)
 class Expect:
-    """From the engine: what it does now takes about so many seconds; it holds until the next of these."""
+    """From the engine: what is under way takes about so many seconds."""
 
     seconds: float
 

@@ -14,14 +14,14 @@ PATIENCE = 3.0
 class Pulse:
     def __init__(self, now: float) -> None:
         self._heard = self._looked = now
-        self._expected = 0.0  # seconds of the steps under way, as announced
+        self._expected = 0.0  # seconds of the step under way, as announced
 
     def heard(self, now: float) -> None:
-        self._heard = now
+        self._heard, self._expected = now, 0.0
 
-    def announced(self, seconds: float) -> None:
-        """From now on, until it is announced otherwise, what is under way should take so long."""
-        self._expected = seconds
+    def announced(self, seconds: float, now: float) -> None:
+        """A step begins that should take so long."""
+        self._heard, self._expected = now, seconds
 
     def age(self, now: float) -> float:
         """Seconds of silence."""

@@ -12,7 +12,6 @@ import sys
 import time
 import traceback
 from array import array
-from collections.abc import Callable
 from typing import NoReturn
 
 from quire_api.flags import from_argv
@@ -38,7 +37,10 @@ def main(argv: list[str]) -> int:
         config = from_argv(argv[1:])
         set_up_logging(config.log_level, config.log_format)
 
-        announce = Announcer(link)
+        def announce(seconds: float) -> None:
+            if seconds > LONG_STEP_S:
+                link.send(Expect(seconds))
+
         built = build_model(config, announce=announce)
         built.warm_up()
         ready = Ready(
@@ -53,7 +55,7 @@ def main(argv: list[str]) -> int:
         gc.freeze()  # what was loaded stays; collections look only at what is new
         link.send(ready)
         if isinstance(built, BuiltEngine):
-            serve(built.engine, link, announce)
+            serve(built.engine, link)
         else:
             EmbeddingService(built.embedder, built.spec.shape, announce).serve(link)
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -65,20 +67,7 @@ def main(argv: list[str]) -> int:
         return _end(link, 1, f"{type(error).__name__}: {error}")
 
 
-class Announcer:
-    """Says how long what is under way takes, if that is long, and when it no longer is."""
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self._long = False
-
-    def __call__(self, seconds: float) -> None:
-        was_long, self._long = self._long, seconds > LONG_STEP_S
-        if self._long or was_long:
-            self._link.send(Expect(seconds))
-
-
-def serve(engine: Engine, link: Link, announce: Callable[[float], None]) -> NoReturn:
+def serve(engine: Engine, link: Link) -> NoReturn:
     """Until the link closes, which is an EOFError."""
     while True:
         rejected: dict[RequestId, tuple[str, str | None]] = {}
@@ -101,8 +90,6 @@ def serve(engine: Engine, link: Link, announce: Callable[[float], None]) -> NoRe
         rejected.update({each: (str(refusal), refusal.param) for each, refusal in events.refused.items()})
         if works or events.ids or rejected:
             link.send(_report(events, rejected, engine, started, works))
-        if not engine.has_work:
-            announce(0.0)
 
 
 def _report(

@@ -53,7 +53,7 @@ class Pace:
 
 
 class Forecaster:
-    """A runner that says, before it launches a step, how many seconds all those under way should take."""
+    """A runner that says of each step, before it is launched, how many seconds it should take."""
 
     def __init__(
         self,
@@ -66,29 +66,21 @@ class Forecaster:
         self._cost = cost
         self._announce = announce
         self._pace = Pace(clock)
-        self._under_way = 0.0  # cost
 
     def launch(self, plan: StepPlan) -> Launched:
         cost, started = self._cost(plan), self._pace.now()
-        self._announce(self._pace.forecast(self._under_way + cost))
-        launched = self._runner.launch(plan)
-        self._under_way += cost
-        return _Timed(launched, self, cost, started)
-
-    def ended(self, cost: float, started: float) -> None:
-        self._under_way -= cost
-        self._pace.learn(cost, started)
+        self._announce(self._pace.forecast(cost))
+        return _Timed(self._runner.launch(plan), self._pace, cost, started)
 
 
 class _Timed:
-    def __init__(self, launched: Launched, forecaster: Forecaster, cost: float, started: float) -> None:
+    def __init__(self, launched: Launched, pace: Pace, cost: float, started: float) -> None:
         self._launched = launched
-        self._forecaster = forecaster
+        self._pace = pace
         self._cost = cost
         self._started = started
 
     def result(self) -> StepResult:
-        try:
-            return self._launched.result()
-        finally:
-            self._forecaster.ended(self._cost, self._started)
+        result = self._launched.result()
+        self._pace.learn(self._cost, self._started)
+        return result
