@@ -1,5 +1,6 @@
 """Who may come in, and what comes of it: keys, limits, TLS, administration, health. Real processes, real sockets."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -16,8 +17,11 @@ from typing import Any
 
 import pytest
 from fakes.serving import Running, children, free_port, quire, run_quire, serving
+from fastapi import FastAPI
+from starlette.types import Message
 
 from quire_engine import cli
+from quire_engine.server import door, errors
 
 pytestmark = pytest.mark.xdist_group("door")
 
@@ -272,6 +276,30 @@ def test_https_by_our_certificate(tmp_path: Path) -> None:
     finally:
         process.terminate()
         assert process.wait(20) == 0
+
+
+def test_a_body_that_stays_away_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drain waits for all that was accepted: half a request must not hold it up."""
+    monkeypatch.setattr(door, "PATIENCE_S", 0.01)
+    app, sent = FastAPI(), []
+    errors.install(app)
+
+    @app.post("/")
+    async def post(body: dict[str, Any]) -> None: ...
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    closed = door.Door(app, lambda: None, lambda: None, keys=door.Keys([]), max_body_bytes=9, log_requests=False)
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b"", "http_version": "1.1"}
+    asyncio.run(closed(scope, receive, send))
+
+    assert (sent[0]["status"], closed.inside) == (408, 0)
+    assert json.loads(sent[1]["body"])["error"]["code"] == 408
 
 
 # ---------------------------------------------------------------------- health

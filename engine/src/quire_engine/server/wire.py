@@ -4,8 +4,9 @@ The parser itself takes headers of any length, and keeps them all in memory befo
 """
 
 import json
+from collections.abc import Sequence
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from quire_engine.server import errors
 
@@ -18,6 +19,7 @@ TOO_LARGE = f"the headers are larger than {MOST_HEADER_BYTES >> 10} KiB, the mos
 class Wire(HttpToolsProtocol):
     _reading_headers = True
     _header_bytes = 0
+    _cycles: Sequence[RequestResponseCycle] = ()  # requests in a row that have come, and are not answered
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -33,6 +35,12 @@ class Wire(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._reading_headers = False
         super().on_headers_complete()
+        if self.cycle is not None:
+            self._cycles = [*(cycle for cycle in self._cycles if not cycle.response_complete), self.cycle]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
+        super().connection_lost(exc)
 
     def eof_received(self) -> None:
         """The client will send no more: it has left. The connection is closed on return."""
@@ -50,7 +58,8 @@ class Wire(HttpToolsProtocol):
         self.transport.close()
 
     def _leave(self) -> None:
-        """Whoever writes an answer learns at once that nobody reads it: to write it would be an error."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        """Nobody reads the answers any more. uvicorn tells it to the last request alone, not to one that it waits for."""
+        for cycle in self._cycles:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
