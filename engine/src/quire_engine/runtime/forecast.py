@@ -53,7 +53,8 @@ class Pace:
 
 
 class Forecaster:
-    """A runner that says of each step, before it is launched, how many seconds it should take."""
+    """A runner that says, before a step is launched and before one is waited for, how many seconds all that is under way
+    should take: any news of the engine, such as the report of the step before, ends what was said before it."""
 
     def __init__(
         self,
@@ -66,21 +67,31 @@ class Forecaster:
         self._cost = cost
         self._announce = announce
         self._pace = Pace(clock)
+        self._under_way = 0.0  # costs of what was launched, and has not come back
 
     def launch(self, plan: StepPlan) -> Launched:
         cost, started = self._cost(plan), self._pace.now()
-        self._announce(self._pace.forecast(cost))
-        return _Timed(self._runner.launch(plan), self._pace, cost, started)
+        self._announce(self._pace.forecast(self._under_way + cost))
+        launched = self._runner.launch(plan)
+        self._under_way += cost
+        return _Timed(self, launched, cost, started)
+
+    def wait(self, launched: Launched, cost: float, started: float) -> StepResult:
+        self._announce(self._pace.forecast(self._under_way))
+        try:
+            result = launched.result()
+        finally:
+            self._under_way -= cost
+        self._pace.learn(cost, started)
+        return result
 
 
 class _Timed:
-    def __init__(self, launched: Launched, pace: Pace, cost: float, started: float) -> None:
+    def __init__(self, forecaster: Forecaster, launched: Launched, cost: float, started: float) -> None:
+        self._forecaster = forecaster
         self._launched = launched
-        self._pace = pace
         self._cost = cost
         self._started = started
 
     def result(self) -> StepResult:
-        result = self._launched.result()
-        self._pace.learn(self._cost, self._started)
-        return result
+        return self._forecaster.wait(self._launched, self._cost, self._started)
