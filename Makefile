@@ -41,6 +41,10 @@ generate: setup ## write the CRD and docs/reference from the types
 e2e: setup ## everything on a real Kubernetes (root; cold about 20 minutes, warm about 5)
 	$(BIN)/python e2e/run.py
 
+.PHONY: soak
+soak: setup ## an engine under 20,000 requests at random, then under twice what it can do (about 15 minutes)
+	$(BIN)/python e2e/soak.py
+
 .PHONY: cluster-up
 cluster-up: setup ## start a Kubernetes on this machine: NAME=dev
 	@scripts/system-packages.sh e2e

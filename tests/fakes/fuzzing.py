@@ -1,7 +1,4 @@
-"""A fuzzer of a running server: `fuzz` sends requests at random, some of which leave at a random moment, and judges each answer.
-
-python tests/fakes/fuzzing.py --requests=10000 --seed=1    starts a server, and says at the end what became of it
-"""
+"""A fuzzer of a running server: `fuzz` sends requests at random, some of which leave at a random moment, and judges each answer."""
 
 import asyncio
 import json

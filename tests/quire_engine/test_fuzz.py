@@ -23,7 +23,7 @@ def test_requests_at_random_leave_nothing_and_change_nothing(server: Running) ->
     (engine,) = children(server.process.pid)
 
     with Controls(server) as controls:
-        outcome = fuzz(server, 250, seed=1)
+        outcome = fuzz(server, 500, seed=1)
 
     assert outcome.wrong == []
     assert {"200", "400"} <= set(outcome.seen)

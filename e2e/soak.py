@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""`make soak`: an engine under requests at random, and under twice the load that it can bear, on all cores and on one.
+
+Passes if the engine never ends, is never called hung, leaves nothing behind and its memory does not grow.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from fakes.controls import Controls  # after the path above
+from fakes.fuzzing import fuzz, growth, settled
+from fakes.serving import Running, children, serving
+
+OPTIONS = ("builtin://quire-tiny", "--dtype=float32", "--kv-cache-gib=0.05", "--max-num-seqs=16")
+MOST_GROWTH_KIB = 16 << 10  # over the second half
+PROMPT_TOKENS, OUTPUT_TOKENS = 2000, 16
+OVERLOAD = 2.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=10_000, help="at random, for each way of caching")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of too much load, for each number of cores")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    for caching in ("--enable-prefix-caching", "--no-enable-prefix-caching") if arguments.requests else ():
+        started = time.monotonic()
+        _at_random(arguments.requests, arguments.seed, caching)
+        print(f"   passed in {time.monotonic() - started:.0f} s", flush=True)
+    for cores in sorted({len(os.sched_getaffinity(0)), 1}) if arguments.seconds else ():
+        started = time.monotonic()
+        _saturated(arguments.seconds, arguments.seed, cores)
+        print(f"   passed in {time.monotonic() - started:.0f} s", flush=True)
+    return 0
+
+
+def _at_random(number: int, seed: int, caching: str) -> None:
+    print(f"== {number} requests at random, {caching}", flush=True)
+    with tempfile.TemporaryDirectory() as folder, serving(Path(folder), "serve", *OPTIONS, caching) as server:
+        engine = children(server.process.pid)[0]
+        with Controls(server) as controls:
+            outcome = fuzz(server, number, seed, samples=200)
+        api_growth, engine_growth = (growth(list(each)) for each in zip(*outcome.resident, strict=True))
+        print(f"   {dict(sorted(outcome.seen.items()))}, {controls.compared} controls", flush=True)
+        print(f"   resident at the end {[kib >> 10 for kib in outcome.resident[-1]]} MiB; growth in the second half "
+              f"{api_growth / 1024:.1f} and {engine_growth / 1024:.1f} MiB", flush=True)  # fmt: skip
+        assert outcome.wrong == [], "\n".join(outcome.wrong[:5])
+        assert controls.wrong == [], controls.wrong[:5]
+        assert children(server.process.pid)[0] == engine, "the engine process is another"
+        assert not any(settled(server).values()), settled(server, 0)
+        assert "Traceback" not in server.log.read_text(), server.log.read_text()[-3000:]
+        assert max(api_growth, engine_growth) < MOST_GROWTH_KIB, "memory grows"
+
+
+def _saturated(seconds: float, seed: int, cores: int) -> None:
+    print(f"== {OVERLOAD:g} times the load it can bear for {seconds:g} s, on {cores} cores", flush=True)
+    ours = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(ours)[:cores])  # what is started has them too
+    try:
+        with tempfile.TemporaryDirectory() as folder, serving(Path(folder), "serve", *OPTIONS) as server:
+            os.sched_setaffinity(0, ours)
+            rate, seen = asyncio.run(_overload(server, seconds, random.Random(seed)))
+            print(f"   it can do {rate:.1f} requests a second; {dict(seen)}", flush=True)
+            assert set(seen) == {"livez 200", "answered 200"}, server.log.read_text()[-3000:]
+            assert not any(settled(server).values()), settled(server, 0)
+    finally:
+        os.sched_setaffinity(0, ours)
+
+
+async def _overload(server: Running, seconds: float, dice: random.Random) -> tuple[float, Counter[str]]:
+    """Requests a second that it can do, and statuses under more than that, sent without waiting for answers."""
+    seen: Counter[str] = Counter()
+
+    async def ask() -> None:
+        body = {"model": "quire-tiny", "prompt": [dice.randrange(1024) for _ in range(PROMPT_TOKENS)]}
+        data = json.dumps({**body, "max_tokens": OUTPUT_TOKENS, "ignore_eos": True}).encode()
+        seen[f"answered {await _status(server.port, 'POST', '/v1/completions', data)}"] += 1
+
+    async def watch() -> None:
+        while True:
+            seen[f"livez {await _status(server.port, 'GET', '/livez', b'')}"] += 1
+            await asyncio.sleep(0.25)
+
+    watching = asyncio.create_task(watch())
+    started, number = time.monotonic(), 64
+    await asyncio.gather(*(ask() for _ in range(number)))
+    rate = number / (time.monotonic() - started)
+    async with asyncio.TaskGroup() as group:
+        started = time.monotonic()
+        while time.monotonic() - started < seconds:
+            group.create_task(ask())
+            await asyncio.sleep(dice.expovariate(OVERLOAD * rate))
+    watching.cancel()
+    return rate, seen
+
+
+async def _status(port: int, method: str, path: str, body: bytes) -> str:
+    """Or how there was none."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(
+            f"{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+        )
+        writer.write(body)
+        answer = await reader.read(-1)
+        writer.close()
+        return answer[9:12].decode() or "closed"
+    except OSError as error:
+        return type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())
