@@ -1,5 +1,6 @@
 """Two processes: what each does when the other ends, and when it cannot start."""
 
+import contextlib
 import json
 import os
 import signal
@@ -16,25 +17,29 @@ from quire_engine.process.link import HEADER, Link, Work, pack
 
 
 def test_a_killed_engine_process_is_reported_at_once(tmp_path: Path) -> None:
-    """The open stream gets an error event, and the API process ends with the code for it."""
-    with serving(tmp_path, "serve", "builtin://quire-tiny", "--kv-cache-gib=0.05") as server:
+    """Every open stream gets an error event, those that wait as well, and the API process ends with the code for it."""
+    options = ["--kv-cache-gib=0.05", "--max-num-seqs=16"]
+    with serving(tmp_path, "serve", "builtin://quire-tiny", *options) as server, contextlib.ExitStack() as stack:
         body = json.dumps(
             {"model": "quire-tiny", "prompt": [5], "max_tokens": 2000, "ignore_eos": True, "stream": True}
         ).encode()
-        with socket.create_connection(("127.0.0.1", server.port)) as sock:
+        streams = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 10)) for _ in range(20)]
+        for sock in streams:
             sock.sendall(
                 b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
             )
-            seen = sock.recv(2048)
-            (engine,) = children(server.process.pid)
+        seen = [sock.recv(2048) for sock in streams[:16]] + [b""] * 4
+        (engine,) = children(server.process.pid)
 
-            os.kill(engine, signal.SIGKILL)
+        os.kill(engine, signal.SIGKILL)
 
-            sock.settimeout(10)
+        for i, sock in enumerate(streams):
             while data := sock.recv(65536):
-                seen += data
+                seen[i] += data
         assert server.process.wait(10) == 11
-        assert b'"message":"the engine process was ended by SIGKILL' in seen
+        for each in seen:
+            assert b'"message":"the engine process was ended by SIGKILL' in each
+            assert b"[DONE]" not in each
         assert "ended by SIGKILL, perhaps for want of memory" in server.log.read_text()
 
 

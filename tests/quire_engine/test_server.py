@@ -361,18 +361,18 @@ def test_openapi_describes_the_endpoints(server: Running) -> None:
     )
 
 
-def read_stream(port: int, into: list[str], begun: threading.Event) -> None:
+LONG = 1500  # tokens: a second or more, however fast the engine is
+
+
+def read_stream(port: int, into: list[str], begun: threading.Event, length: int = LONG) -> None:
     link = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    body = {"model": "quire-tiny", "messages": STORY, "stream": True, "ignore_eos": True, "max_tokens": LONG}
+    body = {"model": "quire-tiny", "messages": STORY, "stream": True, "ignore_eos": True, "max_tokens": length}
     link.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
     for line in link.getresponse():
         if line.strip():
             into.append(line.decode().strip())
             begun.set()
     link.close()
-
-
-LONG = 1500  # tokens: a second or more, however fast the engine is
 
 
 def finish_of(lines: list[str]) -> str:
@@ -403,15 +403,15 @@ def test_wishes_of_a_request_reach_the_sampler(server: Running, wish: dict[str, 
 
 @pytest.mark.xdist_group("drain")
 def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(tmp_path: Path) -> None:
-    with serving(tmp_path, "serve", "builtin://quire-tiny", "--kv-cache-gib=0.05", "--max-num-seqs=2") as server:
-        streams: list[list[str]] = [[] for _ in range(5)]  # of which two run and three wait
+    with serving(tmp_path, "serve", "builtin://quire-tiny", "--kv-cache-gib=0.05", "--max-num-seqs=16") as server:
+        streams: list[list[str]] = [[] for _ in range(50)]  # of which 16 run and the others wait
         begun = threading.Event()
-        threads = [threading.Thread(target=read_stream, args=(server.port, lines, begun)) for lines in streams]
+        threads = [threading.Thread(target=read_stream, args=(server.port, lines, begun, 800)) for lines in streams]
         for thread in threads:
             thread.start()
         begun.wait(20)
         deadline = time.monotonic() + 10
-        while metric(server, "vllm:num_requests_running") + metric(server, "vllm:num_requests_waiting") < 5:
+        while metric(server, "quire_requests_inside") < 50:
             assert time.monotonic() < deadline
 
         server.process.terminate()
@@ -423,8 +423,8 @@ def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(tmp_path: Path)
 
         assert server.process.wait(20) == 0
         assert (late[0], late[1].get("retry-after"), unready[0]) == (503, "2", 503)
-        assert [finish_of(lines) for lines in streams] == ["length"] * 5
-        assert [lines[-1] for lines in streams] == ["data: [DONE]"] * 5
+        assert [finish_of(lines) for lines in streams] == ["length"] * 50
+        assert [lines[-1] for lines in streams] == ["data: [DONE]"] * 50
 
 
 @pytest.mark.xdist_group("drain")
