@@ -42,7 +42,7 @@ e2e: setup ## everything on a real Kubernetes (root; cold about 20 minutes, warm
 	$(BIN)/python e2e/run.py
 
 .PHONY: soak
-soak: setup ## an engine under 20,000 requests at random, then under twice what it can do (about 15 minutes)
+soak: setup ## an engine under 20,000 requests at random, then under twice what it can do (about 10 minutes)
 	$(BIN)/python e2e/soak.py
 
 .PHONY: cluster-up

@@ -74,6 +74,7 @@ REFUSED: dict[str, tuple[str, bytes, str | None]] = {  # path, body, the paramet
     "a stop string of a million characters": ("text", text(stop="x" * 1_000_000), "stop"),
     "a million answers": ("text", text(n=10**6), "n"),
     "answers times prompts": ("text", body(prompt=["a"] * 33, n=32), "n"),
+    "a prompt's log probabilities a thousand times": ("text", body(prompt=[5] * 2000, n=1024, echo=True, logprobs=20), "n"),
     "200,000 prompts": ("text", body(prompt=["a"] * 200_000), "n"),
     "a million bad ids": ("text", body(prompt=[-1] * 1_000_000), "prompt.0"),
     "ids and then a word": ("text", body(prompt=[*[1] * 100_000, "a"]), "prompt.100000"),

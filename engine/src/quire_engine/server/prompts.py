@@ -29,6 +29,7 @@ LONG_TEXT = 4096  # characters from which tokenising leaves the event loop
 LONG_CHAT = 64  # messages from which rendering does
 THE_END = "[[quire: the end of the last message]]"  # is not in any prompt; nobody will look for it
 MOST_SEQUENCES = 1024  # of one request
+MOST_SCORES = 1 << 20  # of prompts, which are written once for each answer
 TEMPLATE_FIELDS = {"messages", "tools", "add_generation_prompt"}  # what a template is given of the request itself
 
 
@@ -79,6 +80,14 @@ class Prompts:
         asked = request.sampling(self.defaults, **more)
         _check_number(len(request.prompts), asked.n)
         prompts = await self.encode_all(request.prompts, add_special_tokens=request.add_special_tokens)
+        if request.echo and request.logprobs is not None and asked.n > 1:
+            scores = sum(map(len, prompts)) * asked.n * (1 + request.logprobs)
+            if scores > MOST_SCORES:
+                raise RequestRejected(
+                    f"echo with logprobs comes to {scores} log probabilities of prompts, and at most {MOST_SCORES} are given "
+                    "with several answers: ask for fewer answers",
+                    "n",
+                )
         texts = tuple(each if isinstance(each, str) else None for each in request.prompts)
         return replace(self._job(prompts, request, asked, max_model_len), texts=texts)
 
