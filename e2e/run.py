@@ -16,11 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE / name) for name in ("cluster", "kubernetes", "local", "../tests")]
+sys.path[:0] = [str(HERE / name) for name in (".", "cluster", "kubernetes", "local", "../tests")]
 
 from checks import BEFORE_IMAGES, WITH_IMAGES, World  # noqa: E402  # after the path above
 from clients import STAGES  # noqa: E402
 from readme import first_answer  # noqa: E402
+from soak import SOAK  # noqa: E402
 from target import RELEASE, SYSTEM, Images, Target, choose  # noqa: E402
 
 
@@ -72,7 +73,7 @@ def main() -> int:
 
 def _run(stages: Stages, *, keep: bool) -> None:
     stages.run("make run, then the README's curl: the first answer", first_answer)
-    for stage in STAGES:
+    for stage in (*STAGES, *SOAK):
         stages.run(stage.__doc__ or "", stage)
     with tempfile.TemporaryDirectory() as folder:
         target = choose(f"e2e-{os.getpid()}", Path(folder))

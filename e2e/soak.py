@@ -44,6 +44,19 @@ def main() -> int:
     return 0
 
 
+def ten_thousand_at_random() -> None:
+    """10,000 requests at random, valid or not: no exit, nothing left, no growth, and nobody else notices"""
+    _at_random(10_000, 1, "--no-enable-prefix-caching")
+
+
+def two_minutes_of_too_much() -> None:
+    """two minutes of twice the load that an engine can bear: it is never called hung"""
+    _saturated(120.0, 1, len(os.sched_getaffinity(0)))
+
+
+SOAK = (ten_thousand_at_random, two_minutes_of_too_much)  # of `make e2e`
+
+
 def _at_random(number: int, seed: int, caching: str) -> None:
     print(f"== {number} requests at random, {caching}", flush=True)
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder), "serve", *OPTIONS, caching) as server:
