@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE / name) for name in (".", "cluster", "kubernetes", "local", "../tests")]
+sys.path[:0] = [str(HERE / name) for name in ("cluster", "kubernetes", "local", "../tests")]
 
 from checks import BEFORE_IMAGES, WITH_IMAGES, World  # noqa: E402  # after the path above
 from clients import STAGES  # noqa: E402
