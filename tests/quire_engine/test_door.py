@@ -294,7 +294,9 @@ def test_a_body_that_stays_away_is_not_waited_for(monkeypatch: pytest.MonkeyPatc
     async def send(message: Message) -> None:
         sent.append(message)
 
-    closed = door.Door(app, lambda: None, lambda: None, keys=door.Keys([]), max_body_bytes=9, log_requests=False)
+    closed = door.Door(
+        app, lambda: None, lambda: None, keys=door.Keys([]), max_body_bytes=9, origins=(), on_answer=lambda visit: None
+    )
     scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b"", "http_version": "1.1"}
     asyncio.run(closed(scope, receive, send))
 
