@@ -39,7 +39,7 @@ def test_steps_that_take_as_long_as_was_said_are_no_stall(steps: list[tuple[floa
         pulse.heard(now)
 
 
-@given(idle=st.lists(st.floats(0.0, LEAST_S), max_size=20))
+@given(idle=st.lists(st.floats(0.0, LEAST_S * 0.999), max_size=20))
 def test_short_silences_need_no_word(idle: list[float]) -> None:
     now, pulse = 0.0, Pulse(0.0)
     for length in idle:
