@@ -22,6 +22,7 @@ NOT_OURS = (  # vLLM's names, which dashboards expect, against promtool's taste
 
 def promtool_reads_the_metrics() -> None:
     """promtool finds nothing in /metrics but the names that vLLM chose"""
+    subprocess.run([ROOT / "scripts" / "system-packages.sh", "e2e"], check=True)
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder), "serve", "builtin://quire-tiny") as server:
         server.post("/v1/completions", prompt="Hello", max_tokens=3, n=2)
         with urllib.request.urlopen(f"{server.url}/metrics") as answer:
