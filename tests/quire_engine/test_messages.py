@@ -21,7 +21,7 @@ from quire_engine.messages.deltas import (
 )
 from quire_engine.messages.formats import REASONING_FORMATS, TOOL_FORMATS
 from quire_engine.messages.parser import MessageParser
-from quire_engine.messages.values import ANY, Parameter, json_of_python, json_of_text
+from quire_engine.messages.values import ANY, Parameter, json_of_python, json_of_text, parameter_of
 
 SCHEMAS: dict[str, Any] = {
     "f": {
@@ -524,3 +524,16 @@ def test_the_deltas_of_a_message_add_up() -> None:
 
     assert merged(deltas) == [Reasoning("ab"), Content("c"), CallStarted(0, "f"), Arguments(0, "{}")]
     assert message_of(deltas) == Message("c", "ab", [Call("f", "{}")])
+
+
+def test_a_schema_that_refers_to_itself_a_thousand_times_is_read_all_the_same() -> None:
+    schema = {"properties": {"x": {"anyOf": [{"$ref": "#/properties/x"}] * 1000 + [{"type": "integer"}]}}}
+
+    assert parameter_of(schema, "x").types >= {"integer"}
+
+
+@pytest.mark.parametrize(
+    ("content", "within"), [("<think>\nLet me see", True), ("<think>So.</think>It is", False), ("It", False)]
+)
+def test_a_message_that_is_gone_on_with_may_end_within_reasoning(content: str, within: bool) -> None:
+    assert REASONING_FORMATS["qwen3"].is_within(content) is within

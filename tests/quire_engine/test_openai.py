@@ -6,15 +6,19 @@ import copy
 import http.client
 import json
 import re
+import shutil
 import struct
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from fakes.serving import Running, children, serving, ticks
 from pydantic import BaseModel
+
+from quire_engine.locate import locate_model
 
 pytestmark = pytest.mark.xdist_group("openai")
 
@@ -508,3 +512,19 @@ def test_a_template_sees_that_a_message_has_no_content(mistral: Running) -> None
     _, text = mistral.post("/detokenize", tokens=tokens["tokens"])
 
     assert text["prompt"] == "user: False\nassistant: True\nassistant:"
+
+
+def test_what_a_request_leaves_open_is_as_the_checkpoint_says(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(locate_model("builtin://quire-tiny"), folder)
+    generation = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**generation, "temperature": 0.0}))
+    with serving(tmp_path, "serve", str(folder), "--kv-cache-gib=0.05", "--served-model-name=quire-tiny") as server:
+        answers = {
+            server.post("/v1/chat/completions", messages=HELLO)[1]["choices"][0]["message"]["content"] for _ in range(4)
+        }
+        _, other = server.post("/v1/completions", prompt=STORY, temperature=2.0, max_tokens=40, seed=3, ignore_eos=True)
+        _, greedy = server.post("/v1/completions", prompt=STORY, max_tokens=40, ignore_eos=True)
+
+    assert answers == {GREETING}
+    assert other["choices"][0]["text"] != greedy["choices"][0]["text"]

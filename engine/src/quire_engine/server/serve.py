@@ -10,6 +10,7 @@ finishes" nor "what comes after is refused with 503" would hold.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -120,6 +121,8 @@ async def _announce(
 ) -> None:
     started = time.monotonic()
     ready = await asyncio.shield(client.ready)
+    gc.collect()
+    gc.freeze()  # what was loaded stays; collections look only at what is new
     address = listener.getsockname()
     scheme = "https" if tls else "http"
     where = f"{scheme}://{address[0]}:{address[1]}/v1" if isinstance(address, tuple) else f"unix:{address}"
