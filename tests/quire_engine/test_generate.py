@@ -44,10 +44,12 @@ def test_the_answer_is_that_of_the_library_and_nothing_else_is_written() -> None
 
 def test_text_comes_as_it_is_made_and_an_interrupt_ends_it() -> None:
     """The pipe holds less than the answer, which therefore waits in the middle."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
     process = subprocess.Popen(
         [sys.executable, "-m", "quire_api", "generate", MODEL, PROMPT, "--min-tokens=1900", "--kv-cache-gib=0.1"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
+    signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     room = fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 1)  # a page
     first = os.read(process.stdout.fileno(), 1)
