@@ -150,6 +150,20 @@ def test_any_answer_to_a_schema_is_valid(llm: LLM) -> None:
         jsonschema.Draft202012Validator(schema).validate(json.loads(seen.text))
 
 
+def test_a_string_of_bounded_length_has_no_raw_control_characters(llm: LLM) -> None:
+    """The compiler would let them in; JSON does not."""
+    schema = {
+        "type": "array",
+        "items": {"type": "string", "minLength": 1, "maxLength": 8},
+        "minItems": 20,
+        "maxItems": 20,
+    }
+
+    for seed in range(8):
+        texts = json.loads(answer(llm, json=schema, seed=seed, temperature=3.0, max_tokens=1500).text)
+        assert len(texts) == 20
+
+
 def test_a_regex_describes_the_whole_answer(llm: LLM) -> None:
     pattern = r"[A-Z]{2}-\d{3}(, [A-Z]{2}-\d{3}){2}"
 

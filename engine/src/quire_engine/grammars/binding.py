@@ -5,6 +5,7 @@ we do not use. So its folder is made known as a package without running its __in
 classes around the native library. They are no public interface: the version is pinned, and tests go through all of it.
 """
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
@@ -15,9 +16,10 @@ from typing import Any
 from quire_engine.core.request import Grammar, GrammarKind
 from quire_engine.errors import RequestRejected
 
-__all__ = ["MOST_WHITESPACE", "compiled", "compiler_of", "load", "matcher_of", "tokenizer_info"]
+__all__ = ["MOST_WHITESPACE", "TokenizerInfos", "compiled", "compiler_of", "load", "matcher_of"]
 
 MOST_WHITESPACE = 24  # characters between two parts of JSON: an indented line; a model at a loss would go on for ever
+CONTROL = re.compile(rb"[\x00-\x09\x0b\x0c\x0e-\x1f]")  # all but line breaks
 _loading = Lock()
 
 
@@ -40,10 +42,24 @@ def load() -> Any:
         return _core
 
 
-def tokenizer_info(native: Any, token_bytes: Sequence[bytes], end_tokens: Iterable[int]) -> Any:
-    """A token without a text is never chosen by a grammar, unless it is an end token."""
-    raw, size, add_prefix_space = 0, len(token_bytes), False
-    return native.TokenizerInfo(list(token_bytes), raw, size, sorted(end_tokens), add_prefix_space)
+class TokenizerInfos:
+    """What the tokens are to grammars: those of JSON must not use characters that stand in no JSON, but that the compiler
+    lets into strings of a bounded length."""
+
+    def __init__(self, native: Any, token_bytes: Sequence[bytes], end_tokens: Iterable[int]) -> None:
+        self._native = native
+        self._token_bytes = token_bytes
+        self._end_tokens = sorted(end_tokens)
+        self._made: dict[bool, Any] = {}
+
+    def of(self, kind: GrammarKind) -> Any:
+        """A token without a text is never chosen by a grammar, unless it is an end token."""
+        is_json = kind in (GrammarKind.JSON, GrammarKind.STRUCTURAL_TAG)
+        if is_json not in self._made:
+            texts = [b"" if is_json and CONTROL.search(text) else text for text in self._token_bytes]
+            raw, size, add_prefix_space = 0, len(texts), False
+            self._made[is_json] = self._native.TokenizerInfo(texts, raw, size, self._end_tokens, add_prefix_space)
+        return self._made[is_json]
 
 
 def compiler_of(native: Any, info: Any) -> Any:

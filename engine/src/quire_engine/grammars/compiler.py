@@ -9,7 +9,7 @@ from typing import Any
 
 from quire_engine.core.request import Grammar
 from quire_engine.errors import RequestRejected
-from quire_engine.grammars.binding import compiled, compiler_of, load, tokenizer_info
+from quire_engine.grammars.binding import TokenizerInfos, compiled, compiler_of, load
 from quire_engine.grammars.taster import Job, Start, Verdict, main
 
 __all__ = ["Compiler", "time_limit"]
@@ -29,7 +29,7 @@ class Compiler:
     def __init__(self, token_bytes: Sequence[bytes], end_tokens: Sequence[int]) -> None:
         self._start = Start(list(token_bytes), list(end_tokens))
         self._taster: tuple[subprocess.Popen[bytes], Connection] | None = None
-        self._info: Any = None
+        self._infos: TokenizerInfos | None = None
         self._stopped = False
 
     def compile(self, grammar: Grammar) -> Any:
@@ -37,11 +37,12 @@ class Compiler:
         if verdict.problem is not None:
             raise RequestRejected(f"{grammar.param}: {verdict.problem}", grammar.param)
         native = load()
-        if self._info is None:
-            self._info = tokenizer_info(native, self._start.token_bytes, self._start.end_tokens)
+        if self._infos is None:
+            self._infos = TokenizerInfos(native, self._start.token_bytes, self._start.end_tokens)
+        info = self._infos.of(grammar.kind)
         if verdict.compiled is not None:
-            return native.CompiledGrammar.deserialize_json(verdict.compiled, self._info)
-        return compiled(compiler_of(native, self._info), grammar)
+            return native.CompiledGrammar.deserialize_json(verdict.compiled, info)
+        return compiled(compiler_of(native, info), grammar)
 
     def stop(self) -> None:
         """From another thread: what is being compiled is refused, as is all that comes."""

@@ -17,8 +17,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from quire_engine.core.request import Grammar
-from quire_engine.grammars.binding import compiled, compiler_of, load, matcher_of, tokenizer_info
+from quire_engine.core.request import Grammar, GrammarKind
+from quire_engine.grammars.binding import TokenizerInfos, compiled, compiler_of, load, matcher_of
 
 __all__ = ["Job", "Start", "Verdict", "main"]
 
@@ -55,7 +55,8 @@ def main(descriptor: int) -> None:
     try:
         start: Start = link.recv()
         native = load()
-        info = tokenizer_info(native, start.token_bytes, start.end_tokens)
+        infos = TokenizerInfos(native, start.token_bytes, start.end_tokens)
+        infos.of(GrammarKind.JSON)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, used + ROOM))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -64,6 +65,7 @@ def main(descriptor: int) -> None:
             link.send(None)
             while True:
                 job: Job = link.recv()
+                info = infos.of(job.grammar.kind)  # takes a moment the first time, which is not the grammar's fault
                 link.send(_taste(native, info, job, start.end_tokens))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
