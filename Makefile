@@ -38,7 +38,7 @@ generate: setup ## write the CRD and docs/reference from the types
 	$(BIN)/python -m quire_api.generate
 
 .PHONY: e2e
-e2e: setup ## everything on a real Kubernetes (root; cold about 20 minutes, warm about 5)
+e2e: setup ## everything on a real Kubernetes (root; cold about 25 minutes, warm about 13)
 	$(BIN)/python e2e/run.py
 
 .PHONY: soak

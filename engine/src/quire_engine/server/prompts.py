@@ -74,7 +74,7 @@ class Prompts:
         wanted = 16 if request.max_tokens is None else request.max_tokens
         more: dict[str, Any] = {"max_tokens": wanted, "logprobs": request.logprobs}
         if request.echo:
-            more["max_tokens"] = max(1, wanted)  # with 0, the token is not shown (answers.py)
+            more["max_tokens"] = max(1, wanted)  # with 0, the token is not shown (completion.py)
             if request.logprobs is not None:
                 more["prompt_logprobs"] = request.logprobs
         asked = request.sampling(self.defaults, **more)
@@ -166,8 +166,7 @@ class Prompts:
                 ToolSchema(
                     name=tool.function.name,
                     parameters=tool.function.parameters,
-                    strict=tool.function.strict
-                    is not False,  # unless it is said that they need not, arguments are valid
+                    strict=tool.function.strict is not False,  # unset, arguments are valid
                 )
                 for tool in request.tools
             ],

@@ -44,7 +44,7 @@ NOT_YET: dict[str, tuple[object, ...]] = {  # field -> values that ask for nothi
     "chat_template": (None,),
 }
 OF_NO_CONSEQUENCE = {
-    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "verbosity", "prediction",
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
 }  # fmt: skip
 
 MOST_MESSAGES = 10_000
