@@ -399,6 +399,108 @@ def test_attention(dtype: torch.dtype, form: AttentionForm, block_size: int) -> 
     assert_as_good(lambda ops, cast: scene.attend(ops, cast(torch.zeros(0)).dtype, *chunks), dtype)
 
 
+@pytest.mark.parametrize("width", [1, 5, 64, 1000])
+def test_best(width: int) -> None:
+    logits = torch.randn(50, width)
+    logits[3] = -math.inf
+    logits[4, width // 2] = math.nan
+    logits[5, -1] = math.inf
+    logits[6] = 0.0  # all alike: the first
+    logits[7, : width // 2] = -math.inf
+
+    assert torch.equal(native(torch.float32).best(logits), REFERENCE.best(logits))
+
+
+class ToyModel:
+    """Every kernel at least once, and a layer's memory used again by the next."""
+
+    def __init__(self, ops: Ops, dtype: torch.dtype, form: AttentionForm) -> None:
+        torch.manual_seed(1)
+        self.ops, self.form, self.hidden = ops, form, form.heads * form.head_dim
+        qkv = (form.heads + 2 * form.kv_heads) * form.head_dim
+
+        def matrix(height: int, width: int) -> object:
+            return ops.pack((torch.randn(height, width) / width**0.5).to(dtype))
+
+        self.table, self.places = matrix(90, self.hidden), matrix(200, self.hidden)
+        self.qkv, self.out = matrix(qkv, self.hidden), matrix(self.hidden, self.hidden)
+        self.gate_up, self.down = matrix(400, self.hidden), matrix(self.hidden, 200)
+        self.bias, self.norm = torch.randn(qkv), torch.randn(self.hidden)
+
+    def forward(self, batch: ForwardBatch, cache: LayerCache) -> Tensor:
+        ops = self.ops
+        x = ops.embed(batch.tokens, self.table)
+        residual = ops.embed(batch.positions, self.places)
+        for _ in range(3):
+            x, residual = ops.add_rms_norm(x, residual, self.norm, EPSILON)
+            query = ops.store_kv(ops.linear(x, self.qkv, self.bias), self.form, cache, batch)
+            x = ops.linear(ops.attention(query, self.form, cache, batch).flatten(1), self.out)
+            x = ops.activate(ops.rms_norm(x, self.norm, EPSILON), Activation.GELU)
+            x = ops.linear(ops.gate(ops.linear(x, self.gate_up), Activation.SILU), self.down)
+        return ops.layer_norm(x, self.norm, self.norm, EPSILON)
+
+    def with_torch(self, batch: ForwardBatch, cache: LayerCache) -> Tensor:
+        return self.forward(batch, cache) * 2
+
+    def with_other_rows(self, batch: ForwardBatch, cache: LayerCache) -> Tensor:
+        x = self.forward(batch, cache).reshape(-1, self.form.head_dim)
+        return self.ops.rms_norm(x, self.norm[: self.form.head_dim], EPSILON).view(-1, self.hidden)
+
+
+STEPS: list[list[Chunk]] = [
+    [([1, 2], 0, 17), ([3], 0, 5)],
+    [([1, 2], 17, 1), ([3], 5, 1), ([4], 0, 1)],
+    [([1, 2], 18, 1)],
+    [([1, 2], 19, 1), ([3], 6, 1), ([4], 1, 1), ([5, 6, 7], 0, 37)],  # more rows than there is room for
+    [([3], 7, 9), ([4], 2, 13)],
+]
+
+
+@pytest.mark.parametrize("which", ["forward", "with_torch", "with_other_rows"])
+@torch.inference_mode()
+def test_recorded(dtype: torch.dtype, which: str) -> None:
+    """Bit for bit what the pass itself gives, whatever the rows, and also where it cannot be replayed."""
+    model = ToyModel(native(dtype), dtype, form_of(rotary=torch.randn(128, 64)))
+    forward = getattr(model, which)
+    recorded = model.ops.recorded(forward, 22)
+    caches = [empty_cache(8, 16, model.form, dtype) for _ in range(2)]
+
+    for number, step in enumerate(STEPS * 2):
+        batch = batch_of(16, *step)
+        batch = dataclasses.replace(batch, tokens=(batch.positions * 7 + number) % 90)
+        assert torch.equal(recorded(batch, caches[0]), forward(batch, caches[1]))
+    assert torch.equal(caches[0][0], caches[1][0])
+    assert torch.equal(recorded(batch, caches[1]), forward(batch, caches[1]))  # of another cache
+
+
+@torch.inference_mode()
+def test_a_pass_is_replayed_only_if_it_is_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ops = native_ops(torch.float32)
+    model = ToyModel(ops, torch.float32, form_of())
+    calls: list[str] = []
+    for which in ("forward", "with_torch", "with_other_rows"):
+        recorded = ops.recorded(
+            lambda batch, cache, which=which: calls.append(which) or getattr(model, which)(batch, cache), 22
+        )
+        cache = empty_cache(8, 16, model.form, torch.float32)
+        for step in STEPS[:3]:
+            batch = batch_of(16, *step)
+            recorded(dataclasses.replace(batch, tokens=batch.positions), cache)
+
+    assert calls == ["forward"] + ["with_torch"] * 3 + ["with_other_rows"] * 3
+
+
+@torch.inference_mode()
+def test_a_replay_refuses_what_is_no_id(dtype: torch.dtype) -> None:
+    model = ToyModel(native(dtype), dtype, form_of())
+    recorded, cache = model.ops.recorded(model.forward, 22), empty_cache(8, 16, model.form, dtype)
+    batch = batch_of(16, *STEPS[1])
+    recorded(dataclasses.replace(batch, tokens=batch.positions), cache)
+
+    with pytest.raises(IndexError, match="an id that is none"):
+        recorded(dataclasses.replace(batch, tokens=batch.positions - 100), cache)
+
+
 NAMES = [str(each).removeprefix("torch.") for each in DTYPES]
 EVERY_TARGET = pytest.mark.parametrize(  # that this CPU has
     ("name", "target"),

@@ -34,7 +34,7 @@ from quire_engine.runtime.embedder import Embedder
 from quire_engine.runtime.forecast import Forecaster, operations_of
 from quire_engine.runtime.kv_cache import KVCache
 from quire_engine.runtime.runner import ModelRunner
-from quire_engine.runtime.sizing import Sizes, plan_sizes, swap_cost
+from quire_engine.runtime.sizing import RECORDED_ROWS, Sizes, plan_sizes, swap_cost
 from quire_engine.sampling.grammar import GrammarMask
 from quire_engine.sampling.sampler import Sampler
 from quire_engine.spec import ModelSpec, read_spec
@@ -140,6 +140,7 @@ class _Loaded(Generic[Model]):
     tokenizer: Tokenizer | None
     dtype: str
     device: torch.device
+    ops: Ops
 
 
 def _load(
@@ -156,10 +157,11 @@ def _load(
     _check_memory(spec, dtype, device)
     with _memory_is_named():
         tokenizer = Tokenizer(folder, spec.shape.vocabulary) if with_tokenizer else None
+        ops = ops or _best_ops(device, torch_dtype)
         dummy = config.load_format == "dummy"
         with DummyWeights(torch_dtype, device) if dummy else Weights(folder, torch_dtype, device) as weights:
-            model = table[spec.architecture](spec, weights, ops or _best_ops(device, torch_dtype), device)
-    return _Loaded(model=model, spec=spec, tokenizer=tokenizer, dtype=dtype, device=device)
+            model = table[spec.architecture](spec, weights, ops, device)
+    return _Loaded(model=model, spec=spec, tokenizer=tokenizer, dtype=dtype, device=device, ops=ops)
 
 
 @contextmanager
@@ -214,10 +216,11 @@ def _assemble(
     )
     mask = GrammarMask(grammars, token_bytes, config.max_num_seqs, device)
     runner: Runner = ModelRunner(
-        loaded.model,
+        loaded.ops.recorded(loaded.model.forward, RECORDED_ROWS),
+        loaded.model.logits,
         KVCache(spec.shape, sizes.num_blocks, sizes.num_host_blocks, sizes.block_size, getattr(torch, dtype), device),
         BatchBuilder(config.max_num_seqs, sizes.max_model_len, sizes.block_size, device),
-        Sampler(vocabulary, config.max_num_seqs, device, mask),
+        Sampler(vocabulary, config.max_num_seqs, device, loaded.ops.best, mask),
         config.max_num_seqs,
         device,
     )

@@ -16,12 +16,15 @@ from torch import Tensor
 
 from quire_engine.runtime.batch import ForwardBatch
 
-__all__ = ["Activation", "AttentionForm", "LayerCache", "Linear", "Matrix", "Ops"]
+__all__ = ["Activation", "AttentionForm", "Forward", "LayerCache", "Linear", "Matrix", "Ops"]
 
 Matrix = Any  # a weight [out, in] in the layout of the table that packed it
 LayerCache = tuple[
     Tensor, Tensor
 ]  # keys, values: each [blocks, kv_heads, block_size, D]; kernels may order a block their way
+
+
+Forward = Callable[[ForwardBatch, Any], Tensor]  # of a model: a step and its cache -> [T, hidden]
 
 
 class Activation(StrEnum):
@@ -84,3 +87,11 @@ class Ops:
 
     attention: Callable[[Tensor, AttentionForm, LayerCache, ForwardBatch], Tensor]
     """q [T, heads, D] -> [T, heads, D]: each row over the stored tokens of its chunk's sequence that it may see"""
+
+    best: Callable[[Tensor], Tensor]
+    """logits [S, vocabulary] float32 -> ids [S] int64, the first of the largest of each row; -1: a NaN or +inf is
+    among them; -2: all are -inf"""
+
+    recorded: Callable[[Forward, int], Forward]
+    """A model's forward pass -> the same, to the bit, which may be quicker from its second time on where a batch has at
+    most so many rows. It is for one cache, and what it returns holds until it is called again."""

@@ -43,6 +43,7 @@ class BatchBuilder:
         self._tables = np.zeros((max_num_seqs, -(-max_model_len // block_size)), np.int32)
         self._num_placed = np.zeros(max_num_seqs, np.int64)
         self._tokens = [np.zeros(0, np.int64)] * max_num_seqs
+        self._numbers = np.arange(max_num_seqs + 1)
 
     def take_in(self, plan: StepPlan) -> None:
         """Remember what is new."""
@@ -57,10 +58,13 @@ class BatchBuilder:
         """Lay out the step, which has a chunk at least."""
         slots, starts, lengths = np.array(plan.slots), np.array(plan.starts), np.array(plan.lengths)  # [B] each
         ends = starts + lengths
-        query_start = np.zeros(len(slots) + 1, np.int32)
-        np.cumsum(lengths, out=query_start[1:])
-        owner = np.repeat(np.arange(len(slots)), lengths)  # [T] which chunk a row is of
-        positions = np.arange(query_start[-1]) + (starts - query_start[:-1])[owner]
+        if plan.num_tokens == len(slots):  # a row each, as in most steps
+            query_start, owner, positions = self._numbers[: len(slots) + 1], self._numbers[: len(slots)], starts
+        else:
+            query_start = np.zeros(len(slots) + 1, np.int64)
+            np.cumsum(lengths, out=query_start[1:])
+            owner = np.repeat(self._numbers[: len(slots)], lengths)  # [T] which chunk a row is of
+            positions = np.arange(query_start[-1]) + (starts - query_start[:-1])[owner]
         tables = self._tables[slots, : -(-int(ends.max()) // self._block_size)]
         places = tables[owner, positions // self._block_size].astype(np.int64) * self._block_size
         places += positions % self._block_size
@@ -73,10 +77,10 @@ class BatchBuilder:
             tokens=self._upload(tokens),
             positions=self._upload(positions),
             places=self._upload(places),
-            query_start=self._upload(query_start),
+            query_start=self._upload(query_start.astype(np.int32)),
             context_len=self._upload(ends.astype(np.int32)),
             block_tables=self._upload(tables),
-            follow_rows=self._upload(query_start[:-1][follows].astype(np.int64)),
+            follow_rows=self._upload(query_start[:-1][follows]),
             follow_slots=self._upload(slots[follows]),
         )
 

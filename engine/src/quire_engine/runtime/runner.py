@@ -4,15 +4,19 @@ The token just sampled stays on the device, in `_last_tokens` by slot, so that t
 from there before the host has seen it.
 """
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from quire_engine.core.step import StepPlan, StepResult, TokenLogprob
-from quire_engine.models import CausalLM
+from quire_engine.ops import Forward
 from quire_engine.runtime.batch import BatchBuilder
 from quire_engine.runtime.kv_cache import KVCache
 from quire_engine.runtime.sizing import SCORED_AT_ONCE
 from quire_engine.sampling.logprobs import token_logprobs
+from quire_engine.sampling.rows import upload
 from quire_engine.sampling.sampler import Sampled, Sampler
 
 __all__ = ["ModelRunner"]
@@ -46,14 +50,16 @@ class _Launched:
 class ModelRunner:
     def __init__(
         self,
-        model: CausalLM,
+        forward: Forward,
+        logits: Callable[[Tensor], Tensor],
         cache: KVCache,
         builder: BatchBuilder,
         sampler: Sampler,
         max_num_seqs: int,
         device: torch.device,
     ) -> None:
-        self._model = model
+        self._forward = forward
+        self._logits = logits
         self._cache = cache
         self._builder = builder
         self._sampler = sampler
@@ -81,18 +87,18 @@ class ModelRunner:
 
         batch = self._builder.build(plan)
         if len(batch.follow_rows):
-            batch.tokens[batch.follow_rows] = self._last_tokens[batch.follow_slots]
-        hidden = self._model.forward(batch, self._cache)  # [T, hidden]
+            batch.tokens.index_copy_(0, batch.follow_rows, self._last_tokens.index_select(0, batch.follow_slots))
+        hidden = self._forward(batch, self._cache)  # [T, hidden]
         scores = self._score_prompts(plan, hidden) if self._prompts else {}
         samples = [i for i, samples in enumerate(plan.samples) if samples]
         if not samples:
             return _Launched(None, scores)
         if len(samples) < len(hidden):  # else every row samples
             hidden = hidden[batch.query_start[1:][samples] - 1]
-        logits = self._model.logits(hidden)  # [S, vocabulary] float32
-        slots = [plan.slots[i] for i in samples]
+        logits = self._logits(hidden)  # [S, vocabulary] float32
+        slots = np.array([plan.slots[i] for i in samples], np.int64)
         sampled = self._sampler.sample(logits, slots, [plan.starts[i] + plan.lengths[i] for i in samples])
-        self._last_tokens[slots] = sampled.tokens.clamp(min=0)
+        self._last_tokens.index_copy_(0, upload(slots, self._device), sampled.tokens.clamp(min=0))
         return _Launched(sampled, scores)
 
     def _score_prompts(self, plan: StepPlan, hidden: Tensor) -> dict[int, list[TokenLogprob]]:
@@ -106,7 +112,7 @@ class ModelRunner:
                 scores[chunk] = []
                 for at in range(0, len(targets), SCORED_AT_ONCE):
                     some = targets[at : at + SCORED_AT_ONCE]
-                    logits = self._model.logits(hidden[row + at : row + at + len(some)])
+                    logits = self._logits(hidden[row + at : row + at + len(some)])
                     scores[chunk] += token_logprobs(logits, some, top)
             row += length
         return scores

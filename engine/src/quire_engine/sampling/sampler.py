@@ -5,8 +5,11 @@ here, for it may be a step ahead, unless a grammar needs it; what else depends o
 by slot. A row's token depends on its own logits, parameters, position and output alone: not on the batch, nor on a preemption.
 """
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from quire_engine.core.step import Placement, TokenLogprob
@@ -20,7 +23,7 @@ __all__ = ["Sampled", "Sampler"]
 
 class Sampled:
     def __init__(self, tokens: Tensor, scores: Scores | None = None, scored: list[int] | None = None) -> None:
-        self.tokens = tokens  # [S] int64, on the device; -1: the largest logit is not a number; -2: it is -inf
+        self.tokens = tokens  # [S] int64, on the device; below 0: why there is none (ops: best)
         self._scores = scores
         self._scored = scored or []  # rows, in the order of `scores`
 
@@ -33,9 +36,16 @@ class Sampled:
 
 class Sampler:
     def __init__(
-        self, vocabulary: int, max_num_seqs: int, device: torch.device, grammars: Processor | None = None
+        self,
+        vocabulary: int,
+        max_num_seqs: int,
+        device: torch.device,
+        best: Callable[[Tensor], Tensor],
+        grammars: Processor | None = None,
     ) -> None:
+        """`best` is that of the table of kernels."""
         self._vocabulary = vocabulary
+        self._best = best
         self._device = device
         self._processors: tuple[Processor, ...] = (  # the order is what they mean together
             AllowedTokens(device),
@@ -59,40 +69,26 @@ class Sampler:
         self._needs[-1, placed.slot] = wants_logprobs
         self._top[placed.slot] = min(placed.params.logprobs or 0, self._vocabulary)
 
-    def sample(self, logits: Tensor, slots: list[int], positions: list[int]) -> Sampled:
+    def sample(self, logits: Tensor, slots: Sequence[int] | NDArray[np.int64], positions: list[int]) -> Sampled:
         """[S, V] float32, which it may overwrite; positions[i] is the position of the token that is chosen."""
-        rows = Rows(np.arange(len(slots)), np.array(slots, np.int64), np.array(positions, np.int64))
+        rows = Rows(np.arange(len(slots)), np.asarray(slots, np.int64), np.array(positions, np.int64))
         needs = self._needs[:, rows.slots]  # [P + 2, S]
         if not needs.any():
-            return Sampled(_finite(*_best(logits)))
+            return Sampled(self._best(logits))
         used = [(p, rows.where(need)) for p, need in zip(self._processors, needs[:-2], strict=True) if need.any()]
         drawn, scored = rows.where(needs[-2]), rows.where(needs[-1])
 
         logprobs = logits[upload(scored.index, self._device)].log_softmax(dim=-1) if len(scored) else None
         for processor, some in used:
             processor.apply(logits, some)
-        values, tokens = _best(logits)
+        tokens = self._best(logits)
         if len(drawn):
-            tokens[upload(drawn.index, self._device)] = self._drawing.draw(logits, drawn)
-        tokens = _finite(values, tokens)
+            at = upload(drawn.index, self._device)
+            best = tokens[at]  # below 0 where there is nothing to draw from
+            tokens[at] = torch.where(best < 0, best, self._drawing.draw(logits, drawn))
         for processor, some in used:
             processor.note(tokens[upload(some.index, self._device)], some)
         if logprobs is None:
             return Sampled(tokens)
         chosen = tokens[upload(scored.index, self._device)]
         return Sampled(tokens, Scores(logprobs, chosen, self._top[scored.slots].tolist()), scored.index.tolist())
-
-
-def _best(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest of each row, and where it is: [S] and [S]. What is not a number counts as the largest."""
-    if logits.is_cuda:
-        return logits.max(dim=-1)
-    tokens = torch.from_numpy(logits.numpy().argmax(axis=-1))  # several times faster than torch's on a CPU
-    return logits.gather(-1, tokens[:, None])[:, 0], tokens
-
-
-def _finite(values: Tensor, tokens: Tensor) -> Tensor:
-    """A maximum that is not a number shows one anywhere in the row."""
-    if not values.is_cuda and np.isfinite(values.numpy()).all():  # as nearly always; to look is cheaper than to choose
-        return tokens
-    return torch.where(values.isfinite(), tokens, -1 - values.isneginf().long())

@@ -3,17 +3,21 @@
 A result never depends on the batch: each number is summed in one fixed order, whatever stands beside it, in however
 many chunks its sequence came and on however many threads (source/tile.h, source/attention.c).
 
-This file is the way from tensors to addresses. At a token a step it is called about ten times a layer, and the kernels
-take no longer than the way to them: hence what is remembered here, and no view that can be avoided.
+This file is the way from tensors to addresses. At a token a step it would be called about ten times a layer, and the
+kernels take no longer than the way to them: hence what is remembered here, and the tape.
 """
 
 import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from quire_engine.ops import Activation, AttentionForm, LayerCache, Ops
+from quire_engine.ops import Activation, AttentionForm, Forward, LayerCache, Ops
 from quire_engine.ops.cpu.library import BatchStruct, FormStruct, MatrixStruct, NoLibrary, open_library
+from quire_engine.ops.cpu.tape import Memory, Recorder, Tape
 from quire_engine.runtime.batch import ForwardBatch
 
 __all__ = ["NoLibrary", "PackedMatrix", "native_ops"]
@@ -35,6 +39,8 @@ def native_ops(dtype: torch.dtype) -> Ops:
         gate=kernels.gate,
         store_kv=kernels.store_kv,
         attention=kernels.attention,
+        best=kernels.best,
+        recorded=kernels.recorded,
     )
 
 
@@ -53,15 +59,12 @@ class PackedMatrix:
 class _Kernels:
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        self._library = library = open_library(str(dtype).removeprefix("torch."))
-        self._linear, self._embed = library.linear, library.embed
-        self._rms_norm, self._add_rms_norm = library.rms_norm, library.add_rms_norm
-        self._layer_norm = library.layer_norm
-        self._activate, self._gate = library.activate, library.gate
-        self._store_kv, self._attention = library.store_kv, library.attention
+        self._library = open_library(str(dtype).removeprefix("torch."))
+        self._to: Any = self._library  # what calls go to: it, or a recorder before it
+        self._new: Callable[..., Tensor] = _new  # where results go
         self._forms: dict[AttentionForm, FormStruct] = {}
         self._batch: ForwardBatch | None = None  # the last one, which is that of the layer before
-        self._batch_struct = BatchStruct()
+        self._batch_struct = BatchStruct()  # of it, always at the same address
 
     def pack(self, weight: Tensor) -> PackedMatrix:
         height, width = weight.shape
@@ -76,58 +79,58 @@ class _Kernels:
         rows, width = x.shape
         if width != weight.width:
             raise ValueError(f"x has {width} columns, the weight {weight.width}")
-        y = torch.empty(rows, weight.height, dtype=torch.float32 if wide else self._dtype)
+        y = self._new(rows, weight.height, dtype=torch.float32 if wide else self._dtype)
         bias_at = None if bias is None else bias.data_ptr()
-        self._linear(weight.address, x.data_ptr(), bias_at, y.data_ptr(), rows, wide)
+        self._to.linear(weight.address, x.data_ptr(), bias_at, y.data_ptr(), rows, wide)
         return y
 
     def embed(self, ids: Tensor, table: PackedMatrix) -> Tensor:
         rows = ids.numel()
-        y = torch.empty(rows, table.width, dtype=self._dtype)
+        y = self._new(rows, table.width, dtype=self._dtype)
         ids = ids.contiguous()
-        if (done := self._embed(table.address, ids.data_ptr(), y.data_ptr(), rows)) < rows:
+        if (done := self._to.embed(table.address, ids.data_ptr(), y.data_ptr(), rows)) < rows:
             raise IndexError(f"id {ids[done]} of a table with {table.height} rows")
         return y
 
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         x = self._ours(x)
         rows, width = x.shape
-        y = torch.empty_like(x)
-        self._rms_norm(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, width, epsilon)
+        y = self._new(rows, width, dtype=self._dtype)
+        self._to.rms_norm(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, width, epsilon)
         return y
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         x, residual = self._ours(x), self._ours(residual)
         rows, width = x.shape
-        self._add_rms_norm(x.data_ptr(), residual.data_ptr(), weight.data_ptr(), rows, width, epsilon)
+        self._to.add_rms_norm(x.data_ptr(), residual.data_ptr(), weight.data_ptr(), rows, width, epsilon)
         return x, residual
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
         x = self._ours(x)
         rows, width = x.shape
-        y = torch.empty_like(x)
-        self._layer_norm(x.data_ptr(), weight.data_ptr(), bias.data_ptr(), y.data_ptr(), rows, width, epsilon)
+        y = self._new(rows, width, dtype=self._dtype)
+        self._to.layer_norm(x.data_ptr(), weight.data_ptr(), bias.data_ptr(), y.data_ptr(), rows, width, epsilon)
         return y
 
     def activate(self, x: Tensor, activation: Activation) -> Tensor:
         x = self._ours(x)
         rows, width = x.shape
-        y = torch.empty_like(x)
-        self._activate(x.data_ptr(), y.data_ptr(), rows, width, _ACTIVATIONS[activation])
+        y = self._new(rows, width, dtype=self._dtype)
+        self._to.activate(x.data_ptr(), y.data_ptr(), rows, width, _ACTIVATIONS[activation])
         return y
 
     def gate(self, gate_up: Tensor, activation: Activation) -> Tensor:
         gate_up = self._ours(gate_up)
         rows, width = gate_up.shape
-        y = torch.empty(rows, width // 2, dtype=self._dtype)
-        self._gate(gate_up.data_ptr(), y.data_ptr(), rows, width // 2, _ACTIVATIONS[activation])
+        y = self._new(rows, width // 2, dtype=self._dtype)
+        self._to.gate(gate_up.data_ptr(), y.data_ptr(), rows, width // 2, _ACTIVATIONS[activation])
         return y
 
     def store_kv(self, qkv: Tensor, form: AttentionForm, cache: LayerCache, batch: ForwardBatch) -> Tensor:
         qkv = self._ours(qkv)
         keys, values = cache
-        q = torch.empty(qkv.shape[0], form.heads, form.head_dim, dtype=self._dtype)
-        self._store_kv(
+        q = self._new(qkv.shape[0], form.heads, form.head_dim, dtype=self._dtype)
+        self._to.store_kv(
             self._form_at(form), self._batch_at(batch), qkv.data_ptr(), keys.data_ptr(), values.data_ptr(),
             keys.shape[2], q.data_ptr(),
         )  # fmt: skip
@@ -136,12 +139,32 @@ class _Kernels:
     def attention(self, query: Tensor, form: AttentionForm, cache: LayerCache, batch: ForwardBatch) -> Tensor:
         query = self._ours(query)
         keys, values = cache
-        out = torch.empty_like(query)
-        self._attention(
+        out = self._new(*query.shape, dtype=self._dtype)
+        self._to.attention(
             self._form_at(form), self._batch_at(batch), query.data_ptr(), keys.data_ptr(), values.data_ptr(),
             keys.shape[2], out.data_ptr(),
         )  # fmt: skip
         return out
+
+    def best(self, logits: Tensor) -> Tensor:
+        if logits.dtype is not torch.float32:
+            raise TypeError(f"expected {torch.float32}, not {logits.dtype}")
+        logits = logits.contiguous()
+        rows, width = logits.shape
+        y = torch.empty(rows, dtype=torch.int64)
+        self._library.best(logits.data_ptr(), y.data_ptr(), rows, width)
+        return y
+
+    def recorded(self, forward: Forward, max_rows: int) -> Forward:
+        return Tape(forward, max_rows, self._library, self._recording, self._describe)
+
+    @contextmanager
+    def _recording(self, recorder: Recorder, memory: Memory) -> Iterator[None]:
+        self._to, self._new = recorder, memory.take
+        try:
+            yield
+        finally:
+            self._to, self._new = self._library, _new
 
     def _ours(self, x: Tensor) -> Tensor:
         """As C reads it."""
@@ -170,18 +193,19 @@ class _Kernels:
 
     def _batch_at(self, batch: ForwardBatch) -> int:
         if batch is not self._batch:
-            self._batch = batch
-            self._batch_struct = BatchStruct(
-                positions=_address(batch.positions),
-                places=_address(batch.places),
-                query_start=_address(batch.query_start),
-                context_len=_address(batch.context_len),
-                block_table=_address(batch.block_tables),
-                tokens=batch.positions.numel(),
-                chunks=batch.context_len.numel(),
-                table_width=batch.block_tables.stride(0),
-            )
+            self._describe(batch)
         return ctypes.addressof(self._batch_struct)
+
+    def _describe(self, batch: ForwardBatch) -> None:
+        self._batch, struct = batch, self._batch_struct
+        struct.positions, struct.places = batch.positions.data_ptr(), batch.places.data_ptr()
+        struct.query_start, struct.context_len = batch.query_start.data_ptr(), batch.context_len.data_ptr()
+        struct.block_table, struct.table_width = batch.block_tables.data_ptr(), batch.block_tables.stride(0)
+        struct.tokens, struct.chunks = batch.positions.numel(), batch.context_len.numel()
+
+
+def _new(*sizes: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(sizes, dtype=dtype)
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -19,7 +19,16 @@ import torch
 
 from quire_engine.ops.cpu.compile import AMX, CompileFailure, Target, compile_library, library_name, targets
 
-__all__ = ["THREADS", "BatchStruct", "FormStruct", "MatrixStruct", "NoLibrary", "open_library", "usable_targets"]
+__all__ = [
+    "PARAMETERS",
+    "THREADS",
+    "BatchStruct",
+    "FormStruct",
+    "MatrixStruct",
+    "NoLibrary",
+    "open_library",
+    "usable_targets",
+]
 
 BROUGHT = Path(__file__).parent / "libraries"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "quire"
@@ -73,8 +82,10 @@ PARAMETERS: dict[str, list[Any]] = {
     "gate": [c_void_p, c_void_p, c_long, c_long, c_int],
     "store_kv": [c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_long, c_void_p],
     "attention": [c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_long, c_void_p],
+    "best": [c_void_p, c_void_p, c_long, c_long],
+    "replay": [c_void_p, c_long, c_long],
 }
-RESULTS: dict[str, Any] = {"packed_size": c_long, "embed": c_long}
+RESULTS: dict[str, Any] = {"packed_size": c_long, "embed": c_long, "replay": c_long}
 
 
 def usable_targets(number_format: str) -> list[Target]:

@@ -16,6 +16,7 @@
 
 #include <stdlib.h>
 
+#include "kernels.h"
 #include "parallel.h"
 #include "stretch.h"
 

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#include "kernels.h"
 #include "parallel.h"
 #include "tile.h"
 

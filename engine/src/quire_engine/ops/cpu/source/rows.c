@@ -1,7 +1,7 @@
 /* What is computed row by row, or number by number: norms and activations. A row's arithmetic depends on its width
    only. */
 
-#include "element.h"
+#include "kernels.h"
 #include "parallel.h"
 
 struct norming {

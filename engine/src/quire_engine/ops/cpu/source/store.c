@@ -1,6 +1,7 @@
 /* From q|k|v to queries and the cache: norms of heads, rotation, and keys and values to their places. */
 
 #include "cache.h"
+#include "kernels.h"
 #include "parallel.h"
 
 #define TOKENS_PER_PART 16
