@@ -43,7 +43,7 @@ def outputs() -> dict[str, str]:
 
 METRICS = (
     ("Engine", "At `/metrics` of the engine, which on a cluster is port 8000 of the pod.", metrics.ENGINE),
-    ("Router", "At `/metrics` of the endpoint of `quire up`.", metrics.ROUTER),
+    ("Router", "At `/metrics` of the endpoint of `quire up` and `quire router`.", metrics.ROUTER),
     ("Operator", "At `/metrics` on port 8080 of its pod.", metrics.OPERATOR),
 )
 

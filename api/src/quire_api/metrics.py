@@ -146,14 +146,51 @@ VLLM: dict[str, str] = {
     "sleep_mode_*, rl_weight_update_*, diffusion_*, websocket_*, watermark_*": "of features that we do not have",
 }
 
+
+def _router(name: str, kind: Literal["counter", "gauge", "histogram"], text: str, *labels: str) -> Metric:
+    return Metric(
+        name=f"quire_router_{name}",
+        kind=kind,
+        labels=labels,
+        help=text,
+        buckets=_SECONDS if kind == "histogram" else (),
+    )
+
+
 ROUTER: tuple[Metric, ...] = (
-    Metric(
-        name="quire_router_requests_total",
-        kind="counter",
-        labels=("model", "code"),
-        help="Requests answered, by model and status code.",
+    _router(
+        "requests_total",
+        "counter",
+        "Requests answered, by model and status code; 499 is a client that left, and no model one that was not found.",
+        "model",
+        "code",
     ),
-    Metric(name="quire_router_requests_open", kind="gauge", labels=("model",), help="Requests now being answered."),
+    _router("requests_open", "gauge", "Requests now being answered, held ones among them.", "model"),
+    _router("requests_held", "gauge", "Requests that wait for an engine to be ready.", "model"),
+    _router("wakes_total", "counter", "Times that a held request asked for the model to be woken.", "model"),
+    _router(
+        "retries_total",
+        "counter",
+        "Requests given to another engine, by cause: refused (no connection), reset (no byte of an answer), unready (503).",
+        "model",
+        "cause",
+    ),
+    _router("answers_broken_total", "counter", "Answers that ended with an error event, or were cut.", "model"),
+    _router(
+        "first_byte_seconds", "histogram", "From the whole request to the first byte of its answer's body.", "model"
+    ),
+    _router(
+        "backends", "gauge", "Engines, by state: loading, ready, draining, open (its circuit), stale.", "model", "state"
+    ),
+    _router("key_requests_total", "counter", "Requests of an API key, by its name and status code.", "key", "code"),
+    _router(
+        "key_tokens_total",
+        "counter",
+        "Tokens of an API key, by kind: prompt, completion; estimated where an answer does not say.",
+        "key",
+        "kind",
+    ),
+    _router("reload_failures_total", "counter", "Times that a changed file could not be taken.", "file"),
 )
 
 OPERATOR: tuple[Metric, ...] = (

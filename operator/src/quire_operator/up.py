@@ -12,15 +12,14 @@ from quire_api.status import ConditionType, DeploymentStatus
 from quire_operator.backends.local import LocalBackend
 from quire_operator.reconcile import ResourceKey, reconcile
 from quire_operator.worker import Worker
-from quire_router import Registry, Router
+from quire_router import Router
 
 __all__ = ["run_up"]
 
 
 async def run_up(deployments: list[LLMDeployment], host: str, port: int) -> int:
     """Until a signal; 1 when a model cannot start for a reason that only the user can mend."""
-    registry = Registry()
-    router = Router(registry)
+    router = Router()
     try:
         port = await router.start(host, port)
     except OSError as error:
@@ -45,7 +44,7 @@ async def run_up(deployments: list[LLMDeployment], host: str, port: int) -> int:
         return again
 
     worker = Worker(turn)
-    backend = LocalBackend(folder, registry, url, worker.wake)
+    backend = LocalBackend(folder, router.replace, url, worker.wake)
     stop, cut = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, lambda: (cut if stop.is_set() else stop).set())

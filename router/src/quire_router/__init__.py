@@ -1,10 +1,10 @@
 """Quire's router: one OpenAI endpoint in front of every engine.
 
-Belongs here: who serves which model, which backend a request goes to, moving the bytes. Does not belong
-here: how engines are started, and what is inside a request beyond its `model`.
+Belongs here: who serves which model, which engine a request goes to and when it waits, moving the bytes. Does not belong
+here: how engines are started, and what is inside a request beyond what `peek` reads.
 """
 
-from quire_router.proxy import Router
-from quire_router.registry import Backend, Registry, Route
+from quire_router.registry import Endpoint, Model, Registry, Strategy, Weigh
+from quire_router.router import Demand, Router, Wake
 
-__all__ = ["Backend", "Registry", "Route", "Router"]
+__all__ = ["Demand", "Endpoint", "Model", "Registry", "Router", "Strategy", "Wake", "Weigh"]

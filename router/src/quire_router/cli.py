@@ -1,62 +1,146 @@
-"""`quire router`: the router alone, before backends given on the command line."""
+"""`quire router`: the router alone, before engines named in a file or on the command line."""
 
 import asyncio
+import contextlib
+import logging
 import signal
+import ssl
 import sys
+from argparse import Namespace
+from pathlib import Path
 
 import uvloop
 
 from quire_api.errors import InvalidInput
 from quire_api.flags import FlagParser, port
-from quire_router.proxy import Router
-from quire_router.registry import Registry, Route
+from quire_router.config import address, read_config, read_keys
+from quire_router.keys import hash_of
+from quire_router.registry import Endpoint, Model, Registry
+from quire_router.router import Router
+from quire_router.watch import Watched
 
 __all__ = ["router"]
 
 
 def router(argv: list[str]) -> int:
+    if argv[:1] == ["hash-key"]:
+        return _hash_key(argv[1:])
+    arguments = _parser().parse_args(argv)
+    if bool(arguments.config) == bool(arguments.backend):
+        raise InvalidInput(["name the engines: either --config FILE, or --backend MODEL=HOST:PORT, once or more"])
+    if bool(arguments.tls_cert_file) != bool(arguments.tls_key_file):
+        raise InvalidInput(["--tls-cert-file and --tls-key-file go together: give both, or none"])
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    tls = _tls(arguments.tls_cert_file, arguments.tls_key_file) if arguments.tls_cert_file else None
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_run(arguments, tls))
+
+
+def _parser() -> FlagParser:
     parser = FlagParser(
-        prog="quire router", description="Route requests by their `model` to engines.", allow_abbrev=False
+        prog="quire router",
+        description="Route requests by their `model` to engines. `quire router hash-key` reads an API key from standard"
+        " input and prints what a file of keys has of it.",
+        allow_abbrev=False,
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=port, default=8000, help="port to listen on; 0 takes a free one (default: 8000)")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of models; read again when it changes")
     parser.add_argument(
         "--backend",
         action="append",
-        required=True,
+        default=[],
         metavar="MODEL=ADDRESS",
-        help="an engine: host:port or the path of a socket; repeat it",
+        help="instead: an engine, as host:port or the path of a socket; repeat it",
     )
-    arguments = parser.parse_args(argv)
-    registry = Registry()
-    registry.replace(_routes(arguments.backend))
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(Router(registry), arguments.host, arguments.port))
+    parser.add_argument(
+        "--keys-file", type=Path, metavar="FILE", help="YAML file of API keys; read again when it changes"
+    )
+    parser.add_argument("--tls-cert-file", type=Path, metavar="FILE", help="serve HTTPS with this certificate chain")
+    parser.add_argument("--tls-key-file", type=Path, metavar="FILE", help="its private key")
+    parser.add_argument(
+        "--shutdown-timeout",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="how long open answers may take after a signal, before they end with an error (default: 300)",
+    )
+    return parser
 
 
-def _routes(backends: list[str]) -> list[Route]:
+def _hash_key(argv: list[str]) -> int:
+    FlagParser(
+        prog="quire router hash-key",
+        description="Read an API key from standard input; print what a file of keys has of it.",
+        allow_abbrev=False,
+    ).parse_args(argv)
+    secret = sys.stdin.readline().strip()
+    if not secret:
+        raise InvalidInput(["hash-key: standard input has no key: pipe one in, such as from `openssl rand -hex 24`"])
+    print(hash_of(secret))
+    return 0
+
+
+def _tls(cert: Path, key: Path) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(cert, key)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidInput([f"--tls-cert-file {cert}, --tls-key-file {key}: {error}"]) from None
+    return context
+
+
+def _from_flags(backends: list[str]) -> Registry:
     by_model: dict[str, list[str]] = {}
     for backend in backends:
-        model, separator, address = backend.partition("=")
-        if not (model and separator and address and (address.startswith("/") or address.rpartition(":")[2].isdigit())):
+        model, separator, where = backend.partition("=")
+        try:
+            found = address(where) if model and separator else None
+        except ValueError:
+            found = None
+        if found is None:
             raise InvalidInput([f"--backend: {backend} is not MODEL=HOST:PORT or MODEL=/path/of/socket"])
-        by_model.setdefault(model, []).append(address)
-    return [Route(names=(model,), addresses=tuple(addresses)) for model, addresses in by_model.items()]
-
-
-async def _run(server: Router, host: str, port: int) -> int:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    try:
-        port = await server.start(host, port)
-    except OSError as error:
-        print(
-            f"quire router: cannot listen on {host}:{port}: {error.strerror or error}; choose another with --host or --port",
-            file=sys.stderr,
+        by_model.setdefault(model, []).append(found)
+    return Registry(
+        tuple(
+            Model(name=model, endpoints=tuple(Endpoint(address=each) for each in dict.fromkeys(addresses)))
+            for model, addresses in by_model.items()
         )
+    )
+
+
+async def _run(arguments: Namespace, tls: ssl.SSLContext | None) -> int:
+    server = Router()
+    if arguments.config is None:
+        server.replace(_from_flags(arguments.backend))
+    else:
+        server.files.append(Watched(arguments.config, lambda path: server.replace(read_config(path))))
+    if arguments.keys_file is not None:
+        server.files.append(Watched(arguments.keys_file, lambda path: server.use_keys(read_keys(path))))
+    for file in server.files:
+        file.load()
+    stop, cut = asyncio.Event(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, lambda: (cut if stop.is_set() else stop).set())
+    host = arguments.host
+    try:
+        taken = await server.start(host, arguments.port, tls)
+    except OSError as error:
+        reason = f"{error.strerror or error}; choose another with --host or --port"
+        print(f"quire router: cannot listen on {host}:{arguments.port}: {reason}", file=sys.stderr)
         return 1
-    print(f"routing {', '.join(server.registry.models)} at http://{host}:{port}/v1", file=sys.stderr)
+    names = ", ".join(model.name for model in server.registry.models)
+    print(f"routing {names} at {'https' if tls else 'http'}://{host}:{taken}/v1", file=sys.stderr)
+    following = [asyncio.create_task(file.follow()) for file in server.files]
     await stop.wait()
-    await server.stop()
+    stopping = asyncio.create_task(server.stop(arguments.shutdown_timeout, keep_holding=True))
+    cutting = asyncio.create_task(cut.wait())
+    await asyncio.wait({stopping, cutting}, return_when=asyncio.FIRST_COMPLETED)
+    if cut.is_set():
+        stopping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await stopping
+        await server.stop(0)
+    for task in (*following, cutting):
+        task.cancel()
     return 0

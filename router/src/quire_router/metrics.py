@@ -1,51 +1,40 @@
-"""The router's own metrics, in the text format of Prometheus.
+"""/metrics: the collectors of quire_api.metrics.ROUTER, and what feeds them."""
 
-Written out by hand: a counter and a gauge are not worth a dependency of the process that all bytes pass.
-"""
-
-import contextlib
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter as Tally
+from collections.abc import Iterable
 from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from quire_api.metrics import ROUTER
 
-__all__ = ["Outcome", "RouterMetrics"]
+__all__ = ["RouterMetrics"]
 
-
-@dataclass(slots=True)
-class Outcome:
-    code: int = 499  # the client left before there was an answer
+_KINDS = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
 
 
 class RouterMetrics:
     def __init__(self) -> None:
-        self._answered: Counter[tuple[str, str]] = Counter()
-        self._open: Counter[tuple[str]] = Counter()
+        self._registry = CollectorRegistry()
+        self._collectors: dict[str, Any] = {}
+        self._children: dict[tuple[str, ...], Any] = {}  # looking one up costs more than counting
+        for metric in ROUTER:
+            options: dict[str, Any] = {"buckets": metric.buckets} if metric.buckets else {}
+            self._collectors[metric.name] = _KINDS[metric.kind](
+                metric.name, metric.help, metric.labels, registry=self._registry, **options
+            )
 
-    @contextlib.contextmanager
-    def open(self, model: str) -> Iterator[Outcome]:
-        """Count a request while it is being answered, then by its outcome."""
-        outcome = Outcome()
-        self._open[(model,)] += 1
-        try:
-            yield outcome
-        finally:
-            self._open[(model,)] -= 1
-            self._answered[(model, str(outcome.code))] += 1
+    def of(self, name: str, *labels: str) -> Any:
+        child = self._children.get((name, *labels))
+        if child is None:
+            child = self._children[(name, *labels)] = self._collectors[f"quire_router_{name}"].labels(*labels)
+        return child
+
+    def set_backends(self, states: Iterable[tuple[str, str]]) -> None:
+        """The model and the state of each engine."""
+        self._collectors["quire_router_backends"].clear()
+        for (model, state), count in Tally(states).items():
+            self._collectors["quire_router_backends"].labels(model, state).set(count)
 
     def render(self) -> bytes:
-        lines = []
-        tables: tuple[Mapping[Any, int], ...] = (self._answered, self._open)
-        for metric, values in zip(ROUTER, tables, strict=True):
-            lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
-            for labels, value in sorted(values.items()):
-                pairs = ",".join(f"{name}={_quoted(label)}" for name, label in zip(metric.labels, labels, strict=True))
-                lines.append(f"{metric.name}{{{pairs}}} {value}")
-        return ("\n".join(lines) + "\n").encode()
-
-
-def _quoted(label: str) -> str:
-    escaped = label.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-    return f'"{escaped}"'
+        return generate_latest(self._registry)

@@ -1,45 +1,66 @@
-"""Who serves which model. Plain data, replaced whole by whoever watches the world."""
+"""Who serves which model: a snapshot of the world, replaced whole by whoever watches it.
 
+It comes from resources, not from engines that were seen: a model without any engine is known, and a request for it
+is held. Knows nothing of load, health or connections. Never changed in place.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
-__all__ = ["Backend", "Registry", "Route"]
+__all__ = ["Endpoint", "Model", "Registry", "Strategy", "Weigh"]
 
 
-@dataclass(slots=True)
-class Backend:
-    """One engine. `address` is `host:port`, or the path of a Unix socket."""
+class Strategy(StrEnum):
+    PREFIX_AFFINITY = "PrefixAffinity"  # requests that begin alike go to one engine, unless it has too much to do
+    LEAST_LOADED = "LeastLoaded"
+    ROUND_ROBIN = "RoundRobin"
 
-    address: str
-    open: int = field(default=0, compare=False)  # requests now being answered
+
+class Weigh(StrEnum):
+    """What the load of an engine is counted in."""
+
+    REQUESTS = "Requests"
+    TOKENS = "Tokens"  # estimated: the prompt's bytes, and what may be answered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """One model: its names, and the engines that are ready. No engine is a known model that is starting."""
+class Endpoint:
+    """One engine. `address` is `host:port`, or the path of a Unix socket."""
 
-    names: tuple[str, ...]
-    addresses: tuple[str, ...]
+    address: str
+    draining: bool = False  # about to end: gets nothing new
 
 
-class Registry:
-    def __init__(self) -> None:
-        self._routes: dict[str, Route] = {}
-        self._backends: dict[str, Backend] = {}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    name: str
+    aliases: tuple[str, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+    desired: int | None = None  # replicas that are wanted; None: nobody says
+    loading: int = 0  # replicas that were started and have no endpoint yet
+    groups: tuple[str, ...] = ()  # of API keys that may use it; none: every key may
+    strategy: Strategy = Strategy.PREFIX_AFFINITY
+    weigh: Weigh = Weigh.REQUESTS
+    max_inside: int = 2000  # requests in flight and held; more are answered 429
+    hold_requests: int = 200  # requests that wait for an engine; more are answered 429
+    hold_s: float = 300.0  # how long one waits
 
     @property
-    def models(self) -> list[str]:
-        return list(self._routes)
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.aliases)
 
-    def replace(self, routes: list[Route]) -> None:
-        """From now on these. Backends that stay keep their count of open requests."""
-        addresses = {address for route in routes for address in route.addresses}
-        self._backends = {address: self._backends.get(address) or Backend(address) for address in sorted(addresses)}
-        self._routes = {name: route for route in routes for name in route.names}
 
-    def knows(self, model: str) -> bool:
-        return model in self._routes
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """Of two models with one name, the first has it."""
 
-    def pick(self, model: str) -> Backend | None:
-        """The least loaded backend of a known model; the first by address among equals."""
-        candidates = [self._backends[address] for address in self._routes[model].addresses]
-        return min(candidates, key=lambda backend: (backend.open, backend.address), default=None)
+    models: tuple[Model, ...] = ()
+    _by_name: Mapping[str, Model] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        by_name = {name: model for model in reversed(self.models) for name in model.names}
+        object.__setattr__(self, "_by_name", by_name)
+
+    def find(self, name: str) -> Model | None:
+        return self._by_name.get(name)

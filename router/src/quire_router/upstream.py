@@ -5,93 +5,147 @@ Knows nothing of models or routes: it is handed a request and a sink.
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, cast
 
-import httptools
+from quire_router.framing import MOST_HEAD, Framing, Head, Malformed, framing_of, parse_head
 
-__all__ = ["Sink", "Upstream", "connect"]
+__all__ = ["Ending", "Sink", "Upstream", "connect"]
+
+CONNECT_S = 1.0  # an engine on this network answers in milliseconds, or is not there
 
 
 class Sink(Protocol):
-    """Who gets the bytes of an answer."""
+    """Who gets an answer."""
 
-    paused: bool  # cannot take more for now
+    @property
+    def paused(self) -> bool:
+        """It cannot take more for now."""
+        ...
 
-    def write(self, data: bytes) -> None: ...
+    def begin(self, head: Head) -> None: ...
+
+    def body(self, data: bytes) -> None:
+        """Bytes as they were sent, the marks between chunks among them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How an answer ended. `broken` says why it is not complete."""
+
+    broken: str | None
+    came: bool  # a byte of it
+    whole: bool  # what was passed on ends between chunks
 
 
 async def connect(address: str) -> "Upstream":
+    """OSError, of which TimeoutError is one."""
     loop = asyncio.get_running_loop()
-    if address.startswith("/"):
-        _, upstream = await loop.create_unix_connection(Upstream, address)
-    else:
-        host, _, port = address.rpartition(":")
-        _, upstream = await loop.create_connection(Upstream, host, int(port))
+    async with asyncio.timeout(CONNECT_S):
+        if address.startswith("/"):
+            _, upstream = await loop.create_unix_connection(Upstream, address)
+        else:
+            host, _, port = address.rpartition(":")
+            _, upstream = await loop.create_connection(Upstream, host.strip("[]"), int(port))
     return upstream
 
 
 class Upstream(asyncio.Protocol):
-    """A connection to an engine: sends one request at a time and passes on what comes back."""
-
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
-        self._client: Sink | None = None
-        self._done: asyncio.Future[None] | None = None
-        self._begun = False  # a byte of the answer has come
-        self._head = False  # the answer has no body whatever its headers say
-        self._keep_alive = False  # the engine will take another request; the parser knows only while an answer ends
-        self.complete = False
+        self._sink: Sink | None = None
+        self._done: asyncio.Future[str | None] | None = None
+        self._framing: Framing | None = None  # of the answer's body, once its head is there
+        self._unread = b""  # of the head
+        self._came = False
+        self._bodiless = False
+        self._keep_alive = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
     @property
     def reusable(self) -> bool:
-        return self.complete and self._transport is not None and not self._transport.is_closing() and self._keep_alive
+        return self._keep_alive and self._transport is not None and not self._transport.is_closing()
 
-    async def relay(self, request: bytes, client: Sink, head: bool) -> int | None:
-        """Send, pass the answer on, return its status; None if the connection ended before any of it came."""
-        self._parser = httptools.HttpResponseParser(self)
-        self._client, self._begun, self.complete, self._head = client, False, False, head
+    @property
+    def came(self) -> bool:
+        """A byte of the answer under way."""
+        return self._came
+
+    async def relay(self, request: Sequence[bytes | bytearray], sink: Sink, *, bodiless: bool = False) -> Ending:
+        """Send, and pass the answer on."""
+        self._framing, self._unread, self._came, self._bodiless, self._keep_alive = None, b"", False, bodiless, False
         if self._transport is None:
-            return None
+            return Ending(broken="the engine closed the connection", came=False, whole=False)
+        self._sink = sink
         self._done = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
-        if client.paused:
+        self._transport.writelines(request)
+        if sink.paused:
             self.pause()
         try:
-            await self._done
+            broken = await self._done
         except asyncio.CancelledError:
             self.close()
             raise
         finally:
-            self._client = None
+            self._sink = None
             self.resume()  # whoever comes next starts afresh, and a connection that ends is noticed
-        return self._parser.get_status_code() if self._begun else None
+        whole = self._framing is not None and self._framing.whole
+        return Ending(broken=broken, came=self._came, whole=whole)
+
+    def fail(self, reason: str) -> None:
+        """End the answer under way as broken."""
+        self._finish(reason)
+        self.close()
+
+    # asyncio calls these
 
     def data_received(self, data: bytes) -> None:
-        if self._client is None:
-            return self.close()  # nothing was asked
-        self._begun = True
-        self._client.write(data)
+        sink = self._sink
+        if sink is None:
+            self.close()  # nothing was asked
+            return
+        self._came = True
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError:
-            self.close()
+            if self._framing is None:
+                data = self._read_head(data, sink)
+                if self._framing is None:
+                    return
+            if data:
+                passed = self._framing.feed(data)
+                if passed:
+                    sink.body(passed)
+        except Malformed as error:
+            self.fail(f"the engine's answer is not HTTP: {error}")
+        if self._framing is not None and self._framing.ended:
+            self._finish(None)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
-        self._finish()
+        broken = self._framing is None or self._framing.broke_off() or error is not None
+        self._finish("the engine closed the connection" if broken else None)
 
-    def on_headers_complete(self) -> None:
-        if self._head:
-            self.complete = True
-            self._finish()
-
-    def on_message_complete(self) -> None:
-        if self._parser.get_status_code() >= 200:  # 1xx answers are only the beginning
-            self.complete, self._keep_alive = True, self._parser.should_keep_alive()
-            self._finish()
+    def _read_head(self, data: bytes, sink: Sink) -> bytes:
+        """What came after the head, if it is there. Answers of 1xx are only the beginning."""
+        data = self._unread + data
+        while True:
+            end = data.find(b"\r\n\r\n")
+            if end < 0:
+                if len(data) > MOST_HEAD:
+                    raise Malformed("headers without end")
+                self._unread = data
+                return b""
+            head, data = parse_head(data[: end + 4]), data[end + 4 :]
+            if head.status < 200:
+                continue
+            self._unread = b""
+            self._framing = framing_of(head, bodiless=self._bodiless)
+            self._keep_alive = head.keep_alive
+            sink.begin(head)
+            return data
 
     def pause(self) -> None:
         if self._transport is not None:
@@ -103,9 +157,12 @@ class Upstream(asyncio.Protocol):
                 self._transport.resume_reading()
 
     def close(self) -> None:
+        self._keep_alive = False
         if self._transport is not None:
-            self._transport.close()
+            self._transport.abort()
 
-    def _finish(self) -> None:
+    def _finish(self, broken: str | None) -> None:
+        if broken is not None:
+            self._keep_alive = False
         if self._done is not None and not self._done.done():
-            self._done.set_result(None)
+            self._done.set_result(broken)

@@ -21,7 +21,7 @@ from quire_operator.planner.observed import Failure, Instance, Key, ObjectState,
 from quire_operator.planner.plan import Action, Apply, Create, Delete, Desired, digest
 from quire_operator.reconcile import ResourceKey
 from quire_operator.render import process
-from quire_router import Registry, Route
+from quire_router import Endpoint, Model, Registry
 
 __all__ = ["LocalBackend"]
 
@@ -31,9 +31,11 @@ UID = "local"  # owner of all processes here
 
 
 class LocalBackend:
-    def __init__(self, folder: Path, registry: Registry, url: str, wake: Callable[[ResourceKey], None]) -> None:
+    def __init__(
+        self, folder: Path, publish: Callable[[Registry], None], url: str, wake: Callable[[ResourceKey], None]
+    ) -> None:
         self._folder = folder
-        self._registry = registry
+        self._to_router = publish
         self._url = url
         self._wake = wake
         self._resources: dict[ResourceKey, LLMDeployment] = {}
@@ -97,14 +99,19 @@ class LocalBackend:
 
     def _publish(self) -> None:
         """Tell the router who is ready."""
-        self._registry.replace(
-            [
-                Route(
-                    names=resource.model_names,
-                    addresses=tuple(sorted(p.socket for p in self._processes[key].values() if p.ready)),
-                )
-                for key, resource in self._resources.items()
-            ]
+        self._to_router(
+            Registry(tuple(self._model(resource, self._processes[key]) for key, resource in self._resources.items()))
+        )
+
+    def _model(self, resource: LLMDeployment, family: Mapping[str, "EngineProcess"]) -> Model:
+        name, *aliases = resource.model_names
+        ready = sorted(process.socket for process in family.values() if process.ready)
+        return Model(
+            name=name,
+            aliases=tuple(aliases),
+            endpoints=tuple(Endpoint(address=socket) for socket in ready),
+            desired=len(family),
+            loading=len(family) - len(ready),
         )
 
 

@@ -1,0 +1,52 @@
+"""What an engine's answers to /readyz say of it: pure, without clock or sockets.
+
+    loading   not asked yet, or it answers 503 for any other reason
+    ready     it answers anything else: a server that has no /readyz serves as long as it answers
+    draining  it answers 503 and says so: it finishes what it has
+    stale     nobody answers: it is in the registry and gone, or stopped, or hangs
+
+One missed answer takes an engine out of the choice, which costs nothing while others are there; work that it has is
+taken from it only after `MISSES_TO_MOVE`, for a machine may be busy for a second.
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+__all__ = ["GIVE_UP_S", "MISSES_TO_MOVE", "PROBE_EVERY_S", "PROBE_SOON_S", "PROBE_TIMEOUT_S", "Health", "State"]
+
+PROBE_EVERY_S = 0.5
+PROBE_SOON_S = 0.2  # of an engine that is not ready: somebody may be waiting for it
+PROBE_TIMEOUT_S = 0.5
+MISSES_TO_MOVE = 2  # from then on, requests without a byte of an answer go elsewhere if they can
+GIVE_UP_S = 15.0  # of silence, after which answers that have begun are ended with an error
+
+
+class State(StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    STALE = "stale"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    state: State = State.LOADING
+    misses: int = 0  # in a row
+    silent_since: float | None = None
+
+    def answered(self, status: int, text: str) -> "Health":
+        if status != 503:
+            return Health(state=State.READY)
+        return Health(state=State.DRAINING if "draining" in text else State.LOADING)
+
+    def missed(self, now: float) -> "Health":
+        """No answer in time, or no connection."""
+        since = now if self.silent_since is None else self.silent_since
+        return replace(self, state=State.STALE, misses=self.misses + 1, silent_since=since)
+
+    def silent_s(self, now: float) -> float:
+        return 0.0 if self.silent_since is None else now - self.silent_since
+
+    @property
+    def probe_in_s(self) -> float:
+        return PROBE_EVERY_S if self.state is State.READY else PROBE_SOON_S

@@ -1,0 +1,60 @@
+"""Reads a file again whenever it has changed. A bad file changes nothing, and is said so until it is mended.
+
+By looking, once a second: a mounted secret changes by a renamed link, which watchers of files do not see.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from quire_api.errors import InvalidInput
+
+__all__ = ["Watched"]
+
+EVERY_S = 1.0
+
+log = logging.getLogger("quire.router")
+
+
+@dataclass(slots=True)
+class Watched:
+    path: Path
+    take: Callable[[Path], None]  # reads it; raises InvalidInput and then has changed nothing
+    error: str | None = None
+    failures: int = 0
+    _seen: object = None
+
+    def load(self) -> None:
+        """For the first time, when a mistake is the caller's to tell."""
+        self._seen = _state(self.path)
+        self.take(self.path)
+
+    async def follow(self) -> None:
+        while True:
+            await asyncio.sleep(EVERY_S)
+            self.look()
+
+    def look(self) -> None:
+        seen = _state(self.path)
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            self.take(self.path)
+        except InvalidInput as error:
+            self.error = str(error)
+            self.failures += 1
+            log.error("%s; what was read before stays", "; ".join(error.problems))
+        else:
+            self.error = None
+            log.info("%s: read again", self.path)
+
+
+def _state(path: Path) -> object:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
