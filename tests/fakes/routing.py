@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from quire_router import Endpoint, Model, Registry, Router
 
-__all__ = ["BODY", "Client", "Scenario", "route", "run", "until"]
+__all__ = ["BODY", "Client", "Scenario", "all_ready", "route", "run", "until"]
 
 BODY = json.dumps({"model": "m", "prompt": "é 漢", "extra": [1, 2]}).encode()
 Scenario = Callable[[Router, int], Awaitable[None]]
@@ -82,3 +82,14 @@ async def until(true: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
         while not true():
             await asyncio.sleep(0.01)
+
+
+async def all_ready(port: int, count: int) -> None:
+    client = await Client.connect(port)
+
+    async def ready() -> int:
+        return int((await client.get("/state"))["models"][0]["ready"])
+
+    async with asyncio.timeout(10):
+        while await ready() != count:
+            await asyncio.sleep(0.02)
