@@ -324,9 +324,9 @@ def test_a_mistake_in_a_file_of_keys_is_named(text: str, problem: str, tmp_path:
 
 
 def test_a_changed_file_is_taken_and_a_bad_one_leaves_what_was(tmp_path: Path) -> None:
-    path, taken = tmp_path / "router.yaml", []
+    path, taken, failures = tmp_path / "router.yaml", [], []
     path.write_text("models: [{name: a}]")
-    watched = Watched(path, lambda file: taken.append(read_config(file).models[0].name))
+    watched = Watched(path, lambda file: taken.append(read_config(file).models[0].name), lambda: failures.append(1))
     watched.load()
 
     path.write_text("models: [{name: bb}]")
@@ -335,7 +335,7 @@ def test_a_changed_file_is_taken_and_a_bad_one_leaves_what_was(tmp_path: Path) -
     path.write_text("models: [")
     watched.look()
     assert watched.error is not None
-    assert watched.failures == 1
+    assert failures == [1]
     path.unlink()
     watched.look()
     assert "cannot be read" in watched.error

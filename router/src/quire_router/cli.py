@@ -17,7 +17,6 @@ from quire_router.config import address, read_config, read_keys
 from quire_router.keys import hash_of
 from quire_router.registry import Endpoint, Model, Registry
 from quire_router.router import Router
-from quire_router.watch import Watched
 
 __all__ = ["router"]
 
@@ -110,14 +109,14 @@ def _from_flags(backends: list[str]) -> Registry:
 
 
 async def _run(arguments: Namespace, tls: ssl.SSLContext | None) -> int:
-    server = Router()
+    server, files = Router(), []
     if arguments.config is None:
         server.replace(_from_flags(arguments.backend))
     else:
-        server.files.append(Watched(arguments.config, lambda path: server.replace(read_config(path))))
+        files.append(server.watch(arguments.config, lambda path: server.replace(read_config(path))))
     if arguments.keys_file is not None:
-        server.files.append(Watched(arguments.keys_file, lambda path: server.use_keys(read_keys(path))))
-    for file in server.files:
+        files.append(server.watch(arguments.keys_file, lambda path: server.use_keys(read_keys(path))))
+    for file in files:
         file.load()
     stop, cut = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -131,7 +130,7 @@ async def _run(arguments: Namespace, tls: ssl.SSLContext | None) -> int:
         return 1
     names = ", ".join(model.name for model in server.registry.models)
     print(f"routing {names} at {'https' if tls else 'http'}://{host}:{taken}/v1", file=sys.stderr)
-    following = [asyncio.create_task(file.follow()) for file in server.files]
+    following = [asyncio.create_task(file.follow()) for file in files]
     await stop.wait()
     stopping = asyncio.create_task(server.stop(arguments.shutdown_timeout, keep_holding=True))
     cutting = asyncio.create_task(cut.wait())

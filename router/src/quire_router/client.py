@@ -3,7 +3,7 @@
     head     MAX_HEAD bytes, HEAD_S from its first byte on       431, 408
     body     MAX_BODY bytes, BODY_S without a byte of it         413, 408
     between  KEEP_S                                              closed
-    ahead    MAX_AHEAD bytes of requests that wait their turn    not read for now
+    ahead    MAX_AHEAD bytes of requests that wait their turn    closed after what is being answered
 
 What is no request, or could be read as two different ones, is a 400 and the end of the connection, for nobody knows
 where the next one begins. An offer to upgrade is not taken up: the answer is HTTP/1.1.
@@ -75,14 +75,15 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._parser = httptools.HttpRequestParser(self)
-            self.data_received(data[upgrade.args[0] :])
+            # The parser takes what follows for another protocol: read it again, without the offer.
+            self._parser, self._unaccounted = httptools.HttpRequestParser(self), 0
+            self.data_received(self._request.head_without_upgrade() + data[upgrade.args[0] :])
         except httptools.HttpParserCallbackError:
             pass  # one of ours refused
         except httptools.HttpParserError as error:
             self._refuse(400, f"not an HTTP request: {error}")
         if self._reading and self._unaccounted > MAX_HEAD:
-            self._refuse(431, f"the headers are larger than {MAX_HEAD >> 10} KiB")
+            self._refuse(431, _LARGE_HEAD)
 
     def pause_writing(self) -> None:
         self.paused = True
@@ -116,6 +117,8 @@ class Connection(asyncio.Protocol):
             self._reject(405, "CONNECT: this is no proxy of that kind")
         if (doubt := request.doubt()) is not None:
             self._reject(400, doubt)
+        if request.size > MAX_HEAD:
+            self._reject(431, _LARGE_HEAD)
         length = request.header(b"content-length") or b"0"
         if int(length) > MAX_BODY:  # the parser has seen to it that it is a number
             self._reject(413, _TOO_LARGE)
@@ -131,19 +134,19 @@ class Connection(asyncio.Protocol):
         self._request.body += body
         if len(self._request.body) > MAX_BODY:
             self._reject(413, _TOO_LARGE)
-        if self._answering is not None and self._ahead + len(self._request.body) > MAX_AHEAD:
-            self._pause_reading()
+        self._check_ahead(len(self._request.body))
 
     def on_message_complete(self) -> None:
         request = self._request
+        if self._parser.should_upgrade():
+            return  # only its head has been read
         request.keep_alive = self._parser.should_keep_alive()
         request.arrived = asyncio.get_running_loop().time()
         self._reading = False
         self._unaccounted = 0
         self._pending.append(request)
         self._ahead += request.size
-        if self._ahead > MAX_AHEAD and self._answering is not None:
-            self._pause_reading()
+        self._check_ahead(0)
         if self._answering is None:
             self._answering = asyncio.create_task(self._answer_all())
 
@@ -155,17 +158,17 @@ class Connection(asyncio.Protocol):
                 request = self._pending.popleft()
                 self._ahead -= request.size
                 await self._answer(request, self)
-                if not request.keep_alive or (self._last and not self._pending):
+                if not request.keep_alive:
                     self.hang_up()
                     return
-                if self._transport is not None and not self._transport.is_closing():
-                    self._transport.resume_reading()
+            if self._last:
+                self._linger()
         except Exception:
             log.exception("while answering a request")
             self.abort()
         finally:
             self._answering = None
-            self._grant(HEAD_S if self._reading else KEEP_S)
+            self._grant(LINGER_S if self._lingering else HEAD_S if self._reading else KEEP_S)
 
     def write(self, data: bytes) -> None:
         if self._transport is not None:
@@ -200,9 +203,10 @@ class Connection(asyncio.Protocol):
     def _grant(self, seconds: float) -> None:
         self._deadline = asyncio.get_running_loop().time() + seconds
 
-    def _pause_reading(self) -> None:
-        if self._transport is not None:
-            self._transport.pause_reading()
+    def _check_ahead(self, more: int) -> None:
+        """Not by reading no more: then nobody would notice that the client has left."""
+        if self._answering is not None and self._ahead + more > MAX_AHEAD:
+            self._reject(413, _TOO_LARGE)
 
     def _reject(self, status: int, message: str) -> None:
         """From within the parser, which has to stop, too."""
@@ -217,6 +221,9 @@ class Connection(asyncio.Protocol):
         if self._answering is not None:
             return
         self.write(Refusal(status=status, message=message).reply(b"", close=True))
+        self._linger()
+
+    def _linger(self) -> None:
         self._lingering = True
         self._grant(LINGER_S)
         if self._transport is not None and self._transport.can_write_eof():
@@ -224,3 +231,4 @@ class Connection(asyncio.Protocol):
 
 
 _TOO_LARGE = f"the request is larger than {MAX_BODY >> 20} MiB"
+_LARGE_HEAD = f"the headers are larger than {MAX_HEAD >> 10} KiB"

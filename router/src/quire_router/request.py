@@ -71,6 +71,14 @@ class Request:
         given = self.header(b"x-request-id") or b""
         self.id = given if _USABLE_ID.fullmatch(given) else uuid.uuid4().hex.encode()
 
+    def head_without_upgrade(self) -> bytes:
+        """As it was sent, but for the offer to speak another protocol."""
+        closes = b"close" in (self.header(b"connection") or b"").lower()
+        kept = [(name, value) for name, value in self.headers if name.lower() not in (b"upgrade", b"connection")]
+        kept += [(b"connection", b"close")] * closes
+        lines = [b"%s %s HTTP/%s" % (self.method, self.target, self.version.encode())]
+        return b"\r\n".join([*lines, *(name + b": " + value for name, value in kept), b"", b""])
+
     def forward(self) -> list[bytes | bytearray]:
         """As it goes to an engine: same target, headers and body, framed anew."""
         named = {name.strip().lower() for name in (self.header(b"connection") or b"").split(b",")}

@@ -13,6 +13,7 @@ import ssl
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from quire_router.client import Connection
 from quire_router.door import Door, Visit
@@ -47,7 +48,6 @@ class Demand:
 class Router:
     def __init__(self, wake: Wake = lambda model: None) -> None:
         self.registry = Registry()
-        self.files: list[Watched] = []  # shown in the state
         clock = asyncio.get_running_loop().time
         self._clock = clock
         self._news: set[asyncio.Future[None]] = set()
@@ -63,6 +63,7 @@ class Router:
         self._server: asyncio.Server | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._stopping = False
+        self._files: list[Watched] = []
         self._scene = Scene(
             fleet=self._fleet, find=lambda name: self.registry.find(name), hold=self._hold, wake=self._wake_model,
             turn=self._turn, changed=self._changed, clock=clock,
@@ -88,6 +89,12 @@ class Router:
         self._fleet.sync(registry)
         self._ledger.recent.keep(model.name for model in registry.models)
         self._tell()
+
+    def watch(self, path: Path, take: Callable[[Path], None]) -> Watched:
+        """Have a file shown in the state, and its bad changes counted. The caller loads and follows it."""
+        failures = self._ledger.metrics.of("reload_failures_total", path.name)
+        self._files.append(Watched(path, take, failures.inc))
+        return self._files[-1]
 
     def use_keys(self, keys: Keys) -> None:
         """From now on only these come in."""
@@ -167,7 +174,7 @@ class Router:
         models = [model for model in self.registry.models if key.may_use(model)]
         if path == "/state":
             return 200, describe(
-                models, self._fleet, lambda name: self._hold(name).held, self._ledger.recent, self.files, now=self._clock(), stopping=self._stopping
+                models, self._fleet, lambda name: self._hold(name).held, self._ledger.recent, self._files, now=self._clock(), stopping=self._stopping
             )  # fmt: skip
         listed = [
             {"id": n, "object": "model", "created": 0, "owned_by": "quire"} for model in models for n in model.names

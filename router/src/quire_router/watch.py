@@ -22,8 +22,8 @@ log = logging.getLogger("quire.router")
 class Watched:
     path: Path
     take: Callable[[Path], None]  # reads it; raises InvalidInput and then has changed nothing
+    failed: Callable[[], None] = lambda: None  # called when a change could not be taken
     error: str | None = None
-    failures: int = 0
     _seen: object = None
 
     def load(self) -> None:
@@ -45,7 +45,7 @@ class Watched:
             self.take(self.path)
         except InvalidInput as error:
             self.error = str(error)
-            self.failures += 1
+            self.failed()
             log.error("%s; what was read before stays", "; ".join(error.problems))
         else:
             self.error = None
