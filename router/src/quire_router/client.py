@@ -51,7 +51,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._deadline = 0.0
         self._last = False  # nothing is taken after what has come
-        self._lingering = False  # refused; what still comes is read, lest a reset overtake the refusal
+        self._refused = False  # what has come
+        self._lingering = False  # what still comes is read, lest a reset overtake the refusal
         self.upstream: Upstream | None = None
         self.paused = False  # the client reads more slowly than we write
 
@@ -161,8 +162,10 @@ class Connection(asyncio.Protocol):
                 if not request.keep_alive:
                     self.hang_up()
                     return
-            if self._last:
+            if self._refused:
                 self._linger()
+            elif self._last:
+                self.hang_up()
         except Exception:
             log.exception("while answering a request")
             self.abort()
@@ -217,7 +220,7 @@ class Connection(asyncio.Protocol):
         """And close. What came before it is answered first: an error in the middle would be taken for a part of that."""
         if self._last:
             return
-        self._last = True
+        self._last = self._refused = True
         if self._answering is not None:
             return
         self.write(Refusal(status=status, message=message).reply(b"", close=True))

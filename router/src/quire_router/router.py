@@ -34,7 +34,7 @@ __all__ = ["Demand", "Router", "Wake"]
 Wake = Callable[[str], None]  # a model's name; called in the event loop, must not block
 
 SWEEP_S = 1.0  # how often connections are looked at whose time is over
-LAST_WORDS_S = 2.0  # for error events to reach their clients
+LAST_WORDS_S = 1.0  # for error events to reach their clients
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -118,7 +118,7 @@ class Router:
         for exchange in tuple(self._exchanges):
             exchange.end("the router is shutting down")
         self._tell()
-        await self._empty(min(patience, LAST_WORDS_S))
+        await self._empty(LAST_WORDS_S)
         self.abort()
         if self._sweeping is not None:
             self._sweeping.cancel()
