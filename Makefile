@@ -68,6 +68,11 @@ bench-serving: setup ## measure the server beside `vllm serve`, in .venv-peers (
 	benchmarks/peers/setup.sh
 	$(BIN)/python benchmarks/serving.py
 
+.PHONY: bench-router
+bench-router: setup ## measure the router beside nginx (five minutes; nothing else may run)
+	@scripts/system-packages.sh bench
+	$(BIN)/python benchmarks/router.py
+
 .PHONY: gpu
 gpu: ## on a machine with a GPU: its limits, and the engine's tokens on CPU and GPU; JSON goes to benchmarks/results/
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) e2e/gpu/run.py

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The one place that installs system packages. `system-packages.sh` alone serves `make setup`
-# (Python's venv, a compiler); `system-packages.sh e2e` adds what a real Kubernetes needs.
+# (Python's venv, a compiler); `system-packages.sh e2e` adds what a real Kubernetes needs, `bench` what we measure beside.
 # Nothing is installed when everything is there; without root it prints the command instead.
 set -euo pipefail
 
@@ -17,9 +17,15 @@ if [[ "${1:-}" == "e2e" ]]; then
     prometheus                     # promtool, which checks metrics
   )
 fi
+if [[ "${1:-}" == "bench" ]]; then
+  packages+=(nginx-light)  # the router is measured beside its least_conn
+fi
 
 if ! command -v dpkg-query >/dev/null; then
-  for program in python3 gcc make git curl ${1:+containerd runc etcd iptables conntrack ip openssl buildah debootstrap promtool}; do
+  programs=(python3 gcc make git curl)
+  [[ "${1:-}" == "e2e" ]] && programs+=(containerd runc etcd iptables conntrack ip openssl buildah debootstrap promtool)
+  [[ "${1:-}" == "bench" ]] && programs+=(nginx)
+  for program in "${programs[@]}"; do
     command -v "$program" >/dev/null || { echo "missing: $program (this script installs packages on Debian only)" >&2; exit 1; }
   done
   exit 0
