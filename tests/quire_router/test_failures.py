@@ -71,8 +71,9 @@ def test_a_killed_engines_streams_end_with_an_error_event_and_the_others_go_on()
         run(scenario)
 
 
-def test_a_stopped_engine_gets_nothing_new_and_its_unanswered_requests_move() -> None:
-    with engines(2, delay=2.0) as pair:
+def test_a_stopped_engine_gets_nothing_new_and_its_unanswered_requests_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quire_router.exchange.MOVE_AFTER_S", 0.8)
+    with engines(2, delay=1.0) as pair:
 
         async def scenario(router: Router, port: int) -> None:
             route(router, *(engine.address for engine in pair))

@@ -5,6 +5,7 @@ here: how engines are started, and what is inside a request beyond what `peek` r
 """
 
 from quire_router.registry import Endpoint, Model, Registry, Strategy, Weigh
-from quire_router.router import Demand, Router, Wake
+from quire_router.router import Router
+from quire_router.scene import Demand, Wake
 
 __all__ = ["Demand", "Endpoint", "Model", "Registry", "Router", "Strategy", "Wake", "Weigh"]

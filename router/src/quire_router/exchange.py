@@ -12,46 +12,26 @@ another engine has not been answered by a single byte.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from quire_router.answer import Answer, Line
+from quire_router.answer import Answer
 from quire_router.balance import choose
-from quire_router.fleet import Fleet, Member
-from quire_router.health import GIVE_UP_S, MISSES_TO_MOVE, Health
-from quire_router.hold import Due, Entry, Hold, Wait
+from quire_router.fleet import Member
+from quire_router.health import GIVE_UP_S, MOVE_AFTER_S, Health
+from quire_router.hold import Due, Entry, Wait
 from quire_router.peek import Ask
-from quire_router.registry import Model
+from quire_router.registry import Model, Weigh
 from quire_router.replies import COMMENT, END_OF_CHUNKS, STREAM_HEAD, Refusal, chunk, error_event
 from quire_router.request import Request
+from quire_router.scene import Client, Scene
 from quire_router.upstream import Ending, Upstream
 
-__all__ = ["CLIENT_LEFT", "Client", "Exchange", "Scene"]
+__all__ = ["CLIENT_LEFT", "Exchange"]
 
 CLIENT_LEFT = 499
 MOST_RESETS = 3  # a request at which engines die is not to kill them all
 LOOK_EVERY_S = 0.5  # while held: an open circuit closes without an event
 RETRY_AFTER_S = 2
-
-
-class Client(Line, Protocol):
-    upstream: Upstream | None  # held back while the client reads slowly
-
-
-@dataclass(slots=True, kw_only=True)
-class Scene:
-    """What all exchanges share."""
-
-    fleet: Fleet
-    find: Callable[[str], Model | None]  # in the registry of now
-    hold: Callable[[str], Hold]  # of a model
-    wake: Callable[[str], None]
-    turn: Callable[[str], int]
-    changed: Callable[[float], Awaitable[None]]  # wait so long at most for news of engines
-    clock: Callable[[], float]
-    retried: Callable[[str, str], None]  # model and cause, for the metrics
-    turning_away: bool = False  # the router stops, and holds nothing any more
 
 
 @dataclass(eq=False, slots=True)
@@ -71,6 +51,7 @@ class Exchange:
     _wait: Wait | None = None
     _upstream: Upstream | None = None
     _ended_by_us: str | None = None
+    _moved: bool = False  # away from an engine that was silent
     _turned_away: set[str] = field(default_factory=set)
     _reset: set[str] = field(default_factory=set)
 
@@ -85,7 +66,7 @@ class Exchange:
             loads = self.scene.fleet.loads(model, self._turned_away | self._reset)
             address = choose(
                 loads, strategy=model.strategy, key=self.key, turn=self.scene.turn(model.name),
-                weight=self.ask.weight if model.weigh == "Tokens" else 1,
+                weight=self.ask.weight if model.weigh is Weigh.TOKENS else 1,
             )  # fmt: skip
             if address is not None:
                 status = await self._send(self.scene.fleet.members[address])
@@ -103,8 +84,10 @@ class Exchange:
     def on_silence(self, health: Health) -> None:
         if self._upstream is None:
             return
-        elsewhere = not self._upstream.came and health.misses >= MISSES_TO_MOVE and self._could_move()
-        if elsewhere or health.silent_s(self.scene.clock()) >= GIVE_UP_S:
+        silent_s = health.silent_s(self.scene.clock())
+        moves = silent_s >= MOVE_AFTER_S and not self._moved and not self._upstream.came and self._could_move()
+        if moves or silent_s >= GIVE_UP_S:
+            self._moved = True
             self._upstream.fail("the engine does not answer")
 
     def _could_move(self) -> bool:

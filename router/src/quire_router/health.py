@@ -5,19 +5,20 @@
     draining  it answers 503 and says so: it finishes what it has
     stale     nobody answers: it is in the registry and gone, or stopped, or hangs
 
-One missed answer takes an engine out of the choice, which costs nothing while others are there; work that it has is
-taken from it only after `MISSES_TO_MOVE`, for a machine may be busy for a second.
+One missed answer takes an engine out of the choice, which costs nothing while others are there. Work that it has is taken
+from it only after `MOVE_AFTER_S`, and once: a machine that has too much to do is slow to answer, too, and would get its
+own work on top from others.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["GIVE_UP_S", "MISSES_TO_MOVE", "PROBE_EVERY_S", "PROBE_SOON_S", "PROBE_TIMEOUT_S", "Health", "State"]
+__all__ = ["GIVE_UP_S", "MOVE_AFTER_S", "PROBE_EVERY_S", "PROBE_SOON_S", "PROBE_TIMEOUT_S", "Health", "State"]
 
 PROBE_EVERY_S = 0.5
 PROBE_SOON_S = 0.2  # of an engine that is not ready: somebody may be waiting for it
 PROBE_TIMEOUT_S = 0.5
-MISSES_TO_MOVE = 2  # from then on, requests without a byte of an answer go elsewhere if they can
+MOVE_AFTER_S = 3.0  # of silence, after which requests without a byte of an answer go elsewhere if they can
 GIVE_UP_S = 15.0  # of silence, after which answers that have begun are ended with an error
 
 
@@ -31,7 +32,6 @@ class State(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
     state: State = State.LOADING
-    misses: int = 0  # in a row
     silent_since: float | None = None
 
     def answered(self, status: int, text: str) -> "Health":
@@ -42,7 +42,7 @@ class Health:
     def missed(self, now: float) -> "Health":
         """No answer in time, or no connection."""
         since = now if self.silent_since is None else self.silent_since
-        return replace(self, state=State.STALE, misses=self.misses + 1, silent_since=since)
+        return Health(state=State.STALE, silent_since=since)
 
     def silent_s(self, now: float) -> float:
         return 0.0 if self.silent_since is None else now - self.silent_since

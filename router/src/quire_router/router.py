@@ -12,12 +12,11 @@ import json
 import ssl
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from quire_router.client import Connection
 from quire_router.door import Door, Visit
-from quire_router.exchange import CLIENT_LEFT, Exchange, Scene
+from quire_router.exchange import CLIENT_LEFT, Exchange
 from quire_router.fleet import Fleet
 from quire_router.hold import Hold
 from quire_router.keys import Key, Keys
@@ -26,23 +25,15 @@ from quire_router.peek import peek, session_key
 from quire_router.registry import Model, Registry
 from quire_router.replies import Refusal, reply
 from quire_router.request import Request
+from quire_router.scene import Demand, Scene, Wake
 from quire_router.state import describe
 from quire_router.watch import Watched
 
-__all__ = ["Demand", "Router", "Wake"]
-
-Wake = Callable[[str], None]  # a model's name; called in the event loop, must not block
+__all__ = ["Router"]
 
 SWEEP_S = 1.0  # how often connections are looked at whose time is over
 LAST_WORDS_S = 1.0  # for error events to reach their clients
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demand:
-    held: int
-    in_flight: int
-    tokens: int  # estimated, of those in flight
 
 
 class Router:
