@@ -38,6 +38,7 @@ HERE = Path(__file__).parent
 BACKENDS = 4
 USERS, EVENTS, EVERY_S, STREAMS = 256, 40, 0.05, 3
 OPEN, OPEN_EVENTS, OPEN_EVERY_S, OPEN_OVER_S = 2000, 8, 1.0, 4.0
+BUSY = 0.05  # share of all cores
 TALKERS, SYSTEMS, TURNS = 24, 4, 8
 WORDS = [
     "the",
@@ -98,11 +99,15 @@ def main() -> int:
         print("nginx is not here: run scripts/system-packages.sh bench", file=sys.stderr)
         return 1
     report: dict[str, Any] = {"machine": machine.describe(), "started": datetime.now(UTC).isoformat(timespec="seconds")}
+    others = machine.Others(os.getpid())
     with tempfile.TemporaryDirectory(prefix="quire-bench-") as name:
         if wanted != ["affinity"]:
             report |= _beside_nginx(Path(name), wanted, arguments.rounds)
         if "affinity" in wanted:
             report["affinity"] = _affinity(Path(name))
+    report["others_share"] = round(others.share(), 3)  # of all cores, used by processes that are not ours
+    if report["others_share"] > BUSY:
+        print(f"others used {report['others_share']:.0%} of this machine: the times say little", file=sys.stderr)
     out = HERE / "results" / f"router-{datetime.now(UTC):%Y%m%d-%H%M}.json"
     out.write_text(json.dumps(report, indent=1) + "\n")
     print(f"wrote {out}")
