@@ -34,6 +34,7 @@ CONFINED: dict[str, set[str]] = {
     "xgrammar": {"quire_engine/grammars/binding.py"},
     "safetensors": {"quire_engine/models/weights.py"},
     "httptools": {"quire_router/client.py", "quire_engine/bench/client.py"},
+    "botocore": {"quire_engine/fetch/s3.py"},
     "transformers": set(),  # the oracle of tests, and the training script
 }  # fmt: skip
 
@@ -50,6 +51,12 @@ PURE: dict[str, set[str]] = {
     "quire_engine/bench/report.py": {"collections", "dataclasses", "typing"},
     "quire_engine/bench/statistics.py": {"collections", "dataclasses", "math"},
     "quire_engine/bench/workload.py": {"collections", "dataclasses", "math", "random", "typing"},
+    "quire_engine/fetch/choose.py": {"collections", "dataclasses", "fnmatch", "hashlib", "re"},
+    "quire_engine/fetch/layout.py": {"dataclasses", "hashlib", "pathlib", "re", "urllib"},
+    "quire_engine/fetch/ranges.py": {"bisect", "collections"},
+    "quire_engine/fetch/retry.py": {"dataclasses", "email"},
+    "quire_engine/fetch/source.py": {"dataclasses", "pathlib", "re", "urllib"},
+    "quire_engine/fetch/summary.py": {"collections", "json", "typing"},
     "quire_operator/planner/": {"collections", "dataclasses", "hashlib", "json", "typing"},
     "quire_operator/render/": {"pathlib", "typing"},
     "quire_router/balance.py": {"collections", "hashlib", "math"},
@@ -72,6 +79,9 @@ PURE_OURS = (
     "quire_engine.bench.statistics",
     "quire_engine.core",
     "quire_engine.errors",
+    "quire_engine.fetch.errors",
+    "quire_engine.fetch.listing",
+    "quire_engine.fetch.source",
     "quire_engine.messages",
     "quire_operator.planner",
     "quire_operator.render",
@@ -148,6 +158,8 @@ def test_only_the_composition_root_reads_the_config() -> None:
         "quire_engine/server/generation.py",  # the seed
         "quire_engine/text/tokenizer.py", "quire_engine/text/chat.py",  # the tokenizer's own, tokenizer_config.json
         "quire_engine/spec.py", "quire_engine/locate.py", "quire_engine/models/weights.py",  # the checkpoint's config.json
+        "quire_engine/fetch/choose.py", "quire_engine/fetch/resolving.py", "quire_engine/fetch/store.py",  # the same
+        "quire_engine/fetch/summary.py",
     }  # fmt: skip
 
 
@@ -163,12 +175,28 @@ def test_only_the_composition_root_reads_the_config() -> None:
         "quire_engine.server.serve",
         "quire_engine.bench.serve",
         "quire_engine.bench.offline",
+        "quire_engine.arrive",
     ],
 )
 def test_torch_stays_out(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_fetch_starts_without_what_is_slow_to_import() -> None:
+    """It is the first command of every pod. The seconds are in benchmarks/fetch.py."""
+    slow = "{'torch', 'transformers', 'numpy', 'pydantic', 'fastapi', 'botocore', 'asyncio', 'huggingface_hub'}"
+    code = (
+        "import sys; from quire_api.command import main\n"
+        "try: main(['fetch', '--help'])\n"
+        f"except SystemExit: pass\nsys.exit(str({slow} & set(sys.modules)) if {slow} & set(sys.modules) else 0)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert "SOURCE STORE" in done.stdout
 
 
 def test_operator_is_a_folder_and_no_package() -> None:

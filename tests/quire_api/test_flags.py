@@ -25,6 +25,8 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "scheduling_policy": st.sampled_from(["fcfs", "priority"]),
     "enable_prefix_caching": st.booleans(),
     "swap_space_gib": st.floats(0, 4096),
+    "download_dir": st.none() | text,
+    "verify_weights": st.sampled_from(["manifest", "always"]),
     "load_format": st.sampled_from(["auto", "dummy"]),
     "seed": st.integers(0, 2**32 - 1),
     "host": text,

@@ -2,13 +2,18 @@
 
 Belongs here: option and resource types, the flags and the CRD made from them, conditions and
 reasons, metric names, byte arithmetic. Does not belong here: anything that opens a file of a user,
-a socket or a device, and any import but pydantic.
+a socket or a device, and any import but pydantic. Nothing is imported until it is asked for: `quire fetch`
+starts in every pod, and needs none of the types.
 """
 
-from quire_api.deployment import API_VERSION, KIND, LLMDeployment
-from quire_api.engine import EngineConfig, EngineOptions
-from quire_api.errors import InvalidInput
-from quire_api.status import Condition, ConditionType, DeploymentStatus, Reason
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quire_api.deployment import API_VERSION, KIND, LLMDeployment
+    from quire_api.engine import EngineConfig, EngineOptions
+    from quire_api.errors import InvalidInput
+    from quire_api.status import Condition, ConditionType, DeploymentStatus, Reason
 
 __all__ = [
     "API_VERSION",
@@ -22,3 +27,18 @@ __all__ = [
     "LLMDeployment",
     "Reason",
 ]
+
+_HOME = {  # the others are in status.py
+    "API_VERSION": "deployment",
+    "KIND": "deployment",
+    "LLMDeployment": "deployment",
+    "EngineConfig": "engine",
+    "EngineOptions": "engine",
+    "InvalidInput": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'status')}"), name)

@@ -14,6 +14,7 @@ __all__ = ["SUBCOMMANDS", "main"]
 SUBCOMMANDS: dict[str, tuple[str, str, str]] = {  # name -> (module:function, distribution, what it does)
     "serve": ("quire_engine.cli:serve", "quire-engine", "serve one model over HTTP"),
     "generate": ("quire_engine.cli:generate", "quire-engine", "write the answer to one prompt to the terminal"),
+    "fetch": ("quire_engine.fetch.cli:fetch", "quire-engine", "bring a model's weights into a folder, verified"),
     "bench": ("quire_engine.bench.cli:bench", "quire-engine", "measure a server, or the engine in this process"),
     "up": ("quire_operator.cli:up", "quire-operator", "run the models of YAML files on this machine"),
     "plan": ("quire_operator.cli:plan", "quire-operator", "print what a YAML file would become"),

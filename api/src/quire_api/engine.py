@@ -157,10 +157,25 @@ class EngineConfig(EngineOptions):
     """One engine: the user's options, and what the place it runs in decides."""
 
     model: str = Field(
-        description="The model: a folder with config.json and safetensors, `file:///path`, or `builtin://quire-tiny`.",
+        description="The model: a folder with config.json and safetensors, or of one fetched model; `org/model` or `hf://org/model@revision`, "
+        "`s3://bucket/prefix` or `https://.../manifest.json`, which are fetched first; `file:///path`, `pvc://claim/path`, "
+        "or `builtin://quire-tiny`.",
         min_length=1,
         max_length=2048,
         examples=["builtin://quire-tiny"],
+    )
+    download_dir: str | None = Field(
+        None,
+        min_length=1,
+        max_length=4096,
+        description="Where models are fetched to, and looked for. Unset: `$XDG_CACHE_HOME/quire/models`.",
+        examples=["/models"],
+    )
+    verify_weights: Literal["manifest", "always"] = Field(
+        "manifest",
+        description="What is compared before a fetched model is loaded: `manifest` that every file has its size, "
+        "`always` the hash of every file, too.",
+        examples=["always"],
     )
     load_format: Literal["auto", "dummy"] = Field(
         "auto",

@@ -1,13 +1,16 @@
 """One error for bad input, whatever the way it came in: a resource, a flag, a file.
 
-Every line of the message is `path: what is wrong (the fix)`.
+Every line of the message is `path: what is wrong (the fix)`. pydantic is imported only to explain its reports: a
+command that needs no types of ours, as `quire fetch`, starts without it.
 """
 
 import difflib
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
+    from pydantic_core import ErrorDetails
 
 __all__ = ["InvalidInput", "explain", "nearest"]
 
@@ -28,13 +31,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def explain(
-    error: ValidationError, model: type[BaseModel], show: Callable[[tuple[str | int, ...]], str]
+    error: "ValidationError", model: "type[BaseModel]", show: Callable[[tuple[str | int, ...]], str]
 ) -> InvalidInput:
     """Turn pydantic's report on `model` into sentences; `show` writes a location as the user wrote it."""
     return InvalidInput(f"{show(detail['loc'])}: {_problem(detail, model)}" for detail in error.errors())
 
 
-def _problem(detail: ErrorDetails, model: type[BaseModel]) -> str:
+def _problem(detail: "ErrorDetails", model: "type[BaseModel]") -> str:
     seen = detail.get("input")
     shown = f", not {seen!r}" if isinstance(seen, str | int | float | bool) else ""
     match detail["type"]:
@@ -53,7 +56,7 @@ def _problem(detail: ErrorDetails, model: type[BaseModel]) -> str:
     )
 
 
-def _names_at(model: type[BaseModel], parents: list[str | int]) -> list[str]:
+def _names_at(model: "type[BaseModel]", parents: list[str | int]) -> list[str]:
     """The field names which the object at `parents` may have."""
     for step in parents:
         if isinstance(step, int):
@@ -66,8 +69,10 @@ def _names_at(model: type[BaseModel], parents: list[str | int]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _model_in(annotation: object) -> type[BaseModel] | None:
+def _model_in(annotation: object) -> "type[BaseModel] | None":
     """The model class inside `X`, `X | None` or `list[X]`."""
+    from pydantic import BaseModel
+
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for part in getattr(annotation, "__args__", ()):

@@ -11,13 +11,14 @@ with a warning (`take_moot`). A flag of vLLM whose feature we do not have is unk
 import argparse
 import types
 from collections.abc import Sequence
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from quire_api.engine import EngineConfig
-from quire_api.errors import InvalidInput, explain, nearest
+from quire_api.errors import InvalidInput, explain
+from quire_api.parser import FlagParser
 
 __all__ = [
     "MOOT",
@@ -72,22 +73,6 @@ _WITH_VALUE = {
     "--max-seq-len-to-capture",
     "--num-scheduler-steps",
 }
-
-
-class FlagParser(argparse.ArgumentParser):
-    """argparse, but mistakes are `InvalidInput`, with the nearest flag for a typo."""
-
-    def error(self, message: str) -> NoReturn:
-        unknown = message.removeprefix("unrecognized arguments: ")
-        if unknown != message:
-            known = [o for action in self._actions for o in action.option_strings if o.startswith("--")]
-            raise InvalidInput(
-                f"{word.split('=')[0]}: unknown flag; {nearest(word.split('=')[0], known)}"
-                if word.startswith("-")
-                else f"{word}: unexpected argument"
-                for word in unknown.split()
-            )
-        raise InvalidInput([message.removeprefix("argument ")])
 
 
 def port(text: str) -> int:

@@ -22,7 +22,7 @@ from quire_engine.core.scheduler import Limits, Scheduler
 from quire_engine.engine import Engine, Runner
 from quire_engine.errors import ConfigFailure, DeviceFailure, MemoryFailure
 from quire_engine.grammars.store import GrammarStore
-from quire_engine.locate import locate_model
+from quire_engine.locate import check_hashes, locate_model
 from quire_engine.messages.formats import REASONING_FORMATS, TOOL_FORMATS, ReasoningFormat, ToolFormat
 from quire_engine.models import ENCODERS, GENERATORS, Build, CausalLM
 from quire_engine.models.weights import DummyWeights, Weights
@@ -147,6 +147,8 @@ def _load(
     config: EngineConfig, table: Mapping[str, Build[Model]], ops: Ops | None, with_tokenizer: bool
 ) -> _Loaded[Model]:
     folder = locate_model(config.model)
+    if config.verify_weights == "always":
+        check_hashes(folder)
     spec = read_spec(folder)
     if spec.architecture not in table:
         hint = "it makes embeddings, no text" if spec.architecture in ENCODERS else f"only {', '.join(sorted(table))}"

@@ -42,10 +42,15 @@ def serve(argv: list[str]) -> int:
 
     import uvloop
 
+    from quire_engine.arrive import arrive
     from quire_engine.server.listen import ServerFailure
     from quire_engine.server.serve import serve as run
 
     try:
+        arrival = arrive(config.model, config.download_dir)  # before the event loop: Ctrl-C ends a download at once
+        if arrival.names:  # the engine process gets the folder: what a branch means must not differ between the two
+            names = config.served_model_name or arrival.names
+            config = config.model_copy(update={"model": str(arrival.folder), "served_model_name": names})
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run(config))
     except (EngineFailure, ServerFailure) as failure:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from quire_api.engine import EngineConfig
 from quire_api.errors import explain, nearest
+from quire_engine.arrive import arrive
 from quire_engine.build import BuiltEmbedder, BuiltEngine, build_model
 from quire_engine.core.request import Request, RequestId
 from quire_engine.core.step import Events, Finish, TokenLogprob
@@ -51,6 +52,7 @@ class LLM:
             config = EngineConfig(model=str(model), **options)
         except ValidationError as error:
             raise explain(error, EngineConfig, lambda path: str(path[0]) if path else "options") from None
+        config = config.model_copy(update={"model": str(arrive(config.model, config.download_dir).folder)})
         self._built = build_model(config, with_tokenizer=not skip_tokenizer_init)
         self._streaming = False  # one at a time: each step brings news of all that is open
         self._ids = count()

@@ -1,0 +1,138 @@
+"""Which models of a store go, so that the rest is within a quota. Who was not asked for longest goes first.
+
+Never what is in use, what is to be kept, or what somebody writes just now.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from quire_engine.fetch.layout import SCHEMES, TEMPORARY, Place
+from quire_engine.fetch.leases import readers
+from quire_engine.fetch.lock import Lock, Watch
+from quire_engine.fetch.manifest import READY
+from quire_engine.fetch.store import finished_in
+
+__all__ = ["Candidate", "collect", "contents", "victims"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    folder: Path
+    source: str
+    revision: str
+    bytes: int
+    used: float
+    finished: bool
+    busy: str  # why it must stay; empty: it may go
+
+
+def contents(store: Path, keep: Sequence[Path] = ()) -> list[Candidate]:
+    """All models, finished or not."""
+    kept = {path.resolve() for path in keep}
+    found = []
+    for each in finished_in(store):
+        held = readers(each.folder)
+        busy = f"in use by {held}" if held else "to be kept" if each.folder.resolve() in kept else ""
+        found.append(
+            Candidate(
+                folder=each.folder,
+                source=each.manifest.source,
+                revision=each.manifest.revision,
+                bytes=each.manifest.bytes,
+                used=each.used,
+                finished=True,
+                busy=busy,
+            )
+        )
+    for folder in _unfinished(store):
+        _, holder = Watch(place_of(folder).lock).next()
+        busy = f"written by {holder.words}" if holder else ""
+        stat = folder.stat()
+        found.append(
+            Candidate(
+                folder=folder,
+                source="",
+                revision="",
+                bytes=_size(folder),
+                used=stat.st_mtime,
+                finished=False,
+                busy=busy,
+            )
+        )
+    return found
+
+
+def victims(found: Sequence[Candidate], quota: int) -> list[Candidate]:
+    """Pure. The unfinished first, then the longest unused, until the rest fits or nothing more may go."""
+    total = sum(each.bytes for each in found)
+    chosen = []
+    for each in sorted(found, key=lambda c: (c.finished, c.used, str(c.folder))):
+        if total <= quota:
+            break
+        if not each.busy:
+            chosen.append(each)
+            total -= each.bytes
+    return chosen
+
+
+def collect(candidate: Candidate) -> bool:
+    """Remove it; False if somebody began to use or to write it meanwhile."""
+    place = place_of(candidate.folder)
+    path, _ = Watch(place.lock).next()
+    if path is None:
+        return False
+    try:
+        lock = Lock(path, lambda: (0, candidate.bytes), lambda: None)
+    except FileExistsError:
+        return False
+    try:
+        gone = place.temporary(lock.number)
+        if candidate.finished and not _unpublish(candidate.folder):
+            return False
+        candidate.folder.rename(gone)
+        shutil.rmtree(gone)
+    except FileNotFoundError:
+        return False
+    finally:
+        lock.release()
+    return True
+
+
+def place_of(folder: Path) -> Place:
+    name = folder.name
+    if name.startswith(TEMPORARY):
+        name = name.removeprefix(TEMPORARY).rpartition("-")[0]
+    return Place(model=folder.parent, name=name)
+
+
+def _unpublish(folder: Path) -> bool:
+    """Nobody loads it any more. Who took a lease before that keeps it: a reader takes the lease first, then looks for READY."""
+    ready = folder / READY
+    aside = folder / f".{READY}.gone"
+    ready.rename(aside)
+    if readers(folder):
+        aside.rename(ready)
+        return False
+    return True
+
+
+def _unfinished(store: Path) -> list[Path]:
+    found = []
+    for scheme in SCHEMES:
+        for top, folders, _ in os.walk(store / scheme):
+            found += [Path(top, name) for name in folders if name.startswith(TEMPORARY)]
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+    return found
+
+
+def _size(folder: Path) -> int:
+    """Of the disk, since an unfinished file may have holes."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            total += path.stat().st_blocks * 512
+    return total

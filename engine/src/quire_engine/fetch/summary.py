@@ -1,0 +1,46 @@
+"""What `quire fetch resolve` says: the revision, its bytes, and the numbers of the footprint, in under 4 KB.
+
+It becomes the termination message of a Job, from which the operator pins the revision and checks the fit.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from quire_api.footprint import DTYPE_BYTES, ModelShape
+
+__all__ = ["LARGEST", "footprint", "summary_line"]
+
+LARGEST = 4000  # bytes; Kubernetes keeps 4,096
+
+
+def footprint(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """From the text of config.json; why not, in a word or two, where its sizes are not to be had."""
+    if config is None:
+        return {"footprint": "no config.json"}
+    architectures = config.get("architectures")
+    named = str(architectures[0])[:100] if isinstance(architectures, list) and architectures else "not named"
+    inner = config.get("text_config") if config.get("model_type") == "gemma3" else None
+    sizes = inner if isinstance(inner, dict) else config
+    dtype = str(sizes.get("dtype") or sizes.get("torch_dtype") or "float32").removeprefix("torch.")
+    longest = sizes.get("max_position_embeddings") or sizes.get("n_positions")
+    try:
+        shape = ModelShape.from_config(sizes)
+        return {
+            "architecture": named,
+            "dtype": dtype,
+            "weightBytes": shape.weight_bytes(dtype),
+            "kvBytesPerToken": shape.kv_bytes_per_token(dtype),
+            "parameters": shape.parameters,
+            "layers": shape.layers,
+            "maxModelLen": longest if isinstance(longest, int) else None,
+        }
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError):
+        known = "architecture not known" if dtype in DTYPE_BYTES else f"dtype {dtype[:30]} not known"
+        return {"architecture": named, "footprint": known}
+
+
+def summary_line(source: str, revision: str, files: Sequence[int], config: Mapping[str, Any] | None) -> str:
+    """`files` are their sizes."""
+    about = {"source": source[:2048], "revision": revision, "bytes": sum(files), "files": len(files)}
+    return json.dumps({**about, **footprint(config)}, separators=(",", ":"))
