@@ -297,12 +297,12 @@ def hub() -> Iterator[Hub]:
     """Both servers, until the context is left."""
     control = Hub()
     servers = []
-    for role in ("hub", "cdn"):
+    for role, host in (("hub", "127.0.0.1"), ("cdn", "127.0.0.2")):  # another host: clients compare no ports
         handler = type("Handler", (_Handler,), {"hub": control, "role": role})
-        server = _Server(("127.0.0.1", 0), handler)
+        server = _Server((host, 0), handler)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         servers.append(server)
-    control.url, control.cdn_url = (f"http://127.0.0.1:{server.server_address[1]}" for server in servers)
+    control.url, control.cdn_url = ("http://{}:{}".format(*server.server_address) for server in servers)
     try:
         yield control
     finally:

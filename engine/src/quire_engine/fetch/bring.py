@@ -18,6 +18,7 @@ from quire_engine.fetch.listing import Listing, RemoteFile
 from quire_engine.fetch.lock import Lock, Watch
 from quire_engine.fetch.manifest import Manifest
 from quire_engine.fetch.progress import Meter
+from quire_engine.fetch.retry import Policy
 from quire_engine.fetch.s3 import list_s3
 from quire_engine.fetch.source import HubSource, S3Source, Source, WebSource
 from quire_engine.fetch.store import adopt, known_place, publish, ready_at, sync_folder, touch, wrong_hashes
@@ -37,6 +38,7 @@ class Fetch:
     choice: Choice = field(default_factory=Choice)
     connections: int = 8
     verify: bool = False  # hash what is there already
+    policy: Policy = field(default_factory=Policy)
     stale: bool = False  # take what a branch meant when it was last asked for, when its source does not answer
 
 
@@ -66,7 +68,7 @@ def bring(fetch: Fetch, meter: Meter, halt: Halt) -> Path:
         raise SourceUnreachable(
             f"{fetch.source} is not in {fetch.store}, and HF_HUB_OFFLINE forbids to ask the hub: fetch it while online"
         )
-    client = Client(wire=Wire(), halt=halt)
+    client = Client(wire=Wire(), halt=halt, policy=fetch.policy)
     try:
         listing = resolve(fetch.source, client)
     except SourceUnreachable as failure:

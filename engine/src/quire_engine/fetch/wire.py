@@ -64,6 +64,7 @@ class Answer:
                 self._drop()
         if not self._response.isclosed():
             self._drop()
+            self._response.close()  # it may be the last to hold the socket
 
     def read_into(self, view: memoryview) -> int:
         """0 at the end."""
