@@ -73,6 +73,10 @@ bench-router: setup ## measure the router beside nginx (five minutes; nothing el
 	@scripts/system-packages.sh bench
 	$(BIN)/python benchmarks/router.py
 
+.PHONY: bench-fetch
+bench-fetch: setup ## measure how fast weights arrive, beside curl and huggingface_hub (two minutes)
+	$(BIN)/python benchmarks/fetch.py
+
 .PHONY: gpu
 gpu: ## on a machine with a GPU: its limits, and the engine's tokens on CPU and GPU; JSON goes to benchmarks/results/
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) e2e/gpu/run.py

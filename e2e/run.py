@@ -23,6 +23,7 @@ from clients import STAGES  # noqa: E402
 from readme import first_answer  # noqa: E402
 from soak import SOAK  # noqa: E402
 from target import RELEASE, SYSTEM, Images, Target, choose  # noqa: E402
+from weights import STAGES as WEIGHTS  # noqa: E402
 
 
 class Stages:
@@ -73,7 +74,7 @@ def main() -> int:
 
 def _run(stages: Stages, *, keep: bool) -> None:
     stages.run("make run, then the README's curl: the first answer", first_answer)
-    for stage in (*STAGES, *SOAK):
+    for stage in (*STAGES, *WEIGHTS, *SOAK):
         stages.run(stage.__doc__ or "", stage)
     with tempfile.TemporaryDirectory() as folder:
         target = choose(f"e2e-{os.getpid()}", Path(folder))

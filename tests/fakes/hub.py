@@ -6,6 +6,7 @@ Small files are answered by the hub itself, LFS files by a redirect to the CDN, 
 import hashlib
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -109,6 +110,11 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     hub: Hub
     role: str
+
+    def setup(self) -> None:
+        super().setup()
+        # What counts as sent has then nearly arrived: the rest of it would wait here, and not at the client.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
 
     def do_HEAD(self) -> None:
         self.do_GET()

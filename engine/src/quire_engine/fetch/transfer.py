@@ -9,7 +9,7 @@ import errno
 import itertools
 import os
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ __all__ = ["MARKS", "transfer"]
 
 MARKS = ".quire"  # our own folder within an unfinished download
 PIECE = 32 << 20
+PER_FILE = 4  # pieces at a time: a kill wastes what is on its way of each, some MiB
 HASHERS = 2
 MOST_ANEW = 3  # times that a file may change while it is read
 
@@ -120,6 +121,7 @@ class _Transfer:
         # The small ones first: they have the configuration, and what is wrong with a source shows early.
         ordered = sorted(files, key=lambda file: (file.size > PIECE, file.remote.path))
         self._pieces = deque(piece for file in ordered for piece in _pieces(file))
+        self._busy = Counter[int]()  # by file: workers at its pieces
         self._large = deque(file for file in ordered if file.size > PIECE)
 
     def run(self) -> None:
@@ -165,14 +167,25 @@ class _Transfer:
         buffer = memoryview(bytearray(BUFFER))
         while (piece := self._take()) is not None:
             self._bring(piece, buffer)
+            self._give_back(piece)
             if piece.file.size <= PIECE:
                 self._judge(piece.file)
 
     def _take(self) -> Piece | None:
         with self._changed:
-            while not self._pieces and self._left and not self._halt.stopped:
-                self._changed.wait(0.2)  # a hash that turns out wrong puts pieces back
-            return self._pieces.popleft() if self._pieces and not self._halt.stopped else None
+            while self._left and not self._halt.stopped:
+                for index, piece in enumerate(self._pieces):
+                    if self._busy[id(piece.file)] < PER_FILE:
+                        del self._pieces[index]
+                        self._busy[id(piece.file)] += 1
+                        return piece
+                self._changed.wait(0.2)  # a piece ends, or a hash that turns out wrong puts some back
+        return None
+
+    def _give_back(self, piece: Piece) -> None:
+        with self._changed:
+            self._busy[id(piece.file)] -= 1
+            self._changed.notify_all()
 
     def _hash_large(self) -> None:
         while True:
