@@ -18,8 +18,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE / name) for name in ("cluster", "kubernetes", "local", "../tests")]
 
-from checks import BEFORE_IMAGES, WITH_IMAGES, World  # noqa: E402  # after the path above
+from checks import BEFORE_IMAGES, World  # noqa: E402  # after the path above
 from clients import STAGES  # noqa: E402
+from fetching import WITH_IMAGES  # noqa: E402
 from readme import first_answer  # noqa: E402
 from soak import SOAK  # noqa: E402
 from target import RELEASE, SYSTEM, Images, Target, choose  # noqa: E402

@@ -50,9 +50,9 @@ STREAM_CLIENT = (ROOT / "e2e/kubernetes/stream_client.py").read_text()
 HOST = f"tiny.{NAMESPACE}.svc.cluster.local"
 
 
-def ask(world: World, question: str) -> tuple[int, str]:
+def ask(world: World, question: str, host: str = HOST) -> tuple[int, str]:
     """Stream an answer through the Service, from a pod; number of events, text."""
-    program = f"{STREAM_CLIENT}\nprint(*ask({HOST!r}, {question!r}))"
+    program = f"{STREAM_CLIENT}\nprint(*ask({host!r}, {question!r}))"
     command = ["exec", "-n", SYSTEM, f"deploy/{RELEASE}-operator", "--", "python3", "-c", program]
     events, _, text = world.tools.kubectl(*command).stdout.strip().partition(" ")
     return int(events), text
@@ -199,10 +199,10 @@ def name_conflict_is_stalled(world: World) -> None:
     before = world.get("service", "taken")
     manifest = good(metadata__name="taken", metadata__namespace=NAMESPACE, spec__replicas=0)
     world.tools.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
-    world.eventually("it is stalled", lambda: _reason(world, "taken", "Stalled") == "NameConflict", 30)
+    world.eventually("it is stalled", lambda: reason(world, "taken", "Stalled") == "NameConflict", 30)
     assert world.get("service", "taken")["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
     world.tools.kubectl("delete", "-n", NAMESPACE, "service/taken")
-    world.eventually("it is mended", lambda: _reason(world, "taken", "Ready") == "ScaledToZero", 60)
+    world.eventually("it is mended", lambda: reason(world, "taken", "Ready") == "ScaledToZero", 60)
     world.tools.kubectl("delete", "-n", NAMESPACE, "llmd/taken")
 
 
@@ -210,13 +210,13 @@ def bad_source_is_stalled(world: World) -> None:
     """a model that is not there: Stalled/ModelNotFound with the engine's own sentence"""
     manifest = good(metadata__name="lost", metadata__namespace=NAMESPACE, spec__model__source__uri="file:///nowhere")
     world.tools.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
-    world.eventually("it is stalled", lambda: _reason(world, "lost", "Stalled") == "ModelNotFound", 90)
+    world.eventually("it is stalled", lambda: reason(world, "lost", "Stalled") == "ModelNotFound", 90)
     conditions = world.get("llmd", "lost")["status"]["conditions"]
     assert "no model at /nowhere: there is no such folder" in conditions[0]["message"], conditions
     world.tools.kubectl("delete", "-n", NAMESPACE, "llmd/lost")
 
 
-def _reason(world: World, name: str, condition: str) -> str:
+def reason(world: World, name: str, condition: str) -> str:
     path = f'jsonpath={{.status.conditions[?(@.type=="{condition}")].reason}}'
     return world.tools.kubectl("get", "-n", NAMESPACE, "llmd", name, "-o", path, check=False).stdout
 

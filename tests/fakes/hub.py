@@ -298,17 +298,22 @@ class _Server(ThreadingHTTPServer):
         pass  # a client that was killed
 
 
+Address = tuple[str, int]
+
+HERE: tuple[Address, Address] = (("127.0.0.1", 0), ("127.0.0.2", 0))  # of hub and CDN: clients compare hosts, no ports
+
+
 @contextmanager
-def hub() -> Iterator[Hub]:
-    """Both servers, until the context is left."""
+def hub(addresses: tuple[Address, Address] = HERE, urls: tuple[str, str] | None = None) -> Iterator[Hub]:
+    """Both servers, until the context is left; `urls` is what clients call them."""
     control = Hub()
     servers = []
-    for role, host in (("hub", "127.0.0.1"), ("cdn", "127.0.0.2")):  # another host: clients compare no ports
+    for role, address in zip(("hub", "cdn"), addresses, strict=True):
         handler = type("Handler", (_Handler,), {"hub": control, "role": role})
-        server = _Server((host, 0), handler)
+        server = _Server(address, handler)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         servers.append(server)
-    control.url, control.cdn_url = ("http://{}:{}".format(*server.server_address) for server in servers)
+    control.url, control.cdn_url = urls or ("http://{}:{}".format(*server.server_address) for server in servers)
     try:
         yield control
     finally:

@@ -3,7 +3,7 @@
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quire_api import EngineConfig, InvalidInput
@@ -56,6 +56,7 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
 configs = st.builds(EngineConfig, **STRATEGIES)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # so many fields take their time on a busy machine
 @given(configs)
 def test_config_to_argv_and_back_is_the_identity(config: EngineConfig) -> None:
     assert from_argv(to_argv(config)) == config

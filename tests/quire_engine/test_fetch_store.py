@@ -65,6 +65,21 @@ def test_a_server_fetches_first_and_answers_by_the_models_name(
     assert leases == [], "a server that ended reads nothing"
 
 
+def test_a_link_is_made_once_the_model_is_there_and_nothing_else_is_replaced(fake: Hub, tmp_path: Path) -> None:
+    link, taken = tmp_path / "model", tmp_path / "taken"
+    taken.write_text("mine")
+    store = str(tmp_path / "store")
+
+    refused = run_fetch(fake, "hf://org/tiny", store, f"--link={taken}")
+    linked = [run_fetch(fake, f"hf://{repo}", store, f"--link={link}") for repo in ("org/other", "org/tiny")]
+
+    assert refused.returncode == 2
+    assert "is no link" in refused.stderr
+    assert taken.read_text() == "mine"
+    assert [done.returncode for done in linked] == [0, 0]
+    assert locate_model(str(link)) == at(tmp_path / "store", "org/tiny")
+
+
 def test_a_store_with_one_model_is_that_model_and_with_more_lists_them(fake: Hub, folder: Path, tmp_path: Path) -> None:
     assert locate_model(str(tmp_path)) == folder
     assert locate_model(str(folder)) == folder

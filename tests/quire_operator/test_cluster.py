@@ -175,6 +175,19 @@ def test_progress_is_read_from_the_deployment() -> None:
     assert seen.objects[Key("Deployment", "good")].replicas == 2
 
 
+def test_a_container_that_fetches_weights_may_fail_too() -> None:
+    seen = pod()
+    starting = {"state": {"waiting": {"reason": "PodInitializing"}}}
+    seen["status"] = {
+        "initContainerStatuses": [{"state": ended(21, "log\nModelAccessDenied: no token")}],
+        "containerStatuses": [starting],
+    }
+
+    failure = snapshot(seen).instances[0].failure
+
+    assert failure == Failure(message="ModelAccessDenied: no token", exit_code=21, cause="Error")
+
+
 def test_a_deployment_whose_controller_lags_is_not_current() -> None:
     stale = child(
         "Deployment", spec={"replicas": 1}, status={"observedGeneration": 0, "replicas": 1, "updatedReplicas": 1}

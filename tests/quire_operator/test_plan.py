@@ -314,6 +314,30 @@ def test_a_name_that_is_taken_is_a_condition_and_no_action(seen_by_watch: bool) 
             ("False", "ImagePullDenied"),
             "Stalled",
         ),
+        (
+            Workload(current=True, replicas=2, updated=2),
+            (Failure(message="ModelAccessDenied: gated", exit_code=21),),
+            ("False", "ModelAccessDenied"),
+            "Stalled",
+        ),
+        (
+            Workload(current=True, replicas=2, updated=2),
+            (Failure(message="InsufficientStorage: no room", exit_code=22),),
+            ("False", "InsufficientStorage"),
+            "Stalled",
+        ),
+        (
+            Workload(current=True, replicas=2, updated=2),
+            (Failure(message="WeightsCorrupt: hash", exit_code=23),),
+            ("False", "WeightsCorrupt"),
+            "Stalled",
+        ),
+        (
+            Workload(current=True, replicas=2, updated=2),
+            (Failure(message="SourceUnreachable: no answer", exit_code=24),),
+            ("False", "Restarting"),
+            "Reconciling",
+        ),
     ],
 )
 def test_what_is_seen_is_what_is_said(

@@ -23,13 +23,16 @@ __all__ = [
     "PLURAL",
     "VERSION",
     "Accelerator",
+    "Cache",
     "Drain",
     "Health",
     "LLMDeployment",
     "Metadata",
     "Model",
+    "SecretRef",
     "Source",
     "Spec",
+    "WeightsOptions",
     "seconds",
 ]
 
@@ -49,17 +52,47 @@ def seconds(duration: str) -> int:
     return int(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
 
 
+class SecretRef(Strict):
+    """A Secret in the resource's namespace."""
+
+    name: str = Field(
+        min_length=1,
+        max_length=253,
+        pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$",
+        description="Name of the Secret.",
+        examples=["hf-token"],
+    )
+
+
 class Source(Strict):
     """Where the weights are."""
 
     uri: str = Field(
         min_length=1,
         max_length=1024,
-        pattern=r"^(builtin://[a-z0-9][a-z0-9.-]*|file:///.+)$",
-        description="`builtin://quire-tiny` is the model that ships with the engine; "
+        pattern=r"^(builtin://[a-z0-9][a-z0-9.-]*|file:///.+|pvc://[a-z0-9][a-z0-9.-]*(/.*)?|"
+        r"hf://[A-Za-z0-9].*|s3://[a-z0-9].*|https://[^/]+/.*manifest\.json)$",
+        description="`hf://org/model@revision`, `s3://bucket/prefix` and `https://host/path/manifest.json` are fetched before the engine starts; "
+        "`pvc://claim/path` is a folder on a volume; `builtin://quire-tiny` is the model that ships with the engine; "
         "`file:///path` is a folder inside the engine's pod or, in local mode, on this machine.",
-        examples=["builtin://quire-tiny"],
+        examples=["hf://Qwen/Qwen3-8B@9c925d64", "builtin://quire-tiny"],
     )
+    secret_ref: SecretRef | None = Field(
+        None,
+        description="Its keys (`HF_TOKEN`, `HF_ENDPOINT`, `AWS_ACCESS_KEY_ID`, ...) become the environment of the container that fetches, and of "
+        "nothing else. `quire up` takes them from its own environment. Default: none.",
+    )
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.secretRef) || self.uri.matches('^(hf|s3|https)://')",
+            message="secretRef is for what is fetched: hf://, s3:// or https://",
+            holds=lambda s: s.secret_ref is None or s.is_fetched,
+        ),
+    )
+
+    @property
+    def is_fetched(self) -> bool:
+        return self.uri.startswith(("hf://", "s3://", "https://"))
 
 
 class Model(Strict):
@@ -89,6 +122,32 @@ class Model(Strict):
             message="aliases must differ from each other: write each one once",
             holds=lambda m: len(set(m.aliases)) == len(m.aliases),
         ),
+    )
+
+
+class Cache(Strict):
+    """Where fetched models stay."""
+
+    claim_name: str = Field(
+        min_length=1,
+        max_length=253,
+        pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$",
+        description="A PersistentVolumeClaim in the resource's namespace; any number of pods and resources may share it, one fetches.",
+        examples=["models"],
+    )
+
+
+class WeightsOptions(Strict):
+    """What becomes of fetched weights."""
+
+    cache: Cache | None = Field(
+        None,
+        description="Keep them on a volume; of no use to `quire up`, which has a folder of its own. Default: each pod fetches for itself.",
+    )
+    verify: Literal["Manifest", "Always"] = Field(
+        "Manifest",
+        description="What is compared at each start: `Manifest` that every file has its size, `Always` every hash too. Default: Manifest.",
+        examples=["Always"],
     )
 
 
@@ -159,10 +218,19 @@ class Spec(Strict):
         description="Image of the engine; of no use to `quire up`. Default: the one the operator was installed with.",
         examples=["registry.example.com/quire-engine:0.1.0"],
     )
+    weights: WeightsOptions = Field(default_factory=WeightsOptions, description="What becomes of fetched weights.")
     accelerator: Accelerator = Field(default_factory=Accelerator, description="What the engine computes on.")
     replicas: int = Field(1, ge=0, le=1000, description="How many engines serve the model. Default: 1.", examples=[2])
     health: Health = Field(default_factory=Health, description="How long the engine may take to show that it works.")
     drain: Drain = Field(default_factory=Drain, description="How an engine ends.")
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!(has(self.weights) && has(self.weights.cache)) || self.model.source.uri.matches('^(hf|s3|https)://')",
+            message="weights.cache is for what is fetched: hf://, s3:// or https://",
+            holds=lambda s: s.weights.cache is None or s.model.source.is_fetched,
+        ),
+    )
 
 
 class Metadata(Strict):

@@ -38,6 +38,9 @@ class Reason(StrEnum):
     INVALID_SPEC = "InvalidSpec"
     NAME_CONFLICT = "NameConflict"
     MODEL_NOT_FOUND = "ModelNotFound"
+    MODEL_ACCESS_DENIED = "ModelAccessDenied"
+    INSUFFICIENT_STORAGE = "InsufficientStorage"
+    WEIGHTS_CORRUPT = "WeightsCorrupt"
     OUT_OF_MEMORY = "OutOfMemory"
     ENGINE_REJECTED_CONFIG = "EngineRejectedConfig"
     DEVICE_UNAVAILABLE = "DeviceUnavailable"
@@ -95,8 +98,23 @@ REASONS: dict[Reason, ReasonDoc] = {
     ),
     Reason.MODEL_NOT_FOUND: ReasonDoc(
         (_READY, _STALLED),
-        "The engine found no usable model at the source (exit code 10).",
+        "There is no usable model at the source (exit code 10 of the engine, 20 of the fetch).",
         "Correct `spec.model.source.uri`.",
+    ),
+    Reason.MODEL_ACCESS_DENIED: ReasonDoc(
+        (_READY, _STALLED),
+        "The source wants a token or key, or refuses the one it got (exit code 21).",
+        "Correct the Secret of `spec.model.source.secretRef`; of a gated model accept the terms on its page. It is tried again by itself.",
+    ),
+    Reason.INSUFFICIENT_STORAGE: ReasonDoc(
+        (_READY, _STALLED),
+        "The weights do not fit where they are fetched to (exit code 22).",
+        "Make room (`quire fetch gc`), or give `spec.weights.cache` a larger volume.",
+    ),
+    Reason.WEIGHTS_CORRUPT: ReasonDoc(
+        (_READY, _STALLED),
+        "What the source sends, or what is on the volume, is not what it should be (exit code 23).",
+        "If the source is at fault, mend it; else delete the model's folder on the volume. It is tried again by itself.",
     ),
     Reason.OUT_OF_MEMORY: ReasonDoc(
         (_READY, _STALLED),

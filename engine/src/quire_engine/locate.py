@@ -33,6 +33,7 @@ def locate_model(model: str, store: Path | None = None) -> Path:
         return _fetched(model, store or default_store())
     if not separator:
         folder = Path(model).expanduser()
+        folder = folder.resolve() if folder.is_symlink() else folder  # as `quire fetch --link` makes one
         named = is_hub_name(model) and not folder.exists()
         return _fetched(model, store or default_store()) if named else _existing(folder)
     if scheme == "file":

@@ -6,6 +6,7 @@ the exit code of its reason (quire_api.fetching); a mistake in the arguments is 
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -73,7 +74,21 @@ def _fetch(arguments: argparse.Namespace, halt: Halt) -> int:
         except FetchFailure as failure:
             meter.phase("failed", f"{failure.reason}: {failure}")
             raise
+    if arguments.link is not None:
+        _link(Path(arguments.link).expanduser(), folder)
     return _say_where(folder, arguments)
+
+
+def _link(path: Path, folder: Path) -> None:
+    """In one step, so that nobody finds half of it; a file or folder that is no link stays."""
+    if path.exists() and not path.is_symlink():
+        raise InvalidInput([f"--link: {path} exists and is no link: choose another path"])
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.symlink_to(folder.absolute())
+        fresh.replace(path)
+    except OSError as error:
+        raise InvalidInput([f"--link: {path} cannot be made: {error.strerror}"]) from None
 
 
 def _in_place(source: Any, arguments: argparse.Namespace, halt: Halt) -> int:

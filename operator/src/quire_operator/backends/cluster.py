@@ -247,7 +247,8 @@ def _revision(template: Mapping[str, Any]) -> str | None:
 def _instance(pod: Object, revision: str | None) -> Instance:
     status = pod.get("status") or {}
     ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or [])
-    failures = [_failure(container) for container in status.get("containerStatuses") or []]
+    statuses = [c for kind in ("initContainerStatuses", "containerStatuses") for c in status.get(kind) or []]
+    failures = [_failure(container) for container in statuses]
     return Instance(
         name=pod["metadata"]["name"],
         current=_revision(pod) == revision,
@@ -257,7 +258,7 @@ def _instance(pod: Object, revision: str | None) -> Instance:
 
 
 def _failure(container: Mapping[str, Any]) -> Failure | None:
-    """How the engine container ended last, or why it cannot start; None while it runs and never ended."""
+    """How a container ended last, or why it cannot start; None while it runs and never ended."""
     state = container.get("state") or {}
     waiting = state.get("waiting") or {}
     ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated")

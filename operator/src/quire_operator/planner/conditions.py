@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from quire_api.deployment import LLMDeployment
+from quire_api.fetching import FETCH_OUTCOMES
 from quire_api.status import Condition, ConditionType, DeploymentStatus, Reason
 from quire_operator.planner.observed import Failure, Instance, Observed
 
@@ -45,6 +46,9 @@ EXIT_CODES: dict[int, Reason] = {  # quire_engine.errors says what each one mean
     11: Reason.OUT_OF_MEMORY,
     12: Reason.ENGINE_REJECTED_CONFIG,
     13: Reason.DEVICE_UNAVAILABLE,
+    **{  # of the container that fetches
+        outcome.exit_code: Reason(reason.value) for reason, outcome in FETCH_OUTCOMES.items() if not outcome.passing
+    },
 }
 CAUSES: dict[str, Reason] = {
     "OOMKilled": Reason.OUT_OF_MEMORY,

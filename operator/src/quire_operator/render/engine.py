@@ -8,13 +8,15 @@ __all__ = ["engine_argv"]
 
 
 def engine_argv(deployment: LLMDeployment, **place: object) -> list[str]:
-    """`quire serve` with what the user set; `place` is what the backend adds (device, address)."""
+    """`quire serve` with what the user set; `place` is what the backend adds (device, address, where the model is)."""
     spec = deployment.spec
-    config = EngineConfig(
+    options: dict[str, object] = {
         **spec.engine.model_dump(exclude_unset=True),
-        model=spec.model.source.uri,
-        served_model_name=deployment.model_names,
-        shutdown_timeout=float(seconds(spec.drain.timeout)),
+        "model": spec.model.source.uri,
+        "served_model_name": deployment.model_names,
+        "shutdown_timeout": float(seconds(spec.drain.timeout)),
         **place,
-    )
-    return ["quire", "serve", *to_argv(config)]
+    }
+    if spec.weights.verify == "Always":
+        options["verify_weights"] = "always"
+    return ["quire", "serve", *to_argv(EngineConfig.model_validate(options))]

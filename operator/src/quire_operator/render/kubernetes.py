@@ -1,11 +1,13 @@
 """A resource as Kubernetes objects: ServiceAccount, Service, Deployment, in the order of creation."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from quire_api.deployment import API_VERSION, KIND, LLMDeployment, seconds
 from quire_operator.planner.plan import Desired, digest
 from quire_operator.render.engine import engine_argv
 from quire_operator.render.names import REVISION_LABEL, labels, selector
+from quire_operator.render.weights import WeightsPlan, plan_weights
 from quire_operator.settings import PROFILES, AcceleratorProfile, OperatorSettings
 
 __all__ = ["render", "service_url"]
@@ -16,6 +18,7 @@ PORT = 8000
 PRESTOP_S = 5  # until every kube-proxy and router has taken the pod's address out
 MARGIN_S = 15  # after the drain: error events, closing, exit
 USER = 10001  # Dockerfile.engine makes it
+ENVIRONMENT = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}
 
 
 def render(deployment: LLMDeployment, settings: OperatorSettings) -> Desired:
@@ -79,7 +82,8 @@ def _workload(deployment: LLMDeployment, settings: OperatorSettings) -> Manifest
 
 
 def _pod(deployment: LLMDeployment, settings: OperatorSettings) -> Manifest:
-    drain = seconds(deployment.spec.drain.timeout)
+    drain, weights = seconds(deployment.spec.drain.timeout), plan_weights(deployment)
+    fetching = [_fetcher(deployment, settings, weights)] if weights.command else []
     return {
         "serviceAccountName": deployment.metadata.name,
         "automountServiceAccountToken": False,
@@ -92,15 +96,33 @@ def _pod(deployment: LLMDeployment, settings: OperatorSettings) -> Manifest:
             "fsGroup": USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_engine(deployment, settings, PROFILES[deployment.spec.accelerator.profile])],
+        **({"initContainers": fetching} if fetching else {}),
+        "containers": [_engine(deployment, settings, PROFILES[deployment.spec.accelerator.profile], weights)],
         "volumes": [
             {"name": "tmp", "emptyDir": {}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
+            *weights.volumes,
         ],
     }
 
 
-def _engine(deployment: LLMDeployment, settings: OperatorSettings, profile: AcceleratorProfile) -> Manifest:
+def _fetcher(deployment: LLMDeployment, settings: OperatorSettings, weights: WeightsPlan) -> Manifest:
+    return {
+        "name": "weights",
+        "image": _image(deployment, settings),
+        "imagePullPolicy": "IfNotPresent",
+        "command": weights.command,
+        "env": _variables(ENVIRONMENT),
+        **({"envFrom": weights.env_from} if weights.env_from else {}),
+        "resources": {"requests": {"cpu": "250m", "memory": "256Mi"}},
+        "securityContext": _security(read_only_root=True),
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, *map(dict, weights.mounts)],
+    }
+
+
+def _engine(
+    deployment: LLMDeployment, settings: OperatorSettings, profile: AcceleratorProfile, weights: WeightsPlan
+) -> Manifest:
     startup = seconds(deployment.spec.health.startup_timeout)
     resources: Manifest = {"requests": dict(profile.requests)}
     if profile.resource is not None:
@@ -109,8 +131,8 @@ def _engine(deployment: LLMDeployment, settings: OperatorSettings, profile: Acce
         "name": "engine",
         "image": _image(deployment, settings),
         "imagePullPolicy": "IfNotPresent",
-        "command": engine_argv(deployment, device=profile.device, host="0.0.0.0", port=PORT),
-        "env": [{"name": "HOME", "value": "/tmp"}, {"name": "PYTHONUNBUFFERED", "value": "1"}],
+        "command": engine_argv(deployment, model=weights.model, device=profile.device, host="0.0.0.0", port=PORT),
+        "env": _variables({**ENVIRONMENT, **weights.environment}),
         "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
         "resources": resources,
         "startupProbe": _probe("/readyz", period=2, failures=-(-startup // 2)),
@@ -119,13 +141,25 @@ def _engine(deployment: LLMDeployment, settings: OperatorSettings, profile: Acce
         "livenessProbe": {**_probe("/livez", period=10, failures=3), "terminationGracePeriodSeconds": 10},
         "lifecycle": {"preStop": {"sleep": {"seconds": PRESTOP_S}}},
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": profile.read_only_root,
-            "capabilities": {"drop": ["ALL"]},
-        },
-        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, {"name": "shm", "mountPath": "/dev/shm"}],
+        "securityContext": _security(read_only_root=profile.read_only_root),
+        "volumeMounts": [
+            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "shm", "mountPath": "/dev/shm"},
+            *map(dict, weights.mounts),
+        ],
     }
+
+
+def _security(*, read_only_root: bool) -> Manifest:
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": read_only_root,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def _variables(values: Mapping[str, str]) -> list[Manifest]:
+    return [{"name": name, "value": value} for name, value in values.items()]
 
 
 def _probe(path: str, *, period: int, failures: int) -> Manifest:
