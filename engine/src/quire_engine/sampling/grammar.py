@@ -11,7 +11,7 @@ before it holds up those of others.
 """
 
 from collections.abc import Sequence
-from time import thread_time
+from time import perf_counter, thread_time
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,11 @@ NEVER = float("-inf")
 FREE_S = 0.005  # of the processor, for one token of one request; what it takes beyond adds up to at most
 PATIENCE_S = 0.25
 LEAST = -1e30  # what is not ruled out, but by nothing else can be preferred
+BLOCK = 1 << 14  # elements of logits that are masked at a time: they stay in a core's cache
+# [256, 8]: what a byte of a mask adds to the logits of its eight tokens
+PENALTIES = np.where(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 0.0, NEVER
+).astype(np.float32)
 
 
 class GrammarMask:
@@ -42,45 +47,45 @@ class GrammarMask:
         self._device = device
         self._matchers: list[Any] = [None] * max_num_seqs  # None: it has none, or has ended
         self._ends: list[list[int]] = [[]] * max_num_seqs  # tokens that end the output where the grammar may end
-        self._end_bits: list[list[tuple[int, int]]] = [
-            []
-        ] * max_num_seqs  # for each of them a word of the mask, and a bit
-        self._bits = np.zeros((max_num_seqs, -(-len(token_bytes) // 32)), np.uint32)  # a bit for each token
+        self._may_clash = np.zeros(max_num_seqs, np.bool_)  # others may rule out the end where nothing else is left
+        self._masks = np.zeros((max_num_seqs, -(-len(token_bytes) // 32)), np.int32)  # by row: a bit for each token
         self._spent = [0.0] * max_num_seqs  # seconds beyond what is free
-        self._owed: list[tuple[int, int]] = []  # slots, and where the tokens are that their matchers have not seen
+        self._owed: dict[int, int] = {}  # slot -> where the token is that its matcher has not seen
         self._chosen = torch.empty(0, dtype=torch.int64)
         self._arrived: torch.cuda.Event | None = None
 
     def place(self, placed: Placement) -> bool:
         slot, params = placed.slot, placed.params
-        self._owed = [each for each in self._owed if each[0] != slot]
+        self._owed.pop(slot, None)
         self._matchers[slot], self._spent[slot] = None, 0.0
         if params.grammar is None:
             return False
+        self._may_clash[slot] = (
+            params.min_tokens > 0 or bool(params.bad_words or params.logit_bias) or params.allowed is not None
+        )
         stops = sorted(params.stop_token_ids)
         self._ends[slot] = [token for token in stops if not self._token_bytes[token]] or stops
-        self._end_bits[slot] = [(token >> 5, 1 << (token & 31)) for token in self._ends[slot]]
         matcher = self._grammars.matcher(params.grammar, self._ends[slot])
         if all(matcher.accept_token(token, False) for token in placed.tokens[placed.num_prompt :]):
             self._matchers[slot] = matcher
         return True
 
     def apply(self, logits: Tensor, rows: Rows) -> None:
-        self._take_owed()
-        bits, slots = self._bits[: len(rows)], rows.slots.tolist()
-        self._fill(bits, slots)
-        forced = [i for i, slot in enumerate(slots) if self._can_only_end(bits[i], self._end_bits[slot])]
+        slots = rows.slots.tolist()
+        masks = self._walked(slots)
+        clashing = np.flatnonzero(self._may_clash[rows.slots]).tolist()
+        forced = [i for i in clashing if _can_only_end(masks[i].view(np.uint32), self._ends[slots[i]])]
         spared = [(rows.index[i], self._ends[slots[i]]) for i in forced]
         values = [logits[row, ends].clamp(min=LEAST) for row, ends in spared]
         if logits.is_cuda:
-            _mask_on_device(logits, bits, rows, self._device)
+            _mask_on_device(logits, masks, rows, self._device)
         else:
-            _mask(logits.numpy(), bits, rows)
+            _mask(logits.numpy(), masks, rows)
         for (row, ends), value in zip(spared, values, strict=True):
             logits[row, ends] = value
 
     def note(self, tokens: Tensor, rows: Rows) -> None:
-        self._owed = list(zip(rows.slots.tolist(), range(len(rows)), strict=True))
+        self._owed = dict(zip(rows.slots.tolist(), range(len(rows)), strict=True))
         self._chosen = tokens
         if tokens.is_cuda:
             self._chosen = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
@@ -88,56 +93,66 @@ class GrammarMask:
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
-    def _take_owed(self) -> None:
-        """Let the matchers see what was chosen last."""
-        if not self._owed:
-            return
-        if self._arrived is not None:
+    def _walked(self, slots: list[int]) -> NDArray[np.int32]:
+        """[R, words]: each row's mask, once its matcher has seen the token that was chosen last.
+
+        One after another, for what a matcher needs is in the cache then; and the clock that counts the processor's time
+        alone, a system call, is asked only about those that seem to take long.
+        """
+        if self._owed and self._arrived is not None:
             self._arrived.synchronize()
-        chosen: list[int] = self._chosen.tolist()
-        for slot, i in self._owed:
-            matcher = self._matchers[slot]
-            if matcher is None:
-                continue
-            began = thread_time()
-            ended = chosen[i] in self._ends[slot] or not matcher.accept_token(chosen[i], False)
-            self._spent[slot] += thread_time() - began
-            if ended:
-                self._matchers[slot] = None
-        self._owed = []
-
-    def _fill(self, bits: NDArray[np.uint32], slots: list[int]) -> None:
-        view = bits.view(np.int32)
-        for i, slot in enumerate(slots):
-            matcher, began = self._matchers[slot], thread_time()
+        chosen: list[int] = self._chosen.tolist() if self._owed else []
+        masks, matchers = self._masks, self._matchers
+        began, last = thread_time(), perf_counter()
+        for row, slot in enumerate(slots):
+            matcher, at = matchers[slot], self._owed.get(slot)
+            if matcher is not None and at is not None:
+                token = chosen[at]
+                if token in self._ends[slot] or not matcher.accept_token(token, False):
+                    matcher = matchers[slot] = None
             if matcher is not None:
-                matcher.fill_next_token_bitmask(view, i, False)
-                self._spent[slot] = max(0.0, self._spent[slot] + thread_time() - began - FREE_S)
-                if self._spent[slot] > PATIENCE_S:
-                    matcher = self._matchers[slot] = None
+                matcher.fill_next_token_bitmask(masks, row, False)
+                now = perf_counter()
+                if now - last > FREE_S or self._spent[slot]:
+                    matcher = matchers[slot] = self._charged(slot, min(now - last, thread_time() - began))
+                last = now
             if matcher is None:
-                bits[i] = 0
+                masks[row] = 0
+        self._owed = {}
+        return masks[: len(slots)]
 
-    def _can_only_end(self, bits: NDArray[np.uint32], ends: list[tuple[int, int]]) -> bool:
-        """Are end tokens allowed, and nothing else?"""
-        if not any(bits.item(word) & bit for word, bit in ends):
-            return False
-        others = bits.copy()
-        for word, bit in ends:
-            others[word] &= ~np.uint32(bit)
-        return not others.any()
+    def _charged(self, slot: int, seconds: float) -> Any:
+        """The matcher, unless it has taken too long by now."""
+        self._spent[slot] = max(0.0, self._spent[slot] + seconds - FREE_S)
+        return self._matchers[slot] if self._spent[slot] <= PATIENCE_S else None
 
 
-def _mask(logits: NDArray[np.float32], bits: NDArray[np.uint32], rows: Rows) -> None:
-    ruled_out = np.unpackbits(~bits.view(np.uint8), axis=1, count=logits.shape[1], bitorder="little").view(np.bool_)
-    if len(rows) == len(logits):
-        np.copyto(logits, NEVER, where=ruled_out)
-    else:
-        logits[rows.index] = np.where(ruled_out, np.float32(NEVER), logits[rows.index])
+def _can_only_end(mask: NDArray[np.uint32], ends: Sequence[int]) -> bool:
+    """Are end tokens allowed, and nothing else?"""
+    others, may_end = mask.copy(), False
+    for end in ends:
+        word, bit = end >> 5, np.uint32(1 << (end & 31))
+        may_end = may_end or bool(others[word] & bit)
+        others[word] &= ~bit
+    return may_end and not others.any()
 
 
-def _mask_on_device(logits: Tensor, bits: NDArray[np.uint32], rows: Rows, device: torch.device) -> None:
-    packed = upload(bits.view(np.uint8), device)  # [R, bytes]
+def _mask(logits: NDArray[np.float32], masks: NDArray[np.int32], rows: Rows) -> None:
+    octets, width = masks.view(np.uint8), logits.shape[1]
+    height = max(1, BLOCK // width)
+    buffer = np.empty((min(height, len(rows)), octets.shape[1], 8), np.float32)
+    for at in range(0, len(rows), height):
+        some = octets[at : at + height]
+        penalties = PENALTIES.take(some, axis=0, out=buffer[: len(some)], mode="clip")
+        penalties = penalties.reshape(len(some), -1)[:, :width]
+        if len(rows) == len(logits):
+            logits[at : at + height] += penalties
+        else:
+            logits[rows.index[at : at + height]] += penalties
+
+
+def _mask_on_device(logits: Tensor, masks: NDArray[np.int32], rows: Rows, device: torch.device) -> None:
+    packed = upload(masks.view(np.uint8), device)  # [R, bytes]
     shifts = torch.arange(8, dtype=torch.uint8, device=device)
     for block in in_blocks(len(rows), logits.shape[1], device):
         index = upload(rows.index[block], device)

@@ -73,22 +73,25 @@ class Sampler:
         """[S, V] float32, which it may overwrite; positions[i] is the position of the token that is chosen."""
         rows = Rows(np.arange(len(slots)), np.asarray(slots, np.int64), np.array(positions, np.int64))
         needs = self._needs[:, rows.slots]  # [P + 2, S]
-        if not needs.any():
+        wanted = np.asarray(needs.any(axis=1)).tolist()
+        if not any(wanted):
             return Sampled(self._best(logits))
-        used = [(p, rows.where(need)) for p, need in zip(self._processors, needs[:-2], strict=True) if need.any()]
-        drawn, scored = rows.where(needs[-2]), rows.where(needs[-1])
+        draws, scores = wanted[-2:]
+        used = [(p, rows.where(need)) for p, need, some in zip(self._processors, needs, wanted, strict=False) if some]
 
-        logprobs = logits[upload(scored.index, self._device)].log_softmax(dim=-1) if len(scored) else None
+        scored = rows.where(needs[-1]) if scores else None
+        logprobs = logits[upload(scored.index, self._device)].log_softmax(dim=-1) if scored else None
         for processor, some in used:
             processor.apply(logits, some)
         tokens = self._best(logits)
-        if len(drawn):
+        if draws:
+            drawn = rows.where(needs[-2])
             at = upload(drawn.index, self._device)
             best = tokens[at]  # below 0 where there is nothing to draw from
             tokens[at] = torch.where(best < 0, best, self._drawing.draw(logits, drawn))
         for processor, some in used:
-            processor.note(tokens[upload(some.index, self._device)], some)
-        if logprobs is None:
+            processor.note(tokens if some is rows else tokens[upload(some.index, self._device)], some)
+        if scored is None or logprobs is None:
             return Sampled(tokens)
         chosen = tokens[upload(scored.index, self._device)]
         return Sampled(tokens, Scores(logprobs, chosen, self._top[scored.slots].tolist()), scored.index.tolist())
