@@ -18,6 +18,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
+from typing import cast
 
 from quire_engine.core.request import Request, RequestId, TokenParams
 from quire_engine.core.scheduler import Load
@@ -79,16 +80,23 @@ Event = TokenEvent | PromptNews
 class _Mailbox:
     """What has come for one call, and who waits for it."""
 
-    __slots__ = ("_error", "_items", "_waiter")
+    __slots__ = ("_error", "_items", "_waiter", "unfinished")
 
-    def __init__(self) -> None:
+    def __init__(self, sequences: int) -> None:
+        self.unfinished = sequences  # whose end has not come
         self._items: list[Event] = []
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
 
+    @property
+    def is_done(self) -> bool:
+        """Nothing more will come."""
+        return not self.unfinished and not self._items
+
     def put(self, item: Event) -> None:
         self._items.append(item)
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
 
     def fail(self, error: Exception) -> None:
         self._error = self._error or error
@@ -184,7 +192,7 @@ class EngineClient:
 
     async def generate(self, asks: Sequence[Ask]) -> AsyncGenerator[list[Event]]:
         """What happens to these sequences, as it comes, until all have finished. Leaving early aborts the others."""
-        mailbox, ids = _Mailbox(), [RequestId(next(self._ids)) for _ in asks]
+        mailbox, ids = _Mailbox(len(asks)), [RequestId(next(self._ids)) for _ in asks]
         with self._expecting(ids):
             for index, (ask, request_id) in enumerate(zip(asks, ids, strict=True)):
                 self._open[request_id] = mailbox, index
@@ -200,11 +208,8 @@ class EngineClient:
                         domain=ask.domain,
                     )
                 )
-            unfinished = len(asks)
-            while unfinished:
-                events = await mailbox.take()
-                unfinished -= sum(isinstance(event, TokenEvent) and event.finish is not None for event in events)
-                yield events
+            while not mailbox.is_done:
+                yield await mailbox.take()
 
     async def embed(self, texts: list[list[int]]) -> "list[array[float]]":
         """A vector for each."""
@@ -313,14 +318,17 @@ class EngineClient:
                 found = report.cached.get(request_id, 0)
                 there[0].put(PromptNews(there[1], report.started, found, scores.get(request_id, [])))
         finished, logprobs, now = report.finished, report.logprobs, time.monotonic()
-        for i, (number, token) in enumerate(zip(report.ids, report.tokens, strict=True)):
-            there = open_.get(RequestId(number))
+        ids = cast("list[RequestId]", report.ids.tolist())
+        for i, (number, token) in enumerate(zip(ids, report.tokens, strict=True)):
+            there = open_.get(number)
             if there is None:
                 continue  # its client has left
+            mailbox, index = there
             finish = finished.get(i)
             if finish is not None:
-                del open_[RequestId(number)]
-            there[0].put(TokenEvent(there[1], now, None if token < 0 else token, finish, logprobs.get(i)))
+                del open_[number]
+                mailbox.unfinished -= 1
+            mailbox.put(TokenEvent(index, now, None if token < 0 else token, finish, logprobs.get(i)))
         for rejected_id, (message, param) in report.rejected.items():
             if there := open_.pop(rejected_id, None):
                 there[0].fail(RequestRejected(message, param))

@@ -47,6 +47,7 @@ class Answer(ABC):
         head = orjson.dumps(self._about(self.chunk_name))[:-1]
         self._head = b"data: " + head + b',"choices":['
         self._tail = b'],"usage":null}\n\n' if request.wants_usage else b"]}\n\n"
+        self._with_usage = request.wants_usage_always
 
     # ------------------------------------------------------------------ what chat and completions do each in their way
 
@@ -55,7 +56,7 @@ class Answer(ABC):
         """Choices of the first events, before any piece."""
 
     @abstractmethod
-    def _events(self, piece: Piece) -> Iterator[Json]:
+    def _events(self, piece: Piece) -> list[Json]:
         """The choices of the events which a piece makes."""
 
     @abstractmethod
@@ -94,10 +95,11 @@ class Answer(ABC):
                     events = [] if started else [self._event(choice) for choice in self._openings()]
                     for piece in pieces:
                         self._num_tokens += len(piece.tokens)
-                        events += [self._event(choice) for choice in self._events(piece)]
+                        for choice in self._events(piece):
+                            events.append(self._event(choice))
                     if events:
                         started = True
-                        yield b"".join(events)
+                        yield events[0] if len(events) == 1 else b"".join(events)
         except Exception as error:
             if not started:
                 raise
@@ -111,7 +113,7 @@ class Answer(ABC):
         yield b"data: [DONE]\n\n"
 
     def _event(self, choice: Json) -> bytes:
-        if self._request.wants_usage_always:
+        if self._with_usage:
             return self._head + orjson.dumps(choice) + b'],"usage":' + orjson.dumps(self._usage()) + b"}\n\n"
         return self._head + orjson.dumps(choice) + self._tail
 

@@ -38,6 +38,8 @@ class _Message:
             self.finish, self.stop_reason = piece.finish, piece.stop_reason
         if not parallel:
             deltas = [d for d in deltas if not (isinstance(d, CallStarted | Arguments) and d.index > 0)]
+        if len(deltas) == 1 and isinstance(deltas[0], Content):
+            return deltas
         self.calls += sum(isinstance(delta, CallStarted) for delta in deltas)
         return merged(deltas)
 
@@ -124,7 +126,7 @@ class ChatAnswer(Answer):
         for index in range(len(self._messages)):
             yield self._chunk(index, {"role": "assistant", "content": self._echo})
 
-    def _events(self, piece: Piece) -> Iterator[Json]:
+    def _events(self, piece: Piece) -> list[Json]:
         message, index = self._messages[piece.index], piece.index
         deltas = message.read(piece, self._parallel)
         self._count_reasoning(deltas, piece)
@@ -132,16 +134,16 @@ class ChatAnswer(Answer):
         bodies = [body for delta in deltas if (body := self._body(delta)) is not None]
         if not bodies and (logprobs or (self._with_ids and piece.tokens)):
             bodies = [{}]
-        for number, body in enumerate(bodies):  # what belongs to tokens goes with the first
-            chunk = self._chunk(index, body, logprobs if number == 0 else None)
-            if self._with_ids:
-                chunk["token_ids"] = piece.tokens if number == 0 else []
-            yield chunk
+        chunks = [self._chunk(index, body) for body in bodies]
+        if chunks:  # what belongs to tokens goes with the first
+            chunks[0]["logprobs"] = logprobs
+        if self._with_ids:
+            for number, chunk in enumerate(chunks):
+                chunk["token_ids"] = [] if number else piece.tokens
         if piece.finish is not None:
-            yield self._chunk(index, {}) | {
-                "finish_reason": self._reason(message),
-                "stop_reason": message.stop_reason,
-            }
+            end = {"finish_reason": self._reason(message), "stop_reason": message.stop_reason}
+            chunks.append(self._chunk(index, {}) | end)
+        return chunks
 
     def _body(self, delta: Delta) -> Json | None:
         match delta:
@@ -159,14 +161,14 @@ class ChatAnswer(Answer):
             case Arguments(call, text):
                 return {"tool_calls": [{"index": call, "function": {"arguments": text}}]}
 
-    def _chunk(self, index: int, delta: Json, logprobs: Json | None = None) -> Json:
-        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+    def _chunk(self, index: int, delta: Json) -> Json:
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     # ------------------------------------------------------------------ both
 
     def _count_reasoning(self, deltas: list[Delta], piece: Piece) -> None:
         """A piece belongs to reasoning if that is all it has, give or take a token at the border."""
-        if deltas and all(isinstance(delta, Reasoning) for delta in deltas):
+        if deltas and isinstance(deltas[0], Reasoning) and all(isinstance(delta, Reasoning) for delta in deltas):
             self._num_reasoning += len(piece.tokens)
 
     def _reason(self, message: _Message) -> str | None:

@@ -65,13 +65,14 @@ class CompletionAnswer(Answer):
             choices.append(choice)
         return choices
 
-    def _events(self, piece: Piece) -> Iterator[Json]:
+    def _events(self, piece: Piece) -> list[Json]:
         piece = self._dropped(piece) if self._silent else piece
         if not self._echoed[piece.index]:
             self._echoed[piece.index] = True
-            yield self._choice(self._with_prompt(piece), piece.index)
-        elif piece.text or piece.finish or self._logprobs or self._with_ids:
-            yield self._choice((None, piece), piece.index)
+            return [self._choice(self._with_prompt(piece), piece.index)]
+        if piece.text or piece.finish or self._logprobs or self._with_ids:
+            return [self._choice((None, piece), piece.index)]
+        return []
 
     def _dropped(self, piece: Piece) -> Piece:
         self._num_tokens -= len(piece.tokens)

@@ -25,11 +25,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from quire_engine.errors import ConfigFailure
 from quire_engine.server import errors
 
-__all__ = ["CLIENT_LEFT", "Door", "Keys", "Visit", "same_site"]
+__all__ = ["CLIENT_LEFT", "SEND_MORE", "Door", "Keys", "Visit", "same_site"]
 
 log = logging.getLogger("quire.requests")
 
 CLIENT_LEFT = 499
+SEND_MORE = "quire_send_more"
 RETRY_AFTER_S = "2"
 MOST_DISCARDED = 64 << 20  # bytes
 PATIENCE_S = 20.0  # with a body of which nothing comes; with one that is not wanted:
@@ -182,6 +183,7 @@ class Visit:
         self._status = 0
         self._send = send
         scope["request_id"] = self.id.decode()
+        scope[SEND_MORE] = send  # as `send` does with what is neither the first nor the last of an answer
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

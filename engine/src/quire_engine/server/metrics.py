@@ -4,17 +4,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from quire_api.metrics import ENGINE
 from quire_engine.core.scheduler import Load
 from quire_engine.core.step import FinishReason
 from quire_engine.process.client import Ask
 from quire_engine.process.link import Report
+from quire_engine.server.tally import Tally
 
 __all__ = ["EngineMetrics", "SequenceClock"]
 
-_KINDS = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
+_KINDS = {"counter": Counter, "gauge": Gauge}
 _PLAIN = ("model_name", "engine")
 
 
@@ -24,10 +25,12 @@ class EngineMetrics:
         self._labels = (model_name, "0")
         self._collectors: dict[str, Any] = {}  # with their labels, where these are the same for all
         for metric in ENGINE:
-            options: dict[str, Any] = {"buckets": metric.buckets} if metric.buckets else {}
-            collector: Any = _KINDS[metric.kind](
-                metric.name, metric.help, metric.labels, registry=self._registry, **options
-            )
+            if metric.kind == "histogram":  # their labels are the same for all
+                labels = dict(zip(metric.labels, self._labels, strict=True))
+                tally = self._collectors[metric.name] = Tally(metric.name, metric.help, metric.buckets, labels)
+                self._registry.register(tally)
+                continue
+            collector: Any = _KINDS[metric.kind](metric.name, metric.help, metric.labels, registry=self._registry)
             plain = metric.labels == _PLAIN
             self._collectors[metric.name] = collector.labels(*self._labels) if plain else collector
         for reason in FinishReason:
@@ -78,6 +81,7 @@ class SequenceClock:
     __slots__ = (
         "_arrival",
         "_began",
+        "_between",
         "_cached",
         "_finished",
         "_first",
@@ -92,6 +96,7 @@ class SequenceClock:
     def __init__(self, metrics: EngineMetrics, prompt: int, max_tokens: int, *, is_first: bool) -> None:
         """`is_first` of those that share a prompt."""
         self._metrics = metrics
+        self._between = metrics["vllm:inter_token_latency_seconds"]
         self._prompt, self._max_tokens, self._is_first = prompt, max_tokens, is_first
         self._arrival = self._began = self._first = self._last = time.monotonic()
         self.tokens = self._cached = 0
@@ -108,7 +113,7 @@ class SequenceClock:
 
     def token(self, now: float) -> None:
         if self.tokens:
-            self._metrics["vllm:inter_token_latency_seconds"].observe(now - self._last)
+            self._between.observe(now - self._last)
         else:
             self._first = now
             self._metrics["vllm:time_to_first_token_seconds"].observe(now - self._arrival)

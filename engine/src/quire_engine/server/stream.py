@@ -7,6 +7,8 @@ from contextlib import aclosing
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from quire_engine.server.door import SEND_MORE
+
 __all__ = ["EventStream"]
 
 
@@ -22,7 +24,7 @@ class EventStream(Response):
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = asyncio.ensure_future(self._send(send))
+        sending = asyncio.ensure_future(self._send(send, scope.get(SEND_MORE, send)))
         leaving = asyncio.ensure_future(_left(receive))
         try:
             await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -33,13 +35,14 @@ class EventStream(Response):
         if sending.done() and not sending.cancelled():
             sending.result()
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, send: Send, send_more: Send) -> None:
+        """`send_more` goes past the layers of middleware, to which the first and the last message of an answer matter."""
         async with aclosing(self._events) as events:
             first = await anext(events, b"")  # what goes wrong before it gets a status of its own
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             await send({"type": "http.response.body", "body": first, "more_body": True})
             async for event in events:
-                await send({"type": "http.response.body", "body": event, "more_body": True})
+                await send_more({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -19,10 +19,15 @@ class TextStream:
         self._stop = stop
         self._include_stop = include_stop
         self._held = b""
+        self._most_held = max((len(each) for each in stop), default=1) - 1  # what is longer has been met
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int | None, finish: Finish | None = None) -> str:
         """The text that is certain now; with the finish, all that is left."""
+        if (
+            finish is None and token is not None and not self._stop
+        ):  # as nearly always: nothing is held but by the decoder
+            return self._decoder.decode(self._token_bytes[token])
         ended_by_token = finish is not None and finish.reason is FinishReason.STOP and finish.stop is None
         if token is not None and (self._include_stop or not ended_by_token):
             self._held += self._token_bytes[token]
@@ -39,8 +44,12 @@ class TextStream:
 
     def _held_back(self) -> int:
         """How many last bytes may begin a stop string."""
-        longest = max((len(stop) for stop in self._stop), default=1) - 1
-        for length in range(min(longest, len(self._held)), 0, -1):
-            if any(stop.startswith(self._held[-length:]) for stop in self._stop):
-                return length
-        return 0
+        tail = self._held[max(0, len(self._held) - self._most_held) :]
+        most = 0
+        for stop in self._stop:
+            at = tail.find(stop[:1])
+            while 0 <= at < len(tail) - most:
+                if stop.startswith(tail[at:]):
+                    most = len(tail) - at
+                at = tail.find(stop[:1], at + 1)
+        return most
