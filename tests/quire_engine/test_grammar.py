@@ -354,9 +354,9 @@ def test_a_bomb_is_refused_while_others_go_on_and_nothing_is_left_of_it() -> Non
         steps += len(events.ids)
 
     assert steps > 10
-    assert "cannot be compiled within 1.0 s" in str(events.refused[RequestId(1)])
+    assert "cannot be compiled within 0.9 s" in str(events.refused[RequestId(1)])
     assert events.refused[RequestId(1)].param == "structured_outputs"
-    assert compilers() <= before
+    assert len(compilers() - before) <= 1  # the next one, which waits
     assert built.engine.load.running == 1
 
 

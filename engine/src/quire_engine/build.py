@@ -50,6 +50,7 @@ Model = TypeVar("Model")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltEngine:
     engine: Engine
+    grammars: GrammarStore
     spec: ModelSpec
     sizes: Sizes
     tokenizer: Tokenizer | None
@@ -234,7 +235,15 @@ def _assemble(
         depth or (2 if device.type == "cuda" else 1),
         grammars if tokenizer else None,
     )
-    return BuiltEngine(engine=engine, spec=spec, sizes=sizes, tokenizer=tokenizer, dtype=dtype, device=device)
+    return BuiltEngine(
+        engine=engine,
+        grammars=grammars,
+        spec=spec,
+        sizes=sizes,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        device=device,
+    )
 
 
 def _writable(tokenizer: Tokenizer | None, vocabulary: int) -> list[bytes]:

@@ -1,5 +1,6 @@
 """Compiles grammars one by one, in a thread of its own: first in a process that may be ended (taster.py), then here."""
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -14,23 +15,31 @@ from quire_engine.grammars.taster import Job, Start, Verdict, main
 
 __all__ = ["Compiler", "time_limit"]
 
-LIMIT_S = 1.0
+LIMIT_S = 0.9  # a little less than the second within which a request is to be refused
 PER_TOKEN_S = 40e-6  # a text of at most 400 characters takes 5 s with the 128,000 tokens of a large vocabulary
 
 
 def time_limit(vocabulary: int) -> float:
-    """Seconds of the processor that compiling may take: little more than one, unless the vocabulary is large."""
+    """Seconds of the processor that compiling may take: about one, unless the vocabulary is large."""
     return LIMIT_S + PER_TOKEN_S * vocabulary
 
 
 class Compiler:
-    """Of one model's tokens. Starts nothing before the first grammar; `close` ends what was started."""
+    """Of one model's tokens. Starts nothing before the first grammar, or `prepare`; `close` ends what was started."""
 
     def __init__(self, token_bytes: Sequence[bytes], end_tokens: Sequence[int]) -> None:
         self._start = Start(list(token_bytes), list(end_tokens))
         self._taster: tuple[subprocess.Popen[bytes], Connection] | None = None
         self._infos: TokenizerInfos | None = None
         self._stopped = False
+
+    def prepare(self) -> None:
+        """Have the process that tries there before the next grammar comes: to start takes as long as most grammars."""
+        if self._stopped or (self._taster is not None and self._taster[0].poll() is None):
+            return
+        self.close()
+        with contextlib.suppress(RuntimeError):  # the next grammar will say why
+            self._started()
 
     def compile(self, grammar: Grammar) -> Any:
         verdict = self._taste(grammar)

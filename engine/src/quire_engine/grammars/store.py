@@ -49,12 +49,16 @@ class GrammarStore:
         if grammar in self._compiled or grammar in self._refused or grammar in self._pending:
             return
         self._pending.add(grammar)
+        self.prepare()
+        self._jobs.put(grammar)
+
+    def prepare(self) -> None:
+        """Start what compiles, so that the first grammar need not wait for it."""
         if self._thread is None:
             arguments = (self._compiler, self._jobs, self._done, self._news, self._holders)
             self._thread = Thread(target=_compile_all, args=arguments, name="grammars", daemon=True)
             self._thread.start()
             self._close = weakref.finalize(self, _close, self._compiler, self._jobs, self._thread)
-        self._jobs.put(grammar)
 
     def release(self, grammar: Grammar) -> None:
         self._holders[grammar] -= 1
@@ -122,6 +126,7 @@ def _compile_all(
     holders: Counter[Grammar],
 ) -> None:
     """Holds nothing of the store but these, so that a store which nobody uses goes."""
+    compiler.prepare()
     while (grammar := jobs.get()) is not None:
         outcome: _Outcome = None
         if grammar in holders:
@@ -133,6 +138,7 @@ def _compile_all(
                 outcome = RequestRejected(f"{grammar.param}: it could not be compiled: {error}", grammar.param)
         done.append((grammar, outcome))
         news.set()
+        compiler.prepare()  # the last one may have been ended
     compiler.close()
 
 

@@ -55,6 +55,7 @@ def main(argv: list[str]) -> int:
         gc.freeze()  # what was loaded stays; collections look only at what is new
         link.send(ready)
         if isinstance(built, BuiltEngine):
+            built.grammars.prepare()  # after the model is ready: the first request may well ask for none
             serve(built.engine, link)
         else:
             EmbeddingService(built.embedder, built.spec.shape, announce).serve(link)
