@@ -391,6 +391,31 @@ def test_a_circuit_opens_after_failures_in_a_row_and_closes_again() -> None:
     run(scenario)
 
 
+def test_an_engine_that_turns_away_the_request_on_trial_is_tried_again() -> None:
+    """Five failures, an open circuit, and then a 503: it says nothing of the engine, and must not keep it out for ever."""
+    says = plain(b"{}", "500 Internal Server Error")
+
+    async def script(request: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(says)
+
+    async def scenario(router: Router, port: int) -> None:
+        nonlocal says
+        async with Backend(script) as backend:
+            route(router, backend.address)
+            client = await Client.connect(port)
+            for _ in range(5):
+                client.ask()
+                assert (await client.answer())[0] == 500
+            says = UNREADY
+            client.ask()
+            await until(lambda: len(backend.requests) > 5)
+            says = plain(b"ok")
+
+            assert (await client.answer())[0] == 200
+
+    run(scenario)
+
+
 def test_an_interim_answer_is_not_passed_on() -> None:
     async def script(request: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" + plain(b"ok"))
@@ -444,5 +469,64 @@ def test_a_chunked_answer_without_events_passes() -> None:
             client.ask()
 
             assert (await client.stream())[1] == []
+
+    run(scenario)
+
+
+def test_an_answer_that_ends_with_its_connection_ends_so_for_the_client() -> None:
+    async def script(request: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\nhello")
+        writer.close()
+
+    async def scenario(router: Router, port: int) -> None:
+        async with Backend(script) as backend:
+            route(router, backend.address)
+            client = await Client.connect(port)
+            client.ask()
+
+            assert (await asyncio.wait_for(client.reader.read(), 10)).endswith(b"\r\n\r\nhello")
+
+    run(scenario)
+
+
+def test_an_engine_that_answers_before_it_has_read_gets_the_next_request_over_another_connection() -> None:
+    connections = 0
+
+    async def early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"GET /readyz "):
+            writer.write(plain(b"ok"))
+        else:
+            connections += 1
+            writer.write(plain(b"ok", "413 Content Too Large" if connections == 1 else "200 OK"))
+        await over.wait()
+        writer.close()
+
+    async def scenario(router: Router, port: int) -> None:
+        server = await asyncio.start_server(early, "127.0.0.1", 0)
+        route(router, f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        client = await Client.connect(port)
+        client.ask(prompt="x" * (16 << 20))
+        assert (await client.answer())[0] == 413
+
+        client.ask()
+
+        assert (await client.answer())[0] == 200
+        over.set()
+        server.close()
+
+    over = asyncio.Event()
+    run(scenario)
+
+
+def test_a_name_that_no_resolver_takes_is_an_engine_that_does_not_answer() -> None:
+    async def scenario(router: Router, port: int) -> None:
+        async with Backend(answers) as good:
+            route(router, f"{'a' * 70}.example:80", good.address)
+            await all_ready(port, 1)
+            state = (await (await Client.connect(port)).get("/state"))["models"][0]
+
+            assert sorted(backend["state"] for backend in state["backends"]) == ["ready", "stale"]
 
     run(scenario)

@@ -75,7 +75,11 @@ def test_the_head_says_how_the_body_ends() -> None:
     assert isinstance(framing_of(of(), bodiless=False), UntilEnd)
     assert framing_of(of(b"transfer-encoding: chunked"), bodiless=True).ended
     assert not of(b"connection: close").keep_alive
+    assert not of(b"content-length: 3", b"connection: x, Close").keep_alive
+    assert of(b"content-length: 3").keep_alive
+    assert not of().keep_alive  # its end is the end of the connection
     assert of(b"Content-Type: text/event-stream; charset=utf-8").is_stream
+    assert not of(b"content-type: text/event-stream", b"content-encoding: gzip").is_stream  # nothing can be added to it
 
 
 @pytest.mark.parametrize(
@@ -85,6 +89,8 @@ def test_the_head_says_how_the_body_ends() -> None:
         b"HTTP/1.1 abc\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nnonsense\r\n\r\n",
         b"HTTP/1.1 200 OK\r\ncontent-length: 1x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
     ],
 )
 def test_a_head_that_is_none_is_malformed(raw: bytes) -> None:

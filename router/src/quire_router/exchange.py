@@ -137,6 +137,7 @@ class Exchange:
             if (refused := answer.refused) is not None:
                 message = str(refused["error"].get("message"))
                 member.health = member.health.answered(503, message)
+                member.breaker = member.breaker.abandoned()  # it may have been the one on trial
                 self._another(member, self._turned_away, "unready", message)
                 return None
             failed = answer.head.status >= 500 and answer.head.status != 503

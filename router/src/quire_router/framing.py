@@ -16,6 +16,8 @@ __all__ = ["MOST_HEAD", "Framing", "Head", "Malformed", "framing_of", "parse_hea
 MOST_HEAD = 64 << 10
 LARGE = 64 << 10  # bytes of a chunk that is passed on in parts
 LONGEST_LINE = 1024  # of a chunk's size, with its extensions
+_FRAMING = (b"content-length", b"transfer-encoding")
+_BODILESS = (*range(100, 200), 204, 304)
 
 
 class Malformed(ValueError):
@@ -28,8 +30,8 @@ class Head:
     status: int
     length: int | None
     chunked: bool
-    keep_alive: bool
-    is_stream: bool  # of server-sent events
+    keep_alive: bool  # after the body, which does not end with the connection
+    is_stream: bool  # of server-sent events that can be read, and added to: not compressed
 
 
 def parse_head(raw: bytes) -> Head:
@@ -42,18 +44,26 @@ def parse_head(raw: bytes) -> Head:
         name, colon, value = line.partition(b":")
         if not colon:
             raise Malformed(f"a header without a colon: {line[:40]!r}")
-        fields[name.lower()] = value.strip()
+        name, value = name.lower(), value.strip()
+        if name in _FRAMING and fields.get(name, value) != value:
+            raise Malformed(f"two headers {name.decode()} that differ")
+        fields[name] = value
     length = fields.get(b"content-length")
     if length is not None and not length.isdigit():
         raise Malformed(f"content-length: {length[:40]!r}")
-    connection = fields.get(b"connection", b"").lower()
+    chunked, status = fields.get(b"transfer-encoding", b"").lower() == b"chunked", int(rest[:3])
+    if chunked and length is not None:
+        raise Malformed("content-length and transfer-encoding")
+    connection = {token.strip() for token in fields.get(b"connection", b"").lower().split(b",")}
+    kept = b"close" not in connection if version == b"HTTP/1.1" else b"keep-alive" in connection
     return Head(
         raw=raw,
-        status=int(rest[:3]),
+        status=status,
         length=None if length is None else int(length),
-        chunked=fields.get(b"transfer-encoding", b"").lower() == b"chunked",
-        keep_alive=connection != b"close" if version == b"HTTP/1.1" else connection == b"keep-alive",
-        is_stream=fields.get(b"content-type", b"").lower().startswith(b"text/event-stream"),
+        chunked=chunked,
+        keep_alive=kept and (chunked or length is not None or status in _BODILESS),
+        is_stream=fields.get(b"content-type", b"").lower().startswith(b"text/event-stream")
+        and fields.get(b"content-encoding", b"identity") == b"identity",
     )
 
 
@@ -75,7 +85,7 @@ class Framing(Protocol):
 
 def framing_of(head: Head, *, bodiless: bool) -> Framing:
     """`bodiless`: the answer to HEAD."""
-    if bodiless or head.status in (204, 304):
+    if bodiless or head.status in _BODILESS:
         return Counted(0)
     if head.chunked:
         return Chunks()

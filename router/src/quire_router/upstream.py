@@ -48,7 +48,10 @@ async def connect(address: str) -> "Upstream":
             _, upstream = await loop.create_unix_connection(Upstream, address)
         else:
             host, _, port = address.rpartition(":")
-            _, upstream = await loop.create_connection(Upstream, host.strip("[]"), int(port))
+            try:
+                _, upstream = await loop.create_connection(Upstream, host.strip("[]"), int(port))
+            except UnicodeError as error:  # a label of more than 63 letters, which no resolver is asked for
+                raise OSError(f"{host} is no name of a host: {error}") from None
     return upstream
 
 
@@ -93,6 +96,10 @@ class Upstream(asyncio.Protocol):
         finally:
             self._sink = None
             self.resume()  # whoever comes next starts afresh, and a connection that ends is noticed
+            if self._transport is not None and self._transport.get_write_buffer_size():
+                self._keep_alive = (
+                    False  # answered before the request was read: the next one would wait behind its rest
+                )
         whole = self._framing is not None and self._framing.whole
         return Ending(broken=broken, came=self._came, whole=whole)
 
