@@ -126,6 +126,25 @@ def test_tokens_are_counted_as_the_answer_says_or_as_they_look(stream: bool, tok
     run(scenario)
 
 
+def test_usage_is_read_whatever_the_end_of_a_stream_is_cut_into() -> None:
+    async def script(request: bytes, writer: asyncio.StreamWriter) -> None:
+        whole = events(b'{"a": 1}', USAGE, b"[DONE]")
+        for piece in (whole[:-60], whole[-60:-25], whole[-25:-7], whole[-7:-5], whole[-5:]):
+            writer.write(piece)
+            await asyncio.sleep(0.02)
+
+    async def scenario(router: Router, port: int) -> None:
+        async with Backend(script) as backend:
+            route(router, backend.address)
+            client = await Client.connect(port)
+            client.ask(stream=True)
+            await client.stream()
+
+            assert (await client.get("/state"))["models"][0]["last_minute"]["tokens"] == 12
+
+    run(scenario)
+
+
 @pytest.mark.parametrize(
     ("fields", "seen"),
     [
@@ -152,6 +171,38 @@ def test_more_output_than_a_key_may_have_is_400_with_the_number_to_write(fields:
             assert (await client.answer())[0] == 200
             ask(client, path="/v1/embeddings")
             assert (await client.answer())[0] == 200
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/%63ompletions", {}),
+        ("/v1/completions/", {}),
+        ("/v1/messages", {}),
+        ("/v1/completions#/embeddings", {}),
+        ("/v1/responses", {"max_tokens": 3}),
+        ("/v1/chat/completions", {"max_output_tokens": 3}),
+        ("/v1/completions", {"max_completion_tokens": 3}),
+        ("/v1/chat/completions", {"max_tokens": 3, "max_completion_tokens": "999"}),
+        ("/v1/chat/completions", {"max_tokens": 3, "max_completion_tokens": 999.0}),
+        ("/v1/completions", {"max_tokens": 3, "n": "8"}),
+        ("/v1/completions", {"max_tokens": -1}),
+    ],
+)
+def test_there_is_no_way_around_an_output_cap(path: str, fields: dict[str, Any]) -> None:
+    """Every spelling that some engine would read as more, or as no bound at all."""
+
+    async def scenario(router: Router, port: int) -> None:
+        async with Backend(answers) as backend:
+            route(router, backend.address)
+            router.use_keys(keys(max_output_tokens=8))
+            client = await Client.connect(port)
+            ask(client, path=path, **fields)
+
+            assert (await client.answer())[0] == 400
+            assert backend.requests == []
 
     run(scenario)
 
@@ -278,6 +329,8 @@ def test_a_config_file_becomes_a_registry(tmp_path: Path) -> None:
     ("text", "problem"),
     [
         ("models: [", "not YAML"),
+        ("models: 2024-13-45", "not YAML: month must be in 1..12"),
+        pytest.param("[" * 1_500, "not YAML", id="deep"),
         ("models: []", "models"),
         ("models: [{name: m, backend: [a]}]", 'models.0.backend: unknown field; did you mean "backends"?'),
         (

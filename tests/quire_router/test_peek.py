@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quire_router.peek import HEAD_BYTES, Ask, peek
+from quire_router.peek import HEAD_BYTES, MOST_TOKENS, Ask, peek
 
 
 def ask(**fields: Any) -> Ask:
@@ -58,6 +58,9 @@ def test_what_has_no_prompt_has_no_key(fields: dict[str, Any]) -> None:
         ({"max_tokens": 7, "n": 2, "best_of": 4}, 28),
         ({"max_tokens": 7, "prompt": ["a", "b"]}, 14),
         ({"max_tokens": "7"}, None),
+        ({"max_tokens": 7, "n": "8"}, None),
+        ({"max_tokens": -1}, None),
+        ({"max_tokens": 1 << 62, "n": 1 << 62}, MOST_TOKENS),
     ],
 )
 def test_the_most_that_may_be_answered(fields: dict[str, Any], most: int | None) -> None:
@@ -96,3 +99,11 @@ def test_no_body_is_too_odd(fields: dict[str, Any]) -> None:
 
     assert seen is not None
     assert seen.weight >= 1
+
+
+@pytest.mark.parametrize("deep", ["role", "text", "content"])
+def test_nothing_is_read_where_a_word_should_be_and_a_thousand_lists_are(deep: str) -> None:
+    lists = b"[" * 1010 + b"]" * 1010
+    place = {"role": b'{"role": %s}', "text": b'{"content": [{"text": %s}]}', "content": b'{"content": %s}'}[deep]
+
+    assert peek(b'{"model": "m", "messages": [' + place % lists + b"]}") is not None

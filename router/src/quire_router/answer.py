@@ -21,6 +21,7 @@ from quire_router.upstream import Ending
 __all__ = ["Answer", "Line"]
 
 HELD_BACK = 64 << 10  # bytes of an answer that is handed on only when it is whole
+TAIL = 2048  # bytes of an answer that are remembered
 _USAGE = re.compile(rb'"(prompt|completion)_tokens"\s*:\s*(\d+)')
 
 
@@ -38,11 +39,10 @@ class Line(Protocol):
 
 class Answer:
     __slots__ = (
-        "_before",
         "_clock",
         "_gathered",
-        "_last",
         "_line",
+        "_tail",
         "_to_send",
         "events",
         "first_at",
@@ -61,7 +61,7 @@ class Answer:
         self.events = 0  # of a stream: about one a token
         self._gathered: bytearray | None = None  # None: what comes is passed on
         self._to_send = b""  # before the body
-        self._before = self._last = b""  # what came last, and before it: the usage is there
+        self._tail = b""  # what came last: the usage is there, before the end of the stream and of its chunks
 
     @property
     def paused(self) -> bool:
@@ -82,7 +82,7 @@ class Answer:
         if self._gathered is not None:
             self._gathered += data[: max(0, HELD_BACK - len(self._gathered))]
             return
-        self._before, self._last = self._last, data
+        self._tail = (self._tail + data)[-TAIL:]
         self.events += data.count(b"data: {")
         if self._to_send:
             data, self._to_send = self._to_send + data, b""
@@ -134,12 +134,12 @@ class Answer:
             self._line.hang_up()
 
     def _between_events(self) -> bool:
-        end = self._last.removesuffix(b"\r\n") if self.head is not None and self.head.chunked else self._last
-        return not self._last or end.endswith((b"\n\n", b"\r\n\r\n"))
+        end = self._tail.removesuffix(b"\r\n") if self.head is not None and self.head.chunked else self._tail
+        return not end or end.endswith((b"\n\n", b"\r\n\r\n"))
 
     def usage(self) -> dict[str, int]:
         """The tokens of the prompt and of the completion, as far as the answer says."""
-        text = bytes(self._gathered) if self._gathered is not None else self._before + self._last
+        text = bytes(self._gathered) if self._gathered is not None else self._tail
         found = text[max(0, text.rfind(b'"usage"')) :] if b'"usage"' in text else b""
         return {name.decode(): int(number) for name, number in _USAGE.findall(found)}
 

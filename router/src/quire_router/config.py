@@ -85,7 +85,11 @@ def _read(path: Path, kind: type[_T]) -> _T:
         document: Any = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput([f"{path}: cannot be read: {error}"]) from None
-    except yaml.YAMLError as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # no such date, and nested too deep, are not the first
         raise InvalidInput([f"{path}: not YAML: {' '.join(str(error).split())}"]) from None
     try:
         return kind.model_validate(document)

@@ -20,7 +20,12 @@ from quire_router.replies import Refusal
 
 __all__ = ["Door", "Visit"]
 
-MAKES_TEXT = ("/completions", "/responses")  # how paths end whose answers have an output to be capped
+WITHOUT_OUTPUT = ("/embeddings", "/tokenize", "/detokenize")  # how paths end whose answers are not to be capped
+CAPPED_BY = (  # how others end, and the fields that an engine reads there
+    ("/chat/completions", ("max_tokens", "max_completion_tokens")),
+    ("/responses", ("max_output_tokens",)),
+    ("", ("max_tokens",)),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,15 +71,19 @@ class Door:
 
     def _over_cap(self, path: str, key: Key, ask: Ask) -> Refusal | None:
         cap = key.limits.max_output_tokens
-        if cap is None or not path.endswith(MAKES_TEXT) or (ask.max_tokens is not None and ask.max_tokens <= cap):
+        if cap is None or path.endswith(WITHOUT_OUTPUT):
+            return None
+        fields = next(fields for end, fields in CAPPED_BY if path.endswith(end))
+        most = None if ask.says.isdisjoint(fields) else ask.max_tokens
+        if most is not None and most <= cap:
             return None
         seen = (
             "the request does not say how many it may make"
-            if ask.max_tokens is None
-            else f"it asks for {ask.max_tokens}, all answers together"
+            if most is None
+            else f"it asks for {most}, all answers together"
         )
-        message = f"max_tokens: the key {key.name} may have {cap} output tokens a request, and {seen}; send max_tokens of {cap} or less"
-        return Refusal(status=400, message=message, param="max_tokens")
+        message = f"{fields[0]}: the key {key.name} may have {cap} output tokens a request, and {seen}; send {fields[0]} of {cap} or less"
+        return Refusal(status=400, message=message, param=fields[0])
 
     def _over_bound(self, model: Model, inside: Callable[[str], int]) -> Refusal | None:
         if inside(model.name) < model.max_inside:

@@ -18,6 +18,8 @@ __all__ = ["HEAD_BYTES", "Ask", "peek", "session_key"]
 HEAD_BYTES = 1024  # about 250 tokens: enough to tell prompts apart; those that differ later share a good prefix anyway
 BYTES_PER_TOKEN = 4  # of text, about
 UNSAID_TOKENS = 256  # taken for the length of an answer when a request does not say
+MOST_TOKENS = 1 << 31  # who asks for more is taken to ask for this: loads are computed with
+_CAPS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +28,8 @@ class Ask:
     stream: bool
     key: bytes | None
     prompt_tokens: int  # estimated
-    max_tokens: int | None  # of all answers together; None: it does not say
+    max_tokens: int | None  # of all answers together; None: it does not say, or not so that all read the same
+    says: frozenset[str] = frozenset()  # the fields that say it
 
     @property
     def weight(self) -> int:
@@ -44,12 +47,14 @@ def peek(body: bytes | bytearray) -> Ask | None:
             return None
     if not isinstance(fields, dict) or not isinstance(fields.get("model"), str):
         return None
+    said = {name: fields[name] for name in _CAPS if fields.get(name) is not None}
     return Ask(
         model=fields["model"],
         stream=fields.get("stream") is True,
         key=_key(fields),
         prompt_tokens=_prompt_tokens(fields, len(body)),
-        max_tokens=_max_tokens(fields),
+        max_tokens=_max_tokens(fields, list(said.values())),
+        says=frozenset(said),
     )
 
 
@@ -71,7 +76,7 @@ def _opening(messages: list[Any]) -> str:
     for message in messages:
         if not isinstance(message, dict):
             break
-        parts += [str(message.get("role")), "\n", _text(message.get("content")), "\n"]
+        parts += [_text(message.get("role")), "\n", _text(message.get("content")), "\n"]
         if message.get("role") == "user" or sum(map(len, parts)) > HEAD_BYTES:
             break
     return "".join(parts)
@@ -79,7 +84,8 @@ def _opening(messages: list[Any]) -> str:
 
 def _text(content: Any) -> str:
     if isinstance(content, list):
-        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+        texts = (part.get("text") for part in content if isinstance(part, dict))
+        content = "".join(text for text in texts if isinstance(text, str))
     return content[:HEAD_BYTES] if isinstance(content, str) else ""
 
 
@@ -88,7 +94,7 @@ def _first_prompt(prompt: Any) -> str:
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
         prompt = prompt[0]
     if isinstance(prompt, list):
-        return " ".join(str(token) for token in prompt[: HEAD_BYTES // BYTES_PER_TOKEN])
+        return " ".join(str(token) for token in prompt[: HEAD_BYTES // BYTES_PER_TOKEN] if isinstance(token, int))
     return prompt[:HEAD_BYTES] if isinstance(prompt, str) else ""
 
 
@@ -99,16 +105,15 @@ def _prompt_tokens(fields: dict[str, Any], size: int) -> int:
     return max(1, size // BYTES_PER_TOKEN)
 
 
-def _max_tokens(fields: dict[str, Any]) -> int | None:
+def _max_tokens(fields: dict[str, Any], said: list[Any]) -> int | None:
     """The most that any reader of the request could take it to ask for."""
-    said = [_number(fields.get(name)) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens")]
-    if not any(said):
-        return None if all(value is None for value in said) else 0
+    times = [fields[name] for name in ("n", "best_of") if fields.get(name) is not None]
+    if not said or not all(map(_is_count, said + times)):
+        return None  # "8" and 8.0 are a number to some engines, and -1 is no bound
     prompt = fields.get("prompt")
     prompts = len(prompt) if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list) else 1
-    answers = max(_number(fields.get("n")) or 1, _number(fields.get("best_of")) or 1)
-    return max(value or 0 for value in said) * answers * prompts
+    return min(int(max(said)) * int(max([1, *times])) * prompts, MOST_TOKENS)
 
 
-def _number(value: Any) -> int | None:
-    return max(0, value) if isinstance(value, int) else None
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0

@@ -5,6 +5,7 @@ Doubtful is what two readers could take for two different requests. The parser r
 
 import re
 import uuid
+from urllib.parse import unquote_to_bytes
 
 __all__ = ["HOP_BY_HOP", "Request"]
 
@@ -42,7 +43,8 @@ class Request:
 
     @property
     def path(self) -> str:
-        return self.target.partition(b"?")[0].decode("latin-1")
+        """Decoded, as engines read it: what counts for /v1/completions counts for /v1/%63ompletions."""
+        return unquote_to_bytes(self.target.partition(b"?")[0]).decode("utf-8", "replace")
 
     @property
     def size(self) -> int:
@@ -58,6 +60,8 @@ class Request:
             return f"HTTP/{self.version} is not spoken here: use HTTP/1.1"
         if not self.target.startswith(b"/"):
             return "the target of a request is a path"
+        if b"#" in self.target:
+            return "the target of a request has no fragment"
         if names.count(b"host") > 1 or (names.count(b"host") == 0 and self.version == "1.1"):
             return "a request has one Host header"
         if b"transfer-encoding" in names:
@@ -81,7 +85,8 @@ class Request:
 
     def forward(self) -> list[bytes | bytearray]:
         """As it goes to an engine: same target, headers and body, framed anew."""
-        named = {name.strip().lower() for name in (self.header(b"connection") or b"").split(b",")}
+        connection = b",".join(value for name, value in self.headers if name.lower() == b"connection")
+        named = {name.strip().lower() for name in connection.split(b",")}
         drop = HOP_BY_HOP | named
         lines = [b"%s %s HTTP/%s" % (self.method, self.target, self.version.encode())]
         lines += [name + b": " + value for name, value in self.headers if name.lower() not in drop]
