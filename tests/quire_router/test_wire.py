@@ -101,10 +101,13 @@ def test_what_is_named_by_connection_stays_here() -> None:
         async with Backend(echo) as backend:
             route(router, backend.address)
             client = await Client.connect(port)
-            client.send(head="connection: x-mine\r\nx-mine: 1\r\nte: trailers\r\nx-yours: 2\r\n")
+            client.send(
+                head="connection: x-mine\r\nconnection: x-other\r\nx-mine: 1\r\nx-other: 1\r\nte: trailers\r\nx-yours: 2\r\n"
+            )
             await client.answer()
 
         assert b"x-mine" not in backend.requests[0]
+        assert b"x-other" not in backend.requests[0]
         assert b"te: " not in backend.requests[0]
         assert b"x-yours: 2\r\n" in backend.requests[0]
 
@@ -177,6 +180,43 @@ def test_a_head_that_dribbles_is_not_given_more_time(monkeypatch: pytest.MonkeyP
         dribbling = asyncio.create_task(dribble())
         assert (await asyncio.wait_for(client.reader.read(), 10)).startswith(b"HTTP/1.1 408 ")
         dribbling.cancel()
+
+    run(scenario)
+
+
+def test_a_flood_of_small_requests_over_one_connection_disturbs_nobody() -> None:
+    """Its answers are not read: they must neither fill the memory nor keep the others waiting."""
+
+    async def scenario(router: Router, port: int) -> None:
+        flood = await Client.connect(port)
+        flood.writer.write(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n" * 20_000)
+        other, longest, loop = await Client.connect(port), 0.0, asyncio.get_running_loop()
+        for _ in range(50):
+            before = loop.time()
+            other.send(b"", "/livez", "GET")
+            assert (await other.answer())[2] == b"ok"
+            longest = max(longest, loop.time() - before)
+
+        assert longest < 2  # seconds; all at once takes five
+        flood.writer.transport.abort()
+
+    run(scenario)
+
+
+def test_who_waits_to_be_asked_for_a_body_is_asked_after_the_answer_before_it() -> None:
+    async def scenario(router: Router, port: int) -> None:
+        async with Backend(echo) as backend:
+            route(router, backend.address)
+            client = await Client.connect(port)
+            client.send()
+            client.writer.write(POST + b"expect: 100-continue\r\ncontent-length: %d\r\n\r\n" % len(BODY))
+            assert (await client.answer())[0] == 200
+
+            asked = await asyncio.wait_for(client.reader.readuntil(b"\r\n\r\n"), 10)
+
+            assert asked == b"HTTP/1.1 100 Continue\r\n\r\n"
+            client.writer.write(BODY)
+            assert (await client.answer())[0] == 200
 
     run(scenario)
 

@@ -26,6 +26,7 @@ __all__ = ["Connection"]
 MAX_HEAD = 64 << 10
 MAX_BODY = 64 << 20  # images travel in prompts
 MAX_AHEAD = 1 << 20
+REQUEST_COST = 1 << 10  # bytes that one takes beside its own
 HEAD_S = 20.0
 BODY_S = 20.0
 KEEP_S = 120.0
@@ -55,6 +56,8 @@ class Connection(asyncio.Protocol):
         self._lingering = False  # what still comes is read, lest a reset overtake the refusal
         self.upstream: Upstream | None = None
         self.paused = False  # the client reads more slowly than we write
+        self._writable = asyncio.Event()  # the contrary, to be waited for
+        self._writable.set()
 
     # asyncio calls these
 
@@ -88,11 +91,13 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.paused = True
+        self._writable.clear()
         if self.upstream is not None:
             self.upstream.pause()
 
     def resume_writing(self) -> None:
         self.paused = False
+        self._writable.set()
         if self.upstream is not None:
             self.upstream.resume()
 
@@ -126,8 +131,8 @@ class Connection(asyncio.Protocol):
         request.identify()
         self._unaccounted = 0
         self._grant(BODY_S)
-        if self._answering is None and (request.header(b"expect") or b"").lower() == b"100-continue":
-            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self._answering is None:
+            self._invite()
 
     def on_body(self, body: bytes) -> None:
         self._unaccounted = 0
@@ -146,7 +151,7 @@ class Connection(asyncio.Protocol):
         self._reading = False
         self._unaccounted = 0
         self._pending.append(request)
-        self._ahead += request.size
+        self._ahead += request.size + REQUEST_COST
         self._check_ahead(0)
         if self._answering is None:
             self._answering = asyncio.create_task(self._answer_all())
@@ -157,11 +162,14 @@ class Connection(asyncio.Protocol):
         try:
             while self._pending and self._transport is not None and not self._transport.is_closing():
                 request = self._pending.popleft()
-                self._ahead -= request.size
+                self._ahead -= request.size + REQUEST_COST
                 await self._answer(request, self)
                 if not request.keep_alive:
                     self.hang_up()
                     return
+                if self._pending:  # many small ones hold up nobody else, nor fill the memory with answers not read
+                    await asyncio.sleep(0)
+                    await self._writable.wait()
             if self._refused:
                 self._linger()
             elif self._last:
@@ -171,6 +179,7 @@ class Connection(asyncio.Protocol):
             self.abort()
         finally:
             self._answering = None
+            self._invite()
             self._grant(LINGER_S if self._lingering else HEAD_S if self._reading else KEEP_S)
 
     def write(self, data: bytes) -> None:
@@ -205,6 +214,13 @@ class Connection(asyncio.Protocol):
 
     def _grant(self, seconds: float) -> None:
         self._deadline = asyncio.get_running_loop().time() + seconds
+
+    def _invite(self) -> None:
+        """A client that waits to be asked for the body of the request that is being read."""
+        request = self._request
+        expects = request.head_ended and (request.header(b"expect") or b"").lower() == b"100-continue"
+        if self._reading and expects and not request.body and not self._last:
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _check_ahead(self, more: int) -> None:
         """Not by reading no more: then nobody would notice that the client has left."""
