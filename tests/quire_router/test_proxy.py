@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Awaitable, Callable
 
 import pytest
 from fakes.backend import Backend, chunked, plain
-from fakes.routing import BODY, Client, route, run, until
+from fakes.routing import BODY, Client, all_ready, route, run, until
 
-from quire_router import Router
+from quire_router import Endpoint, Model, Registry, Router
 
 
 async def _never(request: bytes, writer: asyncio.StreamWriter) -> None:
@@ -186,7 +187,7 @@ def test_a_client_that_leaves_ends_the_request_at_the_engine() -> None:
 
 
 def test_a_slow_reader_holds_the_engine_back_and_loses_nothing() -> None:
-    size = 64 << 20
+    size = 32 << 20
 
     async def flood(request: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size)
@@ -356,5 +357,68 @@ def test_its_own_endpoints() -> None:
         assert {status for status, _, _ in answers.values()} == {200}
         assert [m["id"] for m in json.loads(answers["/v1/models"][2])["data"]] == ["m"]
         assert b'quire_router_requests_total{code="200",model="m"} 1.0' in answers["/metrics"][2]
+
+    run(scenario)
+
+
+def test_a_model_is_found_by_its_quoted_name_and_can_only_be_read() -> None:
+    async def scenario(router: Router, port: int) -> None:
+        router.replace(Registry((Model(name="org/\u00e9"),)))
+        client = await Client.connect(port)
+
+        assert (await client.get("/v1/models/org%2F%C3%A9"))["id"] == "org/\u00e9"
+        client.send(b"", "/v1/models/org%2F%C3%A9", "DELETE")
+        assert (await client.answer())[0] == 405
+
+    run(scenario)
+
+
+def test_a_model_that_is_gone_is_not_counted_as_held() -> None:
+    async def scenario(router: Router, port: int) -> None:
+        route(router)
+        client, other = await Client.connect(port), await Client.connect(port)
+        client.ask()
+        await until(lambda: router.demand()["m"].held == 1)
+        other.send(b"", "/metrics", "GET")
+        assert b'quire_router_requests_held{model="m"} 1.0' in (await other.answer())[2]
+
+        router.replace(Registry())
+
+        assert (await client.answer())[0] == 404
+        other.send(b"", "/metrics", "GET")
+        assert b"quire_router_requests_held{" not in (await other.answer())[2]
+
+    run(scenario)
+
+
+def test_clients_that_leave_at_any_moment_leave_nothing_behind() -> None:
+    """While held, while streaming, while they send: no task, no connection, no count stays."""
+
+    async def endless(request: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        writer.write(b"a\r\ndata: {}\n\n\r\n")
+        await asyncio.sleep(60)
+
+    def ours() -> int:
+        return sum("/src/quire_router/" in repr(task) for task in asyncio.all_tasks())
+
+    async def scenario(router: Router, port: int) -> None:
+        async with Backend(endless) as backend:
+            here = (Endpoint(address=backend.address),)
+            router.replace(Registry((Model(name="m", endpoints=here), Model(name="zero"))))
+            await all_ready(port, 1)
+            before = ours(), len(os.listdir("/proc/self/fd"))
+            clients = [await Client.connect(port) for _ in range(200)]
+            for n, client in enumerate(clients):
+                client.ask(model="m" if n % 2 else "zero", stream=n % 4 < 2)
+                if n % 5 == 0:
+                    client.writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nabc")
+            await until(lambda: (router.demand()["zero"].held, router.demand()["m"].in_flight) == (100, 100))
+
+            for client in clients:
+                client.writer.transport.abort()
+
+            await until(lambda: {each.held + each.in_flight + each.tokens for each in router.demand().values()} == {0})
+            await until(lambda: ours() <= before[0] and len(os.listdir("/proc/self/fd")) <= before[1])
 
     run(scenario)

@@ -66,8 +66,7 @@ class Ledger:
 
     def render(self, held: Iterable[tuple[str, int]], backends: Iterable[tuple[str, str]]) -> bytes:
         """For /metrics: with what is so now. `backends` are the model and the state of each engine."""
-        for model, count in held:
-            self.metrics.of("requests_held", model).set(count)
+        self.metrics.set_held(held)
         self.metrics.set_backends(backends)
         return self.metrics.render()
 

@@ -30,6 +30,12 @@ class RouterMetrics:
             child = self._children[(name, *labels)] = self._collectors[f"quire_router_{name}"].labels(*labels)
         return child
 
+    def set_held(self, counts: Iterable[tuple[str, int]]) -> None:
+        """Of every model there is; others are forgotten."""
+        self._collectors["quire_router_requests_held"].clear()
+        for model, count in counts:
+            self._collectors["quire_router_requests_held"].labels(model).set(count)
+
     def set_backends(self, states: Iterable[tuple[str, str]]) -> None:
         """The model and the state of each engine."""
         self._collectors["quire_router_backends"].clear()

@@ -34,6 +34,7 @@ __all__ = ["Router"]
 SWEEP_S = 1.0  # how often connections are looked at whose time is over
 LAST_WORDS_S = 1.0  # for error events to reach their clients
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
+_READ_ONLY = Refusal(status=405, message="this can only be read: use GET")
 
 
 class Router:
@@ -137,7 +138,7 @@ class Router:
             self._refuse(key, "", request, client)
             return
         if (own := self._own(request.path, key)) is not None:
-            status, body = own
+            status, body = own if request.method in (b"GET", b"HEAD") else (405, _READ_ONLY.body())
             client.write(reply(status, json.dumps(body).encode(), bodiless=bodiless))
             return
         visit = self._door.admit(request.path, key, peek(request.body), self.registry, self._inside.__getitem__)
