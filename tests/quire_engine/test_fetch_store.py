@@ -140,6 +140,36 @@ def test_a_flipped_byte_is_found_by_verify_and_before_a_load_that_asks_for_it(
         LLM(str(folder), verify_weights="always")
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "READY.json"])
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+def test_a_store_whose_own_marks_are_damaged_does_not_pass_and_can_be_cleared(
+    fake: Hub, folder: Path, tmp_path: Path, name: str, damage: str
+) -> None:
+    """`verify` and `list` see every revision, and not only those that look finished."""
+    data = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if damage == "flipped":
+        (folder / name).write_bytes(bytes([data[0] ^ 1]) + data[1:])
+
+    done = run_fetch(fake, "verify", str(tmp_path))
+    listed = json.loads(run_fetch(fake, "list", str(tmp_path), "--json").stdout)
+    cleared = run_fetch(fake, "gc", str(tmp_path), "--quota", "0")
+
+    assert (done.returncode, done.stdout) == (23, "")
+    assert str(folder) in done.stderr
+    assert [(each["folder"], each["finished"]) for each in listed] == [(str(folder), False)]
+    assert cleared.returncode == 0
+    assert not folder.exists()
+
+
+def test_a_revision_of_a_store_without_any_mark_does_not_pass_for_a_plain_folder(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    (folder / "READY.json").unlink()
+
+    with pytest.raises(WeightsCorrupt, match=r"READY\.json is missing"):
+        verify_folder(folder, hashes=True)
+
+
 def test_hashes_cannot_be_asked_for_where_there_are_none() -> None:
     with pytest.raises(WeightsFailure, match=r"no manifest\.json to compare with"):
         LLM("builtin://quire-tiny", verify_weights="always")

@@ -115,10 +115,10 @@ def _resolve(arguments: argparse.Namespace, halt: Halt) -> int:
 def _verify(arguments: argparse.Namespace, halt: Halt) -> int:
     from quire_engine.fetch.local import verify_folder
     from quire_engine.fetch.progress import human
-    from quire_engine.fetch.store import finished_in, is_store
+    from quire_engine.fetch.store import is_store, revisions_in
 
     path = Path(arguments.path).expanduser()
-    folders = [each.folder for each in finished_in(path)] if is_store(path) else [path]
+    folders = list(revisions_in(path)) if is_store(path) else [path]
     failures: list[FetchFailure] = []
     for folder in folders:
         try:

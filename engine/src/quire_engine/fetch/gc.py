@@ -5,7 +5,7 @@ Never what is in use, what is to be kept, or what somebody writes just now.
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from quire_engine.fetch.layout import SCHEMES, TEMPORARY, Place
 from quire_engine.fetch.leases import readers
 from quire_engine.fetch.lock import Lock, Watch
 from quire_engine.fetch.manifest import READY
-from quire_engine.fetch.store import finished_in
+from quire_engine.fetch.store import finished_in, revisions_in
 
 __all__ = ["Candidate", "collect", "contents", "victims"]
 
@@ -48,7 +48,7 @@ def contents(store: Path, keep: Sequence[Path] = ()) -> list[Candidate]:
                 busy=busy,
             )
         )
-    for folder in _unfinished(store):
+    for folder in _unfinished(store, {each.folder for each in found}):
         _, holder = Watch(place_of(folder).lock).next()
         busy = f"written by {holder.words}" if holder else ""
         stat = folder.stat()
@@ -120,8 +120,9 @@ def _unpublish(folder: Path) -> bool:
     return True
 
 
-def _unfinished(store: Path) -> list[Path]:
-    found = []
+def _unfinished(store: Path, finished: Set[Path]) -> list[Path]:
+    """Under a temporary name, or under their own and without the marks of a finished model."""
+    found = [folder for folder in revisions_in(store) if folder not in finished]
     for scheme in SCHEMES:
         for top, folders, _ in os.walk(store / scheme):
             found += [Path(top, name) for name in folders if name.startswith(TEMPORARY)]

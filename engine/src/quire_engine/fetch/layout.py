@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote, urlsplit
 from quire_engine.fetch.errors import ModelNotFound
 from quire_engine.fetch.source import FETCHED, HubSource, LocalSource, S3Source, Source, WebSource
 
-__all__ = ["LOCK", "SCHEMES", "TEMPORARY", "USE", "Place", "escaped", "model_folder", "source_of"]
+__all__ = ["LOCK", "SCHEMES", "TEMPORARY", "USE", "Place", "escaped", "is_revision", "model_folder", "source_of"]
 
 SCHEMES = FETCHED
 TEMPORARY = ".tmp-"
@@ -76,13 +76,19 @@ def escaped(part: str) -> str:
     return text
 
 
+def is_revision(name: str) -> bool:
+    """Whether a folder of this name, in a store, is one revision of a model."""
+    return _REVISION.fullmatch(name.partition("+")[0]) is not None
+
+
 def source_of(folder: Path) -> tuple[str, Path] | None:
     """The source and the store of a folder that this layout made, finished or not; None for any other folder."""
     *above, name = folder.parts
-    revision = re.sub(rf"^{re.escape(TEMPORARY)}(.*)-\d+$", r"\1", name).partition("+")[0]
+    revision = re.sub(rf"^{re.escape(TEMPORARY)}(.*)-\d+$", r"\1", name)
     at = next((i for i in range(len(above) - 1, 0, -1) if above[i] in SCHEMES), None)
-    if at is None or not _REVISION.fullmatch(revision):
+    if at is None or not is_revision(revision):
         return None
+    revision = revision.partition("+")[0]
     rest = "/".join(unquote(part) for part in above[at + 1 :])
     source = f"{above[at]}://{rest}" + {"hf": f"@{revision}", "s3": ""}.get(above[at], "/manifest.json")
     return source, Path(*above[:at])

@@ -13,6 +13,7 @@ from pathlib import Path
 from quire_engine.errors import WeightsFailure
 from quire_engine.fetch.errors import ModelNotFound, WeightsCorrupt
 from quire_engine.fetch.halt import Halt
+from quire_engine.fetch.layout import source_of
 from quire_engine.fetch.manifest import MANIFEST, READY, Manifest, Unready, parse_manifest, read_ready, wrong_sizes
 from quire_engine.fetch.source import LocalSource
 from quire_engine.fetch.store import wrong_hashes
@@ -78,7 +79,8 @@ def _manifest_of(folder: Path) -> Manifest | None:
     try:
         parse_manifest((folder / MANIFEST).read_bytes(), MANIFEST)
     except (OSError, WeightsCorrupt):
-        return None
+        if source_of(folder.absolute()) is None:
+            return None
     raise WeightsCorrupt(f"{folder}: {READY} is missing: the download did not end; run the same `quire fetch` again")
 
 

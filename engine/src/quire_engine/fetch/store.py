@@ -17,7 +17,7 @@ from pathlib import Path
 
 from quire_engine.fetch.errors import WeightsCorrupt
 from quire_engine.fetch.halt import Halt
-from quire_engine.fetch.layout import SCHEMES, TEMPORARY, Place, model_folder
+from quire_engine.fetch.layout import SCHEMES, TEMPORARY, Place, is_revision, model_folder
 from quire_engine.fetch.manifest import (
     MANIFEST,
     READY,
@@ -38,6 +38,7 @@ __all__ = [
     "known_place",
     "publish",
     "ready_at",
+    "revisions_in",
     "sync_folder",
     "touch",
     "wrong_hashes",
@@ -165,7 +166,7 @@ def is_store(folder: Path) -> bool:
 def finished_in(store: Path) -> list[Finished]:
     """In the order of their paths."""
     found = []
-    for folder in _folders(store):
+    for folder in revisions_in(store):
         try:
             found.append(
                 Finished(folder=folder, manifest=read_ready(folder), used=(folder / READY).stat().st_mtime)
@@ -175,11 +176,11 @@ def finished_in(store: Path) -> list[Finished]:
     return found
 
 
-def _folders(store: Path) -> Iterator[Path]:
-    """Folders with a READY.json; what lies below one is its own."""
+def revisions_in(store: Path) -> Iterator[Path]:
+    """Finished or damaged, but not those under a temporary name; what lies below one is its own."""
     for scheme in SCHEMES:
         for top, folders, files in os.walk(store / scheme):
-            if READY in files:
+            if READY in files or is_revision(Path(top).name):
                 folders.clear()
                 yield Path(top)
             folders[:] = sorted(name for name in folders if not name.startswith("."))
