@@ -101,7 +101,7 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
 def _add_gc(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", metavar="STORE", help="the folder of models")
     parser.add_argument("--quota", metavar="SIZE", required=True, help="bytes that may stay, as 200GiB")
-    parser.add_argument("--keep", metavar="FOLDER", action="append", default=[], help="a model that must stay; may be repeated")  # fmt: skip
+    parser.add_argument("--keep", metavar="FOLDER", action="append", default=[], help="a model, or a folder of models, that must stay; may be repeated")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
 
 
@@ -142,6 +142,9 @@ def bytes_of(flag: str, text: str) -> int:
         unit, unit
     )
     try:
-        return int(float(number) * UNITS[unit])
+        count = int(float(number) * UNITS[unit])
+        if count >= 0:
+            return count
+        raise ValueError(text)
     except (ValueError, KeyError, OverflowError):
         raise InvalidInput([f"{flag}: {text} is no size; write 200GiB, or a number of bytes"]) from None

@@ -153,11 +153,14 @@ def _list(arguments: argparse.Namespace, halt: Halt) -> int:
 
 
 def _gc(arguments: argparse.Namespace, halt: Halt) -> int:
-    from quire_engine.fetch.gc import collect, contents, victims
+    from quire_engine.fetch.gc import collect, contents, is_within, victims
     from quire_engine.fetch.progress import human
 
-    quota = bytes_of("--quota", arguments.quota)
-    found = contents(store_of(arguments), [Path(path) for path in arguments.keep])
+    quota, store = bytes_of("--quota", arguments.quota), store_of(arguments)
+    keep = [Path(path).expanduser() for path in arguments.keep]
+    found = contents(store, keep)
+    if empty := [path for path in keep if not any(is_within(each.folder, path) for each in found)]:
+        raise InvalidInput([f"--keep: there is no model at {path}; nothing was removed" for path in empty])
     total = sum(each.bytes for each in found)
     freed = 0
     for each in victims(found, quota):

@@ -10,13 +10,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from quire_engine.fetch.errors import InsufficientStorage
 from quire_engine.fetch.layout import SCHEMES, TEMPORARY, Place
-from quire_engine.fetch.leases import readers
-from quire_engine.fetch.lock import Lock, Watch
+from quire_engine.fetch.leases import STALE_S, age_s, readers
+from quire_engine.fetch.lock import Holder, Lock, Watch
 from quire_engine.fetch.manifest import READY
 from quire_engine.fetch.store import finished_in, revisions_in
 
-__all__ = ["Candidate", "collect", "contents", "victims"]
+__all__ = ["Candidate", "collect", "contents", "is_within", "victims"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +33,10 @@ class Candidate:
 
 def contents(store: Path, keep: Sequence[Path] = ()) -> list[Candidate]:
     """All models, finished or not."""
-    kept = {path.resolve() for path in keep}
     found = []
     for each in finished_in(store):
         held = readers(each.folder)
-        busy = f"in use by {held}" if held else "to be kept" if each.folder.resolve() in kept else ""
+        busy = f"in use by {held}" if held else _kept(each.folder, keep)
         found.append(
             Candidate(
                 folder=each.folder,
@@ -49,21 +49,32 @@ def contents(store: Path, keep: Sequence[Path] = ()) -> list[Candidate]:
             )
         )
     for folder in _unfinished(store, {each.folder for each in found}):
-        _, holder = Watch(place_of(folder).lock).next()
-        busy = f"written by {holder.words}" if holder else ""
-        stat = folder.stat()
+        _, holder = _glance(place_of(folder).lock)
+        busy = f"written by {holder.words}" if holder else _kept(folder, keep)
+        try:
+            used = folder.stat().st_mtime
+        except FileNotFoundError:
+            continue  # it was finished, or taken over, meanwhile
         found.append(
             Candidate(
                 folder=folder,
                 source="",
                 revision="",
                 bytes=_size(folder),
-                used=stat.st_mtime,
+                used=used,
                 finished=False,
                 busy=busy,
             )
         )
     return found
+
+
+def is_within(folder: Path, above: Path) -> bool:
+    return folder.resolve().is_relative_to(above.resolve())
+
+
+def _kept(folder: Path, keep: Sequence[Path]) -> str:
+    return "to be kept" if any(is_within(folder, above) for above in keep) else ""
 
 
 def victims(found: Sequence[Candidate], quota: int) -> list[Candidate]:
@@ -82,21 +93,25 @@ def victims(found: Sequence[Candidate], quota: int) -> list[Candidate]:
 def collect(candidate: Candidate) -> bool:
     """Remove it; False if somebody began to use or to write it meanwhile."""
     place = place_of(candidate.folder)
-    path, _ = Watch(place.lock).next()
+    path, _ = _glance(place.lock)
     if path is None:
         return False
     try:
         lock = Lock(path, lambda: (0, candidate.bytes), lambda: None)
     except FileExistsError:
         return False
+    except OSError as error:
+        raise InsufficientStorage(f"cannot remove {candidate.folder}: {error.strerror}") from None
     try:
         gone = place.temporary(lock.number)
-        if candidate.finished and not _unpublish(candidate.folder):
+        if candidate.finished and not _unpublish(candidate):
             return False
         candidate.folder.rename(gone)
         shutil.rmtree(gone)
     except FileNotFoundError:
         return False
+    except OSError as error:
+        raise InsufficientStorage(f"cannot remove {candidate.folder}: {error.strerror}") from None
     finally:
         lock.release()
     return True
@@ -109,15 +124,33 @@ def place_of(folder: Path) -> Place:
     return Place(model=folder.parent, name=name)
 
 
-def _unpublish(folder: Path) -> bool:
+def _unpublish(candidate: Candidate) -> bool:
     """Nobody loads it any more. Who took a lease before that keeps it: a reader takes the lease first, then looks for READY."""
+    folder = candidate.folder
     ready = folder / READY
     aside = folder / f".{READY}.gone"
     ready.rename(aside)
-    if readers(folder):
+    if readers(folder) or aside.stat().st_mtime != candidate.used:  # a fetch has just answered with it
         aside.rename(ready)
         return False
     return True
+
+
+def _glance(lock: Path) -> tuple[Path | None, Holder | None]:
+    """What a Watch would say in the end, to somebody who does not wait: a holder whose beat stopped long ago is none."""
+    following, holder = Watch(lock).next()
+    if following is None:
+        ripe, _ = Watch(lock, patience_s=0).next()
+        if ripe is not None and _is_old(ripe.with_suffix(f".{int(ripe.suffix[1:]) - 1}")):
+            return ripe, None
+    return following, holder
+
+
+def _is_old(lock: Path) -> bool:
+    try:
+        return age_s(lock) > STALE_S
+    except OSError:
+        return False
 
 
 def _unfinished(store: Path, finished: Set[Path]) -> list[Path]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from quire_engine.fetch.layout import USE
 from quire_engine.fetch.machine import Process, myself
 
-__all__ = ["hold", "readers"]
+__all__ = ["STALE_S", "age_s", "hold", "readers"]
 
 TOUCH_S = 60.0
 STALE_S = 600.0
@@ -53,19 +53,25 @@ def readers(folder: Path) -> int:
         if _is_live(lease):
             found += 1
         else:
-            lease.unlink(missing_ok=True)
+            with suppress(OSError):  # on a volume that is only to be read it stays, and counts for nothing
+                lease.unlink(missing_ok=True)
     return found
+
+
+def age_s(path: Path) -> float:
+    """By the file system's clock; OSError where it cannot be asked, because nothing may be written there."""
+    probe = path.with_name(f".now-{uuid.uuid4().hex}")
+    probe.touch()
+    now = probe.stat().st_mtime
+    probe.unlink()
+    return now - path.stat().st_mtime
 
 
 def _is_live(lease: Path) -> bool:
     try:
         if Process(**json.loads(lease.read_text())).is_gone:
             return False
-        probe = lease.with_name(f".now-{uuid.uuid4().hex}")
-        probe.touch()
-        now = probe.stat().st_mtime
-        probe.unlink()
-        return now - lease.stat().st_mtime < STALE_S
+        return age_s(lease) < STALE_S
     except FileNotFoundError:
         return False
     except (OSError, ValueError, TypeError):
