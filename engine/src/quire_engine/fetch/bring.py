@@ -70,7 +70,8 @@ def bring(fetch: Fetch, meter: Meter, halt: Halt) -> Path:
         )
     client = Client(wire=Wire(), halt=halt, policy=fetch.policy)
     try:
-        listing = resolve(fetch.source, client)
+        with halt.cut_off():
+            listing = resolve(fetch.source, client)
     except SourceUnreachable as failure:
         if not fetch.stale or known is None or not _is_good(known, fetch, halt):
             raise
@@ -128,7 +129,8 @@ def _transferred(
     fetch: Fetch, listing: Listing, files: tuple[RemoteFile, ...], temporary: Path, client: Client, meter: Meter
 ) -> Manifest:
     meter.phase("resolving")
-    pinned = listing.pin(files)
+    with client.halt.cut_off():
+        pinned = listing.pin(files)
     meter.phase("downloading")
     brought = transfer(pinned, temporary, client=client, meter=meter, connections=fetch.connections)
     meter.phase("verifying")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from quire_api.errors import InvalidInput
+from quire_api.fetching import FETCH_OUTCOMES
 from quire_engine.fetch.arguments import between, bytes_of, choice_of, parse_arguments, store_of
 from quire_engine.fetch.errors import FetchFailure, Interrupted
 from quire_engine.fetch.halt import Halt
@@ -186,10 +187,14 @@ VERBS: dict[str, Callable[[argparse.Namespace, Halt], int]] = {
 
 @contextmanager
 def _signals(halt: Halt) -> Iterator[None]:
-    """SIGTERM and SIGINT end it in order: the lock is released, what arrived is kept."""
+    """SIGTERM and SIGINT end it in order: the lock is released, what arrived is kept. A second one ends it at once."""
 
     def stop(number: int, _: object) -> None:
+        if halt.stopped:
+            os._exit(FETCH_OUTCOMES[Interrupted.reason].exit_code)
         halt.stop(Interrupted(f"{signal.Signals(number).name}: what arrived is kept, the next run goes on from there"))
+        if halt.may_cut:
+            raise KeyboardInterrupt
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -1,6 +1,8 @@
 """One reason to stop, seen by every thread. The first one counts."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from quire_engine.fetch.errors import FetchFailure
 
@@ -12,6 +14,19 @@ class Halt:
         self._event = threading.Event()
         self._lock = threading.Lock()
         self._why: FetchFailure | None = None
+        self.may_cut = False
+
+    @contextmanager
+    def cut_off(self) -> Iterator[None]:
+        """For a wait on a server that looks at nothing else: the signal's handler raises KeyboardInterrupt into it."""
+        self.may_cut = True
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.check()
+            raise
+        finally:
+            self.may_cut = False
 
     def stop(self, why: FetchFailure) -> None:
         """May be called by a signal's handler, hence no waiting for the lock."""

@@ -28,10 +28,11 @@ def resolve_line(text: str, choice: Choice, halt: Halt) -> str:
         return _local(source)
     client = Client(wire=Wire(), halt=halt)
     try:
-        listing = resolve(source, client)
-        files = choose(listing.files, choice, str(source))
-        config = next((file for file in files if file.path == "config.json" and file.size <= LARGEST_CONFIG), None)
-        told = None if config is None else _config(config, client)
+        with halt.cut_off():
+            listing = resolve(source, client)
+            files = choose(listing.files, choice, str(source))
+            config = next((file for file in files if file.path == "config.json" and file.size <= LARGEST_CONFIG), None)
+            told = None if config is None else _config(config, client)
     finally:
         client.wire.close()
     return summary_line(str(source), listing.revision, [file.size for file in files], told)
