@@ -16,6 +16,7 @@ from quire_engine.errors import RequestRejected
 from quire_engine.process.client import EngineClient
 from quire_engine.server import errors
 from quire_engine.server.answers import Answer
+from quire_engine.server.body import BoundedRoute
 from quire_engine.server.chat import ChatAnswer
 from quire_engine.server.choices import Piece
 from quire_engine.server.completion import CompletionAnswer
@@ -47,6 +48,7 @@ def make_app(
     metrics: EngineMetrics,
 ) -> FastAPI:
     app = FastAPI(title="Quire engine", version=VERSION, docs_url=None, redoc_url=None, strict_content_type=False)
+    app.router.route_class = BoundedRoute
     errors.install(app)
     created = int(time.time())
     tokenizer = prompts.tokenizer
