@@ -62,7 +62,7 @@ PURE: dict[str, set[str]] = {
     "quire_router/balance.py": {"collections", "hashlib", "math"},
     "quire_router/breaker.py": {"dataclasses", "enum"},
     "quire_router/framing.py": {"dataclasses", "typing"},
-    "quire_router/health.py": {"dataclasses", "enum"},
+    "quire_router/health.py": {"dataclasses", "enum", "json", "typing"},
     "quire_router/hold.py": {"dataclasses", "enum"},
     "quire_router/limits.py": {"dataclasses"},
     "quire_router/peek.py": {"dataclasses", "hashlib", "json", "orjson", "typing"},

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from quire_router.breaker import Breaker, Circuit
 from quire_router.framing import Head
-from quire_router.health import PROBE_TIMEOUT_S, Health, State
+from quire_router.health import PROBE_TIMEOUT_S, Health, Reported, State, reported_by
 from quire_router.registry import Model, Registry, Weigh
 from quire_router.upstream import Upstream, connect
 
@@ -37,6 +37,7 @@ class Member:
         self.draining = False  # says the registry
         self.gone = False  # from the registry
         self.health = Health()
+        self.reported: Reported | None = None  # as of its last answer to a probe
         self.breaker = Breaker()
         self.tokens = 0  # estimated, of the requests it has
         self.work: set[Work] = set()
@@ -149,11 +150,12 @@ class Fleet:
                 except OSError:  # TimeoutError is one
                     seen.head = None
                 if seen.head is not None and ending.broken is None:
-                    member.health = member.health.answered(seen.head.status, seen.text.decode("latin-1"))
+                    text = seen.text.decode("latin-1")
+                    member.health, member.reported = member.health.answered(seen.head.status, text), reported_by(text)
                 else:
                     if upstream is not None:
                         upstream.close()
-                    member.health = member.health.missed(self._clock())
+                    member.health, member.reported = member.health.missed(self._clock()), None
                     for work in tuple(member.work):
                         work.on_silence(member.health)
                 if member.health.state is not before:

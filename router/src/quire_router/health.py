@@ -10,10 +10,22 @@ from it only after `MOVE_AFTER_S`, and once: a machine that has too much to do i
 own work on top from others.
 """
 
+import json
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
-__all__ = ["GIVE_UP_S", "MOVE_AFTER_S", "PROBE_EVERY_S", "PROBE_SOON_S", "PROBE_TIMEOUT_S", "Health", "State"]
+__all__ = [
+    "GIVE_UP_S",
+    "MOVE_AFTER_S",
+    "PROBE_EVERY_S",
+    "PROBE_SOON_S",
+    "PROBE_TIMEOUT_S",
+    "Health",
+    "Reported",
+    "State",
+    "reported_by",
+]
 
 PROBE_EVERY_S = 0.5
 PROBE_SOON_S = 0.2  # of an engine that is not ready: somebody may be waiting for it
@@ -27,6 +39,26 @@ class State(StrEnum):
     READY = "ready"
     DRAINING = "draining"
     STALE = "stale"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reported:
+    """What an engine says of itself beside being ready: for people to see, not to route by."""
+
+    running: int
+    waiting: int
+    kv_usage: float  # share of the blocks, 0 to 1
+
+
+def reported_by(text: str) -> Reported | None:
+    """None: it is a server that says no more than that it is ready."""
+    try:
+        said: Any = json.loads(text)
+        running, waiting, kv_usage = int(said["running"]), int(said["waiting"]), float(said["kv_usage"])
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
+    sound = running >= 0 and waiting >= 0 and 0 <= kv_usage <= 1  # NaN is not, and would be no JSON in /state
+    return Reported(running=running, waiting=waiting, kv_usage=kv_usage) if sound else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

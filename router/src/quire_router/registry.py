@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-__all__ = ["Endpoint", "Model", "Registry", "Strategy", "Weigh"]
+__all__ = ["Endpoint", "Model", "Registry", "Scaling", "Strategy", "Weigh"]
 
 
 class Strategy(StrEnum):
@@ -33,12 +33,23 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scaling:
+    """A decision to have another number of replicas."""
+
+    at: float  # seconds since 1970: it may have been made by another process
+    before: int
+    after: int
+    reason: str  # for a person
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     name: str
     aliases: tuple[str, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
     desired: int | None = None  # replicas that are wanted; None: nobody says
     loading: int = 0  # replicas that were started and have no endpoint yet
+    history: tuple[Scaling, ...] = ()  # the latest decisions, newest first; for /state
     groups: tuple[str, ...] = ()  # of API keys that may use it; none: every key may
     strategy: Strategy = Strategy.PREFIX_AFFINITY
     weigh: Weigh = Weigh.REQUESTS

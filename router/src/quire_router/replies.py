@@ -7,9 +7,9 @@ from typing import Any
 __all__ = ["COMMENT", "END_OF_CHUNKS", "STREAM_HEAD", "Refusal", "chunk", "error_event", "reply"]
 
 _REASONS = {
-    200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
-    408: "Request Timeout", 413: "Content Too Large", 429: "Too Many Requests", 431: "Request Header Fields Too Large",
-    502: "Bad Gateway", 503: "Service Unavailable",
+    200: "OK", 304: "Not Modified", 308: "Permanent Redirect", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden",
+    404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout", 413: "Content Too Large", 429: "Too Many Requests",
+    431: "Request Header Fields Too Large", 502: "Bad Gateway", 503: "Service Unavailable",
 }  # fmt: skip
 _KINDS = {
     401: "authentication_error",

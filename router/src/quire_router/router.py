@@ -27,6 +27,7 @@ from quire_router.replies import Refusal, reply
 from quire_router.request import Request
 from quire_router.scene import Demand, Scene, Wake
 from quire_router.state import describe
+from quire_router.ui import Pages
 from quire_router.watch import Watched
 
 __all__ = ["Router"]
@@ -56,6 +57,7 @@ class Router:
         self._sweeping: asyncio.Task[None] | None = None
         self._stopping = False
         self._files: list[Watched] = []
+        self._pages = Pages()
         self._scene = Scene(
             fleet=self._fleet, find=lambda name: self.registry.find(name), hold=self._hold, wake=self._wake_model,
             turn=self._turn, changed=self._changed, clock=clock,
@@ -133,6 +135,10 @@ class Router:
         if request.path in ("/livez", "/readyz", "/health", "/metrics"):
             client.write(self._probe(request.path, bodiless))
             return
+        if self._pages.owns(request.path):
+            known = request.header(b"if-none-match")
+            client.write(self._pages.answer(request.method, request.path, known, request.id))
+            return
         key = self._door.keys.admit(request.header(b"authorization"))
         if isinstance(key, Refusal):
             self._refuse(key, "", request, client)
@@ -165,8 +171,10 @@ class Router:
         """Answers which need no engine."""
         models = [model for model in self.registry.models if key.may_use(model)]
         if path == "/state":
+            # What is wrong with a file names models, too: only for those who may use all of them.
+            files = self._files if len(models) == len(self.registry.models) else ()
             return 200, describe(
-                models, self._fleet, lambda name: self._hold(name).held, self._ledger.recent, self._files, now=self._clock(), stopping=self._stopping
+                models, self._fleet, lambda name: self._hold(name).held, self._ledger.recent, files, now=self._clock(), stopping=self._stopping
             )  # fmt: skip
         listed = [
             {"id": n, "object": "model", "created": 0, "owned_by": "quire"} for model in models for n in model.names

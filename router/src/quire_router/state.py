@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from quire_router.fleet import Fleet
@@ -81,6 +81,7 @@ def _model(model: Model, fleet: Fleet, held: int, recent: Recent, now: float, of
             "in_flight": len(member.work),
             "tokens": member.tokens,
             "taken": member.taken,
+            "reported": None if member.reported is None else asdict(member.reported),
             "last_error": None if member.last_error is None
             else {"at": round(member.last_error[0] + offset, 3), "message": member.last_error[1]},
         }
@@ -98,5 +99,8 @@ def _model(model: Model, fleet: Fleet, held: int, recent: Recent, now: float, of
         "in_flight": sum(len(member.work) for member in fleet.of(model)),
         "bounds": {"inside": model.max_inside, "held": model.hold_requests, "hold_s": model.hold_s},
         "backends": backends,
+        "history": [
+            {"at": each.at, "from": each.before, "to": each.after, "reason": each.reason} for each in model.history
+        ],
         "last_minute": recent.minute(model.name).summary(now),
     }

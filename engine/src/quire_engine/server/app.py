@@ -183,9 +183,11 @@ def make_app(
     @app.get("/readyz")
     @app.get("/health")
     async def readyz() -> Response:
-        """Loaded, one token computed, not draining."""
-        reason = generation.why_not_ready()
-        return PlainTextResponse(reason, 503) if reason else PlainTextResponse("ok")
+        """Loaded, one token computed, not draining; and how much it has to do, which /metrics says to everybody, too."""
+        if (reason := generation.why_not_ready()) is not None:
+            return PlainTextResponse(reason, 503)
+        load = metrics.load
+        return JSONResponse({"running": load.running, "waiting": load.waiting, "kv_usage": load.kv_usage})
 
     @app.get("/version")
     async def version_() -> dict[str, str]:

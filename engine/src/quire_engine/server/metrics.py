@@ -35,7 +35,9 @@ class EngineMetrics:
             self._collectors[metric.name] = collector.labels(*self._labels) if plain else collector
         for reason in FinishReason:
             self._collectors["vllm:request_success_total"].labels(*self._labels, reason.value)
-        self._counted = Load(running=0, waiting=0, kv_usage=0, preemptions=0, prefix_queries=0, prefix_hits=0)
+        self.load = Load(
+            running=0, waiting=0, kv_usage=0, preemptions=0, prefix_queries=0, prefix_hits=0
+        )  # the last report's
 
     def __getitem__(self, name: str) -> Any:
         return self._collectors[name]
@@ -49,7 +51,7 @@ class EngineMetrics:
         self["vllm:num_requests_waiting"].set(load.waiting)
         self["vllm:kv_cache_usage_perc"].set(load.kv_usage)
         self["vllm:gpu_cache_usage_perc"].set(load.kv_usage)
-        before, self._counted = self._counted, load
+        before, self.load = self.load, load
         if load.preemptions != before.preemptions:
             self["vllm:num_preemptions_total"].inc(load.preemptions - before.preemptions)
         if load.prefix_queries != before.prefix_queries:
