@@ -1,10 +1,12 @@
 """Fixtures that several folders share."""
 
 import os
+import tempfile
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the oracle loads from disk; no test asks a hub
+os.environ["QUIRE_STATE"] = tempfile.mkdtemp(prefix="quire-test-state-")  # never the user's own
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -27,6 +27,7 @@ CONFINED: dict[str, set[str]] = {
         "quire_engine/build.py", "quire_engine/ops/", "quire_engine/layers/", "quire_engine/models/", "quire_engine/runtime/",
         "quire_engine/sampling/",
     },
+    "aiohttp": {"quire_operator/local/control.py"},
     "fastapi": {"quire_engine/server/"},
     "starlette": {"quire_engine/server/"},
     "uvicorn": {"quire_engine/server/serve.py", "quire_engine/server/wire.py"},
@@ -57,6 +58,7 @@ PURE: dict[str, set[str]] = {
     "quire_engine/fetch/retry.py": {"dataclasses", "email"},
     "quire_engine/fetch/source.py": {"dataclasses", "pathlib", "re", "urllib"},
     "quire_engine/fetch/summary.py": {"collections", "json", "typing"},
+    "quire_operator/local/rolling.py": {"collections", "dataclasses"},
     "quire_operator/planner/": {"collections", "dataclasses", "hashlib", "json", "typing"},
     "quire_operator/render/": {"pathlib", "typing"},
     "quire_router/balance.py": {"collections", "hashlib", "math"},
@@ -168,6 +170,7 @@ def test_only_the_composition_root_reads_the_config() -> None:
     [
         "quire_operator.cli",
         "quire_operator.handlers",
+        "quire_operator.up",
         "quire_router",
         "quire_api",
         "quire_engine",

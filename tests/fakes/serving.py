@@ -69,7 +69,7 @@ def serving(
 ) -> Iterator[Running]:
     """`quire serve` or `quire up` on a free port, ready to answer."""
     port, log = free_port(), folder / f"{command}.log"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "QUIRE_STATE": str(folder / "state")}
     with log.open("ab") as out:
         process = subprocess.Popen(
             quire(command, *arguments, f"--port={port}"), stdout=out, stderr=out, env=environment

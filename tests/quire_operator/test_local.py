@@ -52,9 +52,8 @@ def test_up_serves_the_sample_survives_a_crash_and_leaves_nothing(tmp_path: Path
         processes = tree(server.process.pid)
         assert server.stop(signal.SIGINT) == 0
     assert [p for p in processes if Path(f"/proc/{p}").exists()] == []
-    folder = server.log.read_text().partition("logs ")[2].partition("/*.log")[0]
-    assert folder
-    assert not Path(folder).exists()
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["logs", "owner.json"]
+    assert (tmp_path / "state" / "owner.json").read_text() == ""
 
 
 def _answers(server: Running) -> bool:

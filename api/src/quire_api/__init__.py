@@ -28,17 +28,15 @@ __all__ = [
     "Reason",
 ]
 
-_HOME = {  # the others are in status.py
-    "API_VERSION": "deployment",
-    "KIND": "deployment",
-    "LLMDeployment": "deployment",
-    "EngineConfig": "engine",
-    "EngineOptions": "engine",
-    "InvalidInput": "errors",
+_HOME = {
+    **dict.fromkeys(("API_VERSION", "KIND", "LLMDeployment"), "deployment"),
+    **dict.fromkeys(("EngineConfig", "EngineOptions"), "engine"),
+    **dict.fromkeys(("InvalidInput",), "errors"),
+    **dict.fromkeys(("Condition", "ConditionType", "DeploymentStatus", "Reason"), "status"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'status')}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

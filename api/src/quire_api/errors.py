@@ -4,6 +4,8 @@ Every line of the message is `path: what is wrong (the fix)`. pydantic is import
 command that needs no types of ours, as `quire fetch`, starts without it.
 """
 
+from __future__ import annotations  # for the names below
+
 import difflib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING

@@ -28,7 +28,6 @@ __all__ = [
     "config_from",
     "flag",
     "from_argv",
-    "port",
     "take_moot",
     "to_argv",
 ]
@@ -73,13 +72,6 @@ _WITH_VALUE = {
     "--max-seq-len-to-capture",
     "--num-scheduler-steps",
 }
-
-
-def port(text: str) -> int:
-    """For flags of commands that have no config."""
-    if not text.isdecimal() or int(text) > 65535:
-        raise InvalidInput([f"--port: {text} is not a port, 0 to 65535"])
-    return int(text)
 
 
 def flag(field: str) -> str:

@@ -1,14 +1,16 @@
-"""The parser of command lines: argparse, but a mistake is `InvalidInput`, with the nearest flag for a typo."""
+"""argparse as every command of ours uses it: a mistake is `InvalidInput`, with the fix. Knows no option."""
 
 import argparse
 from typing import NoReturn
 
 from quire_api.errors import InvalidInput, nearest
 
-__all__ = ["FlagParser"]
+__all__ = ["FlagParser", "port"]
 
 
 class FlagParser(argparse.ArgumentParser):
+    """argparse, but mistakes are `InvalidInput`, with the nearest flag for a typo."""
+
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message:
@@ -20,3 +22,10 @@ class FlagParser(argparse.ArgumentParser):
                 for word in unknown.split()
             )
         raise InvalidInput([message.removeprefix("argument ")])
+
+
+def port(text: str) -> int:
+    """For flags of commands that have no config."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise InvalidInput([f"--port: {text} is not a port, 0 to 65535"])
+    return int(text)

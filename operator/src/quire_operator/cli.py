@@ -8,9 +8,12 @@ from pathlib import Path
 
 import yaml
 
-from quire_api.errors import InvalidInput
-from quire_api.flags import FlagParser, port
+from quire_api.parser import FlagParser, port
 from quire_operator.documents import load
+from quire_operator.local.client import STATE_HELP
+from quire_operator.local.detach import detach
+from quire_operator.local.state import StateFolder, default_folder
+from quire_operator.local.watch import Files
 from quire_operator.planner.plan import Desired
 from quire_operator.render import kubernetes, process
 from quire_operator.settings import OperatorSettings
@@ -37,7 +40,7 @@ def plan(argv: list[str]) -> int:
     documents = []
     for deployment in load(arguments.file):
         if arguments.local:
-            desired: Desired = process.render(deployment, Path("/run/quire"), "http://127.0.0.1:8000/v1")
+            desired: Desired = process.render(deployment, "http://127.0.0.1:8000/v1")
         else:
             desired = kubernetes.render(deployment, settings)
         for manifest in desired.objects:
@@ -57,18 +60,23 @@ def up(argv: list[str]) -> int:
     parser.add_argument(
         "--port", type=port, default=8000, help="port of the endpoint; 0 takes a free one (default: %(default)s)"
     )
+    parser.add_argument("--no-watch", action="store_true", help="do not follow changes of the files")
+    parser.add_argument("--detach", action="store_true", help="go on in the background; `quire down` ends it")
+    parser.add_argument("--state", type=Path, metavar="DIR", help=STATE_HELP)
     arguments = parser.parse_args(argv)
-    deployments = load(arguments.file)
-    names = [name for deployment in deployments for name in deployment.model_names]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InvalidInput([f"{name}: two resources serve this model name; rename one" for name in twice])
+    files, state = Files(arguments.file), StateFolder(arguments.state or default_folder())
+    if arguments.detach:
+        Files(arguments.file).read()  # mistakes are said here, before anything is started
+        return detach([word for word in argv if word != "--detach"], state)
 
     import uvloop
 
-    from quire_operator.up import run_up
+    from quire_operator.up import UpOptions, run_up
 
+    logging.basicConfig(level=logging.WARNING, format="quire up: %(message)s", stream=sys.stderr)
+    options = UpOptions(host=arguments.host, port=arguments.port, watch=not arguments.no_watch)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(run_up(deployments, arguments.host, arguments.port))
+        return runner.run(run_up(files, state, options))
 
 
 def operator(argv: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Reads LLMDeployments from YAML files; every mistake names the file, the document and the field."""
+"""Reads LLMDeployments from YAML files; every mistake names the file, the document and the field. And writes YAML."""
 
 from pathlib import Path
 from typing import Any
@@ -8,14 +8,14 @@ import yaml
 from quire_api.deployment import API_VERSION, KIND, LLMDeployment
 from quire_api.errors import InvalidInput
 
-__all__ = ["load", "load_resource"]
+__all__ = ["dump", "files_of", "load", "load_resource"]
 
 
-def load(paths: list[str]) -> list[LLMDeployment]:
+def load(paths: list[str], *, may_be_none: bool = False) -> list[LLMDeployment]:
     """All resources of the files and folders, in order; InvalidInput lists every mistake of all of them."""
     found: list[LLMDeployment] = []
     problems: list[str] = []
-    for path in _files(paths):
+    for path in files_of(paths):
         for number, document in enumerate(_documents(path), start=1):
             try:
                 found.append(LLMDeployment.parse(load_resource(document)))
@@ -29,7 +29,7 @@ def load(paths: list[str]) -> list[LLMDeployment]:
     ]
     if problems:
         raise InvalidInput(problems)
-    if not found:
+    if not found and not may_be_none:
         raise InvalidInput([f"{', '.join(paths)}: no {KIND} in it"])
     return found
 
@@ -42,7 +42,8 @@ def load_resource(document: Any) -> dict[str, Any]:
     return document
 
 
-def _files(paths: list[str]) -> list[Path]:
+def files_of(paths: list[str]) -> list[Path]:
+    """The files that `paths` name, those in folders in the order of their names."""
     files: list[Path] = []
     for name in paths:
         path = Path(name)
@@ -60,3 +61,7 @@ def _documents(path: Path) -> list[Any]:
         return [document for document in yaml.safe_load_all(path.read_text()) if document is not None]
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidInput([f"{path}: not YAML: {' '.join(str(error).split())}"]) from None
+
+
+def dump(document: Any) -> str:
+    return yaml.safe_dump(document, sort_keys=False, width=120)

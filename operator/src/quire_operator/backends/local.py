@@ -1,218 +1,279 @@
-"""One machine: engines are processes, and this is what starts them again.
+"""One machine: engines are processes. `LocalBackend` plays the parts of the Deployment controller and of the kubelet.
 
-A process plays the part of a pod, and `LocalBackend` that of the kubelet: it probes readiness, restarts what
-ended with growing pauses, and ends it with SIGTERM and patience. The router's registry follows readiness.
+The planner sets a template and a scale; here engines follow it: which to start and which to let go says `rolling`, and
+they are looked at again whenever one of them becomes ready, stops being so, or ends. An engine that is let go gets no more
+requests, finishes those it has, and ends. The router's registry follows all of it.
 """
 
 import asyncio
-import contextlib
-import ctypes
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from quire_api.deployment import LLMDeployment
 from quire_api.status import DeploymentStatus
-from quire_operator.planner.observed import Failure, Instance, Key, ObjectState, Observed, Workload
-from quire_operator.planner.plan import Action, Apply, Create, Delete, Desired, digest
-from quire_operator.reconcile import ResourceKey
+from quire_operator.local.devices import free_gpus, gpus, threads
+from quire_operator.local.process import EngineProcess, Launch, Witness
+from quire_operator.local.rolling import Member, next_steps
+from quire_operator.local.state import MARK, StateFolder
+from quire_operator.planner.observed import Instance, Key, ObjectState, Observed, Workload
+from quire_operator.planner.plan import Action, Apply, Create, Delete, Desired, Scale, digest
+from quire_operator.reconcile import Refused, ResourceKey
 from quire_operator.render import process
 from quire_router import Endpoint, Model, Registry
 
-__all__ = ["LocalBackend"]
+__all__ = ["Engine", "LocalBackend"]
 
-BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
-PROBE_S = 0.1
-UID = "local"  # owner of all processes here
+UID = "local"  # owner of all that is here
+
+Manifest = Mapping[str, Any]
+
+
+@dataclass(slots=True, kw_only=True)
+class Engine:
+    number: int
+    revision: str  # digest of its template
+    process: EngineProcess
+
+    @property
+    def name(self) -> str:
+        return self.process.launch.name
+
+
+@dataclass(slots=True)
+class Family:
+    """The engines of a resource."""
+
+    template: Manifest | None = None
+    revision: str = ""
+    wanted: int = 0
+    engines: dict[int, Engine] = field(default_factory=dict)  # by number, those that still end included
+
+    def members(self) -> list[Member]:
+        return [
+            Member(number=e.number, current=e.revision == self.revision, ready=e.process.ready)
+            for e in self.engines.values()
+            if not e.process.draining
+        ]
 
 
 class LocalBackend:
     def __init__(
-        self, folder: Path, publish: Callable[[Registry], None], url: str, wake: Callable[[ResourceKey], None]
+        self, state: StateFolder, publish: Callable[[Registry], None], url: str, wake: Callable[[ResourceKey], None]
     ) -> None:
-        self._folder = folder
+        self._state = state
         self._to_router = publish
         self._url = url
         self._wake = wake
+        self._gpus = gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
         self._resources: dict[ResourceKey, LLMDeployment] = {}
         self._status: dict[ResourceKey, DeploymentStatus] = {}
-        self._processes: dict[ResourceKey, dict[str, EngineProcess]] = {}
+        self._families: dict[ResourceKey, Family] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    # for whoever says what is wanted
 
     def put(self, deployment: LLMDeployment) -> ResourceKey:
-        """A resource is wanted from now on."""
+        """A resource is wanted from now on, as it is here."""
         key = ResourceKey(deployment.metadata.namespace, deployment.metadata.name)
-        self._resources[key] = deployment.model_copy(
-            update={"metadata": deployment.metadata.model_copy(update={"uid": UID, "generation": 1})}
-        )
-        self._processes.setdefault(key, {})
+        before = self._resources.get(key)
+        generation = 1 if before is None else before.metadata.generation + (before.spec != deployment.spec)
+        metadata = deployment.metadata.model_copy(update={"uid": UID, "generation": generation})
+        self._resources[key] = deployment.model_copy(update={"metadata": metadata})
+        self._families.setdefault(key, Family())
+        self._publish()
         return key
+
+    def scale(self, key: ResourceKey, replicas: int) -> None:
+        """As `kubectl scale` does: the resource itself says so from now on."""
+        resource = self._resources[key]
+        self.put(resource.model_copy(update={"spec": resource.spec.model_copy(update={"replicas": replicas})}))
+
+    def remove(self, key: ResourceKey) -> None:
+        """Its engines finish what they have accepted, and end."""
+        del self._resources[key]
+        self._status.pop(key, None)
+        family = self._families[key]
+        family.wanted, family.template = 0, None
+        self._settle(key)
+        self._forget_if_empty(key)
+
+    def all_keys(self) -> list[ResourceKey]:
+        return sorted(self._resources)
+
+    def resource(self, key: ResourceKey) -> LLMDeployment:
+        return self._resources[key]
 
     def status(self, key: ResourceKey) -> DeploymentStatus | None:
         return self._status.get(key)
 
+    def engines(self, key: ResourceKey) -> list[Engine]:
+        return sorted(self._families[key].engines.values(), key=lambda engine: engine.number)
+
+    def revision(self, key: ResourceKey) -> str:
+        return self._families[key].revision
+
     async def stop(self) -> None:
         """End every engine; each finishes what it has accepted."""
-        await asyncio.gather(*(p.stop() for family in self._processes.values() for p in family.values()))
+        self._stopping = True
+        await asyncio.gather(*(e.process.stop() for f in self._families.values() for e in f.engines.values()))
+        await asyncio.gather(*self._ending)
 
     def cut(self) -> None:
         """End every engine now."""
-        for family in self._processes.values():
-            for engine in family.values():
-                engine.signal(signal.SIGTERM)  # the second one: open streams get an error event
+        for family in self._families.values():
+            for engine in family.engines.values():
+                engine.process.cut()
 
     # what the reconciler asks for
 
     def observe(self, key: ResourceKey) -> tuple[Mapping[str, Any], Observed] | None:
         if key not in self._resources:
             return None
-        self._publish()
-        family = self._processes[key]
-        ready = sum(p.ready for p in family.values())
+        family = self._families[key]
+        members = family.members()
+        current = [m for m in members if m.current]
+        objects = {}
+        if family.template is not None:
+            state = ObjectState(uid=UID, owner_uid=UID, applied=family.revision, replicas=family.wanted)
+            objects[Key("Deployment", key.name)] = state
         return self._resources[key].model_dump(mode="json", by_alias=True, exclude_unset=True), Observed(
             status=self._status.get(key),
-            objects={
-                Key("Process", name): ObjectState(uid=name, owner_uid=UID, applied=p.digest)
-                for name, p in family.items()
-            },
+            objects=objects,
             workload=Workload(
-                current=True, replicas=len(family), updated=len(family), ready=ready, updated_ready=ready
+                current=True,
+                replicas=len(members),
+                updated=len(current),
+                ready=sum(m.ready for m in members),
+                updated_ready=sum(m.ready for m in current),
             ),
-            instances=tuple(Instance(name=name, ready=p.ready, failure=p.failure) for name, p in family.items()),
-        )
+            instances=tuple(
+                Instance(name=e.name, ready=e.process.ready, current=e.revision == family.revision, failure=e.process.failure)
+                for e in self.engines(key)
+                if not e.process.draining
+            ),
+        )  # fmt: skip
 
     def render(self, deployment: LLMDeployment) -> Desired:
-        return process.render(deployment, self._folder, self._url)
+        return process.render(deployment, self._url)
 
     async def execute(self, key: ResourceKey, action: Action) -> None:
-        family = self._processes[key]
-        if isinstance(action, Apply | Delete):
-            await family.pop(action.key.name).stop()
-        if isinstance(action, Apply | Create):
-            family[action.key.name] = EngineProcess(action.manifest, lambda: self._wake(key))
+        family = self._families[key]
+        if isinstance(action, Create | Apply):
+            family.template, family.revision = action.manifest, digest(action.manifest)
+        elif isinstance(action, Scale):
+            self._check_gpus(key, action.replicas)
+            family.wanted = action.replicas
+        elif isinstance(action, Delete):
+            family.template, family.wanted = None, 0
+        self._settle(key)
 
     async def write_status(self, key: ResourceKey, status: DeploymentStatus) -> None:
-        self._status[key] = status
+        if key in self._resources:
+            self._status[key] = status
+
+    # engines
+
+    def _check_gpus(self, key: ResourceKey, replicas: int) -> None:
+        """Without any GPU here the engine itself says so."""
+        need = self._gpus_each(self._families[key]) * replicas
+        others = sum(self._gpus_each(f) * f.wanted for k, f in self._families.items() if k != key)
+        if self._gpus and need and need + others > len(self._gpus):
+            used = f", of which other models take {others}" if others else ""
+            raise Refused(
+                f"{replicas} replicas need {need} GPUs, and this machine has {len(self._gpus)}{used}: lower spec.replicas"
+            )
+
+    def _settle(self, key: ResourceKey) -> None:
+        """Start and let go what has to be, and tell the router."""
+        family = self._families[key]
+        if not self._stopping:
+            needs = self._gpus_each(family)
+            taken = {
+                gpu for f in self._families.values() for e in f.engines.values() for gpu in e.process.launch.devices
+            }
+            free = free_gpus(self._gpus, taken)
+            spare = not (needs and self._gpus) or bool(free)
+            steps = next_steps(family.members(), family.wanted, frozenset(family.engines), spare)
+            for number in steps.retire:
+                self._let_go(key, family.engines[number])
+            for number in steps.start:
+                if needs and self._gpus and not free:
+                    break  # one of those that are ending has it
+                self._start(key, number, (free.pop(0),) if needs and free else ())
+        self._publish()
+
+    def _start(self, key: ResourceKey, number: int, devices: tuple[str, ...]) -> None:
+        family = self._families[key]
+        assert family.template is not None
+        template = family.template["spec"]["template"]
+        name = f"{key.name}-{number}"
+        socket = self._state.sockets / f"{name}.sock"
+        environment = {MARK: str(self._state.path)}
+        if devices:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+        if "OMP_NUM_THREADS" not in os.environ:
+            on_cpu = sum(f.wanted for f in self._families.values() if not self._gpus_each(f))
+            environment["OMP_NUM_THREADS"] = str(threads(on_cpu))
+        launch = Launch(
+            name=name,
+            command=(sys.executable, "-m", "quire_api", *template["command"][1:], f"--uds={socket}"),
+            environment=environment,
+            socket=socket,
+            log=self._state.logs / f"{name}.log",
+            grace_s=template["graceSeconds"],
+            devices=devices,
+        )
+        witness = Witness(changed=lambda: self._changed(key), started=self._state.started, ended=self._state.ended)
+        family.engines[number] = Engine(number=number, revision=family.revision, process=EngineProcess(launch, witness))
+
+    def _let_go(self, key: ResourceKey, engine: Engine) -> None:
+        async def end() -> None:
+            await engine.process.stop()
+            del self._families[key].engines[engine.number]
+            self._changed(key)
+            self._forget_if_empty(key)
+
+        engine.process.draining = True
+        task = asyncio.create_task(end())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    def _forget_if_empty(self, key: ResourceKey) -> None:
+        if key not in self._resources and not self._families[key].engines:
+            del self._families[key]
+
+    def _changed(self, key: ResourceKey) -> None:
+        if key in self._families:
+            self._settle(key)
+            self._wake(key)
+
+    @staticmethod
+    def _gpus_each(family: Family) -> int:
+        return family.template["spec"]["template"]["gpus"] if family.template else 0
+
+    # the router
 
     def _publish(self) -> None:
-        """Tell the router who is ready."""
-        self._to_router(
-            Registry(tuple(self._model(resource, self._processes[key]) for key, resource in self._resources.items()))
-        )
+        """Tell the router who is ready, and who gets nothing more."""
+        models = (self._model(resource, self._families[key]) for key, resource in self._resources.items())
+        self._to_router(Registry(tuple(models)))
 
-    def _model(self, resource: LLMDeployment, family: Mapping[str, "EngineProcess"]) -> Model:
+    def _model(self, resource: LLMDeployment, family: Family) -> Model:
         name, *aliases = resource.model_names
-        ready = sorted(process.socket for process in family.values() if process.ready)
+        staying = [e for e in family.engines.values() if not e.process.draining]
+        endpoints = [
+            Endpoint(address=str(e.process.launch.socket), draining=e.process.draining)
+            for e in family.engines.values()
+            if e.process.ready
+        ]
         return Model(
             name=name,
             aliases=tuple(aliases),
-            endpoints=tuple(Endpoint(address=socket) for socket in ready),
-            desired=len(family),
-            loading=len(family) - len(ready),
+            endpoints=tuple(sorted(endpoints, key=lambda endpoint: endpoint.address)),
+            desired=family.wanted,
+            loading=sum(not e.process.ready for e in staying),
         )
-
-
-class EngineProcess:
-    """One engine that is kept running until `stop`."""
-
-    def __init__(self, manifest: Mapping[str, Any], changed: Callable[[], None]) -> None:
-        self.digest = digest(manifest)
-        self.socket: str = manifest["socket"]
-        self.ready = False
-        self.failure: Failure | None = None
-        self._command = [sys.executable, "-m", "quire_api", *manifest["command"][1:]]
-        self._log = Path(manifest["log"])
-        self._grace: float = manifest["graceSeconds"]
-        self._changed = changed
-        self._running: subprocess.Popen[bytes] | None = None
-        self._keeping = asyncio.create_task(self._keep_running())
-
-    async def stop(self) -> None:
-        self._keeping.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._keeping
-        self.ready = False
-        if self._running is None:
-            return
-        self.signal(signal.SIGTERM)
-        try:
-            await asyncio.to_thread(self._running.wait, self._grace)
-        except subprocess.TimeoutExpired:
-            self.signal(signal.SIGKILL)
-            await asyncio.to_thread(self._running.wait)
-
-    def signal(self, number: signal.Signals) -> None:
-        if self._running is not None and self._running.poll() is None:
-            os.kill(self._running.pid, number)
-
-    async def _keep_running(self) -> None:
-        failures = 0
-        while True:
-            try:
-                was_ready = await self._run_once()
-            except OSError as error:  # no memory to fork, no space for the log: that may pass
-                self.ready, was_ready, self.failure = False, False, Failure(message=str(error), cause="CannotStart")
-            failures = 0 if was_ready else failures + 1
-            self._changed()
-            await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
-
-    async def _run_once(self) -> bool:
-        """Start, probe, wait for the end; whether it ever was ready."""
-        Path(self.socket).unlink(missing_ok=True)
-        with self._log.open("ab") as log:
-            start = log.tell()
-            self._running = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is for us to pass on, as a request to drain
-                preexec_fn=_end_with_parent,
-            )
-        was_ready = False
-        while (code := self._running.poll()) is None:
-            ready = await _answers(self.socket)
-            if ready != self.ready:
-                self.ready, was_ready = ready, was_ready or ready
-                self.failure = None if ready else self.failure
-                self._changed()
-            await asyncio.sleep(PROBE_S)
-        self.ready = False
-        self.failure = Failure(message=_last_line(self._log, start), exit_code=code)
-        return was_ready
-
-
-async def _answers(socket: str) -> bool:
-    """Does /readyz say 200?"""
-    try:
-        reader, writer = await asyncio.open_unix_connection(socket)
-    except OSError:
-        return False
-    try:
-        writer.write(b"GET /readyz HTTP/1.1\r\nhost: engine\r\nconnection: close\r\n\r\n")
-        status = await asyncio.wait_for(reader.readline(), 5)
-        return status.split(b" ")[1:2] == [b"200"]
-    except (OSError, TimeoutError):
-        return False
-    finally:
-        writer.close()
-
-
-def _last_line(log: Path, start: int) -> str:
-    """The last words since `start`, without reading more than their end."""
-    with log.open("rb") as file:
-        file.seek(max(start, log.stat().st_size - 4096))
-        lines = file.read().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else ""
-
-
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
-
-
-def _end_with_parent() -> None:
-    """In the child: SIGTERM when the supervisor ends, however it does; no engine is left behind."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))

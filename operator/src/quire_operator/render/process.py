@@ -1,30 +1,31 @@
-"""A resource as processes of this machine: one `quire serve` for each replica, on a socket of its own."""
+"""A resource as processes of this machine: one template for its engines, each a `quire serve` on a socket of its own.
 
-from pathlib import Path
+It has the form of a Deployment, so that one planner serves both worlds: how many engines there are is its scale.
+"""
 
 from quire_api.deployment import LLMDeployment, seconds
 from quire_operator.planner.plan import Desired
 from quire_operator.render.engine import engine_argv
+from quire_operator.render.names import selector
 from quire_operator.settings import PROFILES
 
 __all__ = ["render"]
 
 
-def render(deployment: LLMDeployment, folder: Path, url: str) -> Desired:
-    """`folder` holds sockets and logs; `url` is the router's."""
+def render(deployment: LLMDeployment, url: str) -> Desired:
+    """`url` is the router's."""
     profile = PROFILES[deployment.spec.accelerator.profile]
-    objects = []
-    for replica in range(deployment.spec.replicas):
-        name = f"{deployment.metadata.name}-{replica}"
-        objects.append(
-            {
-                "apiVersion": "quire.dev/local",
-                "kind": "Process",
-                "metadata": {"name": name, "namespace": deployment.metadata.namespace},
-                "command": engine_argv(deployment, device=profile.device, uds=str(folder / f"{name}.sock")),
-                "socket": str(folder / f"{name}.sock"),
-                "log": str(folder / f"{name}.log"),
+    template = {
+        "apiVersion": "quire.dev/local",
+        "kind": "Deployment",
+        "metadata": {"name": deployment.metadata.name, "namespace": deployment.metadata.namespace},
+        "spec": {
+            "selector": {"matchLabels": selector(deployment)},
+            "template": {
+                "command": engine_argv(deployment, device=profile.device),
+                "gpus": 0 if profile.resource is None else 1,
                 "graceSeconds": seconds(deployment.spec.drain.timeout) + 5,
-            }
-        )
-    return Desired(objects=tuple(objects), replicas=None, url=url, image="")
+            },
+        },
+    }
+    return Desired(objects=(template,), replicas=deployment.spec.replicas, url=url, image="")
