@@ -33,13 +33,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def explain(
-    error: "ValidationError", model: "type[BaseModel]", show: Callable[[tuple[str | int, ...]], str]
+    error: ValidationError, model: type[BaseModel], show: Callable[[tuple[str | int, ...]], str]
 ) -> InvalidInput:
     """Turn pydantic's report on `model` into sentences; `show` writes a location as the user wrote it."""
     return InvalidInput(f"{show(detail['loc'])}: {_problem(detail, model)}" for detail in error.errors())
 
 
-def _problem(detail: "ErrorDetails", model: "type[BaseModel]") -> str:
+def _problem(detail: ErrorDetails, model: type[BaseModel]) -> str:
     seen = detail.get("input")
     shown = f", not {seen!r}" if isinstance(seen, str | int | float | bool) else ""
     match detail["type"]:
@@ -58,7 +58,7 @@ def _problem(detail: "ErrorDetails", model: "type[BaseModel]") -> str:
     )
 
 
-def _names_at(model: "type[BaseModel]", parents: list[str | int]) -> list[str]:
+def _names_at(model: type[BaseModel], parents: list[str | int]) -> list[str]:
     """The field names which the object at `parents` may have."""
     for step in parents:
         if isinstance(step, int):
@@ -71,7 +71,7 @@ def _names_at(model: "type[BaseModel]", parents: list[str | int]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _model_in(annotation: object) -> "type[BaseModel] | None":
+def _model_in(annotation: object) -> type[BaseModel] | None:
     """The model class inside `X`, `X | None` or `list[X]`."""
     from pydantic import BaseModel
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import uvloop
 
 from quire_api.errors import InvalidInput
-from quire_api.flags import FlagParser, port
+from quire_api.parser import FlagParser, port
 from quire_router.config import address, read_config, read_keys
 from quire_router.keys import hash_of
 from quire_router.registry import Endpoint, Model, Registry
