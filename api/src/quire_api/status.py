@@ -14,7 +14,7 @@ from pydantic import Field
 
 from quire_api.base import Strict
 
-__all__ = ["REASONS", "Child", "Condition", "ConditionType", "DeploymentStatus", "Reason", "ReasonDoc"]
+__all__ = ["REASONS", "Child", "Condition", "ConditionType", "DeploymentStatus", "Reason", "ReasonDoc", "ScaleReason"]
 
 
 class ConditionType(StrEnum):
@@ -46,6 +46,25 @@ class Reason(StrEnum):
     DEVICE_UNAVAILABLE = "DeviceUnavailable"
     IMAGE_PULL_DENIED = "ImagePullDenied"
     PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"
+
+
+class ScaleReason(StrEnum):
+    """Why the autoscaler wants as many engines as it does."""
+
+    STEADY = "Steady"
+    DEMAND = "DemandAboveCapacity"
+    PANIC = "DemandDoubled"
+    GROWTH = "DemandGrows"
+    WAITING = "WaitingAboveTarget"
+    KV_CACHE = "KvCacheAboveTarget"
+    PREEMPTIONS = "Preemptions"
+    LESS_DEMAND = "DemandBelowCapacity"
+    AT_MAXIMUM = "AtMaximum"
+    AT_MINIMUM = "AtMinimum"
+    METRICS_UNAVAILABLE = "MetricsUnavailable"
+    IDLE = "Idle"
+    AT_ZERO = "AtZero"
+    WOKEN = "Woken"
 
 
 @dataclass(frozen=True, slots=True)

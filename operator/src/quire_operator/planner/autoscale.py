@@ -1,0 +1,186 @@
+"""How many engines there should be, and why. One pure function; `quire simulate` and both backends call the same.
+
+    look --remember--> memory --offered / capacity--> needed --bounds, patience--> desired
+
+    up      at once: what came in the stable window (in a panic, in the short one), and what is coming if it goes on growing
+            until an engine could be loaded; at least one more than are ready while they are saturated
+    down    late: the most that was needed in the time looked back on, at most half at once, and never to fewer than hold
+            the KV cache at its fullest
+    zero    after a while without any request; one held request brings one engine back
+
+Engines that load are supply: what is needed does not depend on how many there are, so waiting for weights never asks for
+more. Every decision names the rule that made it (`ScaleReason`) and the numbers it was made of.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import ceil
+
+from quire_api.status import ScaleReason
+from quire_operator.planner.demand import Look, Memory, Peak, capacity, mean_tokens, offered, remember
+
+__all__ = ["Policy", "ScaleDecision", "decide"]
+
+FULL_UP, FULL_DOWN = 0.85, 0.70  # of capacity: how full engines are to be when some come, and when some go
+COLD_STARTS_BACK = 2  # looked back on before engines go: as long as it takes to regret it
+GROWTH_MOST = 2.0  # a forecast is at most so many times what is so now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """spec.autoscaling, in numbers."""
+
+    least: int
+    most: int
+    kv_usage: float = 0.75
+    waiting_per_replica: float = 4.0
+    stable_s: float = 60.0
+    panic_s: float = 10.0
+    panic_factor: float = 2.0
+    down_delay_s: float = 300.0
+    idle_s: float | None = None  # None: never to zero
+    cold_start_s: float = 60.0  # measured
+
+    @property
+    def back_s(self) -> float:
+        return max(self.down_delay_s, COLD_STARTS_BACK * self.cold_start_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What a decision was made of."""
+
+    replicas: int
+    ready: int
+    running: int
+    waiting: int  # held ones among them
+    kv_usage: float
+    offered: float  # tokens in flight that are needed
+    capacity: float | None  # of one engine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleDecision:
+    desired: int
+    reason: ScaleReason
+    inputs: Inputs
+    memory: Memory
+
+
+def decide(look: Look, policy: Policy, memory: Memory, now: float) -> ScaleDecision:
+    memory = remember(memory, look, now, policy.stable_s)
+    each = capacity(memory)
+    horizon_s = max(policy.stable_s, policy.cold_start_s)
+    stable = offered(memory, policy.stable_s, horizon_s)
+    panic = offered(memory, policy.panic_s, horizon_s)
+    memory = replace(memory, peaks=_peaks(memory, stable, policy))
+    inputs = _inputs(look, memory, stable, each)
+
+    desired, reason = _decide(look, policy, memory, stable, panic, each)
+    if desired > policy.most:
+        desired, reason = policy.most, ScaleReason.AT_MAXIMUM
+    if reason not in (ScaleReason.IDLE, ScaleReason.AT_ZERO) and desired < max(1, policy.least):
+        desired, reason = max(1, policy.least), ScaleReason.AT_MINIMUM
+    return ScaleDecision(desired=desired, reason=reason, inputs=inputs, memory=memory)
+
+
+def _decide(
+    look: Look, policy: Policy, memory: Memory, stable: float, panic: float, each: float | None
+) -> tuple[int, ScaleReason]:
+    if look.replicas == 0:
+        return (1, ScaleReason.WOKEN) if look.held else (0, ScaleReason.AT_ZERO)
+    if look.ready and not look.engines:
+        return look.replicas, ScaleReason.METRICS_UNAVAILABLE
+    if _idle(look, policy, memory):
+        return 0, ScaleReason.IDLE
+    needed, reason = max(_needs(look, policy, memory, stable, panic, each), key=lambda need: need[0])
+    if needed > look.replicas:
+        return needed, reason
+    return _down(look, policy, memory, each)
+
+
+def _needs(
+    look: Look, policy: Policy, memory: Memory, stable: float, panic: float, each: float | None
+) -> Iterator[tuple[int, ScaleReason]]:
+    """What each rule asks for; of two that ask for as many, the first gives the reason."""
+    yield look.replicas, ScaleReason.STEADY
+    if each:
+        room = FULL_UP * each
+        yield ceil(stable / room), ScaleReason.DEMAND
+        if panic >= policy.panic_factor * each * look.replicas:
+            yield ceil(panic / room), ScaleReason.PANIC
+        yield ceil(_forecast(memory, stable, policy) / room), ScaleReason.GROWTH
+    if (reason := _saturated(look, policy, memory)) is not None:
+        yield look.ready + 1, reason
+
+
+def _saturated(look: Look, policy: Policy, memory: Memory) -> ScaleReason | None:
+    if not look.engines:
+        return None
+    if memory.waiting > policy.waiting_per_replica * look.ready:
+        return ScaleReason.WAITING
+    if sum(e.kv_usage for e in look.engines) / len(look.engines) >= policy.kv_usage:
+        return ScaleReason.KV_CACHE
+    if any(m.preempted for m in memory.moments if m.at > memory.at - policy.panic_s):
+        return ScaleReason.PREEMPTIONS
+    return None
+
+
+def _forecast(memory: Memory, stable: float, policy: Policy) -> float:
+    """What is offered by the time an engine asked for now could serve, if it goes on growing as it has."""
+    if len(memory.peaks) < 4:
+        return 0.0
+    first = memory.peaks[max(0, len(memory.peaks) - PEAKS_AHEAD) :][0]
+    seconds = memory.at - first.since
+    growth = (stable - first.tokens) / seconds if seconds > 0 else 0.0
+    return min(stable + max(0.0, growth) * policy.cold_start_s, GROWTH_MOST * stable)
+
+
+PEAKS_AHEAD = 6
+
+
+def _idle(look: Look, policy: Policy, memory: Memory) -> bool:
+    if policy.idle_s is None or memory.in_flight or memory.last_work is None or len(look.engines) < look.ready:
+        return False
+    return look.ready > 0 and memory.at - memory.last_work >= policy.idle_s
+
+
+def _down(look: Look, policy: Policy, memory: Memory, each: float | None) -> tuple[int, ScaleReason]:
+    """As few as would have done for all of the time looked back on; at most half go at once."""
+    if len(look.engines) < look.ready:  # some do not answer, and may be full
+        return look.replicas, ScaleReason.METRICS_UNAVAILABLE
+    if look.replicas > look.ready or not each or memory.since is None or memory.at - memory.since < policy.back_s:
+        return look.replicas, ScaleReason.STEADY
+    holds = min((e.kv_tokens for e in look.engines), default=0) * policy.kv_usage
+    enough = max(
+        ceil(max(p.tokens for p in memory.peaks) / (FULL_DOWN * each)),
+        ceil(max(p.kv_tokens for p in memory.peaks) / holds) if holds else look.replicas,
+        ceil(look.replicas / 2),
+        1,
+    )
+    return (enough, ScaleReason.LESS_DEMAND) if enough < look.replicas else (look.replicas, ScaleReason.STEADY)
+
+
+def _peaks(memory: Memory, stable: float, policy: Policy) -> tuple[Peak, ...]:
+    """The time looked back on, in twenty parts, with the most that was offered and in use in each."""
+    part_s, moment = policy.back_s / 20, memory.moments[-1]
+    peaks = [p for p in memory.peaks if p.since > memory.at - policy.back_s - part_s]
+    if not peaks or memory.at - peaks[-1].since >= part_s:
+        peaks.append(Peak(since=memory.at))
+    tokens = max(stable, moment.running * mean_tokens(memory))
+    last = peaks[-1]
+    peaks[-1] = replace(last, tokens=max(last.tokens, tokens), kv_tokens=max(last.kv_tokens, moment.kv_tokens))
+    return tuple(peaks)
+
+
+def _inputs(look: Look, memory: Memory, tokens: float, each: float | None) -> Inputs:
+    usage = [e.kv_usage for e in look.engines]
+    return Inputs(
+        replicas=look.replicas,
+        ready=look.ready,
+        running=memory.in_flight - memory.waiting,
+        waiting=memory.waiting,
+        kv_usage=sum(usage) / len(usage) if usage else 0.0,
+        offered=tokens,
+        capacity=each,
+    )

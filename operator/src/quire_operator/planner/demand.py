@@ -1,0 +1,181 @@
+"""How much there is to do, and how much one engine can do: both learned from what engines say of themselves.
+
+    engines --look--> Memory --offered--> tokens in flight that are to be expected
+                          '--capacity--> tokens in flight that one engine carries
+
+A request in service takes a place for its service time, so a flow of requests needs *rate x service time* places (Little's
+law): that much has to be in flight, however few engines there are. What waits is done once, not for ever: it counts for the
+share of the horizon that it will be in service. Counting it whole asks for 45 engines where four suffice and one loads for five minutes.
+
+Rule: all of this is arithmetic on `Memory`. No clock, no resource, no knowledge of what is decided from it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["EngineLoad", "Look", "Memory", "Moment", "capacity", "mean_tokens", "offered", "remember"]
+
+FORGET_S = 120.0  # half-life of what is known of service times and sizes
+SATURATED_KEPT = 60  # looks at engines that were full
+FULL_QUANTILE = 0.9  # of those; a mean would collapse under long prompts
+PEAKS = 20  # parts of the time that is looked back on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLoad:
+    """What one engine that is ready says of itself. Counters begin with its process."""
+
+    name: str
+    running: int
+    waiting: int
+    running_tokens: int  # prompts and answers so far
+    waiting_tokens: int
+    kv_usage: float  # 0..1; cached blocks that nobody refers to are free
+    kv_tokens: int  # what the cache holds
+    max_num_seqs: int
+    preemptions: int
+    finished: int  # requests
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """One look at all engines of a model."""
+
+    replicas: int  # that exist, loading ones among them
+    ready: int
+    engines: tuple[EngineLoad, ...]  # those of the ready ones that answered
+    held: int = 0  # requests that wait in the router
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """What happened from one look to the next."""
+
+    at: float
+    seconds: float
+    arrived: int
+    preempted: int
+    running: int
+    kv_tokens: float  # in use
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak:
+    """The most of a part of the time that is looked back on."""
+
+    since: float
+    tokens: float = 0.0  # offered
+    kv_tokens: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    finished: int
+    preemptions: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """All that outlives a look. A new one, after a restart, decides nothing rash: it never shrinks before it has looked back far enough."""
+
+    since: float | None = None  # the first look
+    at: float = 0.0  # the last look
+    in_flight: int = 0
+    waiting: int = 0  # in engines and in the router
+    waiting_tokens: int = 0
+    counters: Mapping[str, Counters] = field(default_factory=dict)  # by engine
+    moments: tuple[Moment, ...] = ()  # of the stable window
+    peaks: tuple[Peak, ...] = ()
+    full: tuple[float, ...] = ()  # tokens that ran in an engine while others waited in it
+    bound: float = 0.0  # places x tokens, or the KV cache: no engine carries more
+    busy_s: float = 0.0  # decayed sums: request-seconds in service,
+    done: float = 0.0  # requests finished,
+    seen: float = 0.0  # requests seen in service,
+    tokens: float = 0.0  # and their tokens
+    last_work: float | None = None  # when anything was in flight
+    learned: float | None = None  # capacity that was known before a restart
+
+    @property
+    def service_s(self) -> float | None:
+        """How long a request is in service; None until a few were."""
+        return self.busy_s / self.done if self.done >= 3 else None
+
+
+def remember(memory: Memory, look: Look, now: float, keep_s: float) -> Memory:
+    """`memory` after a look; moments older than `keep_s` are forgotten."""
+    running = sum(e.running for e in look.engines)
+    waiting = sum(e.waiting for e in look.engines) + look.held
+    seconds = now - memory.at if memory.since is not None else 0.0
+    finished = preempted = 0
+    full = list(memory.full)
+    for engine in look.engines:
+        before = memory.counters.get(engine.name, Counters(finished=0, preemptions=0, waiting=0))
+        if memory.since is not None and engine.finished >= before.finished:  # else it was started again
+            finished += engine.finished - before.finished
+            preempted += max(0, engine.preemptions - before.preemptions)
+        if engine.waiting and before.waiting:  # twice in a row: it is full, and not between two steps
+            full.append(float(engine.running_tokens))
+    arrived = max(0, running + waiting - memory.in_flight + finished) if memory.since is not None else 0
+    fade = 0.5 ** (seconds / FORGET_S)
+    tokens = memory.tokens * fade + sum(e.running_tokens for e in look.engines)
+    seen = memory.seen * fade + running
+    moment = Moment(
+        at=now,
+        seconds=seconds,
+        arrived=arrived,
+        preempted=preempted,
+        running=running,
+        kv_tokens=sum(e.kv_usage * e.kv_tokens for e in look.engines),
+    )
+    mean = tokens / seen if seen else 0.0
+    return Memory(
+        since=now if memory.since is None else memory.since,
+        at=now,
+        in_flight=running + waiting,
+        waiting=waiting,
+        waiting_tokens=sum(e.waiting_tokens for e in look.engines),
+        counters={
+            e.name: Counters(finished=e.finished, preemptions=e.preemptions, waiting=e.waiting) for e in look.engines
+        },
+        moments=(*(m for m in memory.moments if m.at > now - keep_s), moment),
+        peaks=memory.peaks,
+        full=tuple(full[-SATURATED_KEPT:]),
+        bound=_bound(look.engines, mean) or memory.bound,
+        busy_s=memory.busy_s * fade + running * seconds,
+        done=memory.done * fade + finished,
+        seen=seen,
+        tokens=tokens,
+        last_work=now if running + waiting or finished or memory.since is None else memory.last_work,
+        learned=memory.learned,
+    )
+
+
+def _bound(engines: Iterable[EngineLoad], mean: float) -> float:
+    """What the smallest engine can hold at all: as many sequences as it takes, and as many tokens as its cache has."""
+    return min((min(e.kv_tokens, e.max_num_seqs * mean) for e in engines if mean), default=0.0)
+
+
+def mean_tokens(memory: Memory) -> float:
+    """Of a request in service."""
+    return memory.tokens / memory.seen if memory.seen else 0.0
+
+
+def capacity(memory: Memory) -> float | None:
+    """Tokens in flight that one engine carries; None while nothing is known of it."""
+    known = sorted(memory.full)
+    seen = known[min(len(known) - 1, int(FULL_QUANTILE * len(known)))] if known else memory.learned
+    bounds = [value for value in (seen, memory.bound) if value]
+    return min(bounds) if bounds else None
+
+
+def offered(memory: Memory, window_s: float, horizon_s: float) -> float:
+    """Tokens that have to be in flight to serve what came in the window, and what waits, by the horizon."""
+    recent = [m for m in memory.moments if m.at > memory.at - window_s and m.seconds > 0]
+    seconds = sum(m.seconds for m in recent)
+    running = recent[-1].running if recent else memory.in_flight - memory.waiting
+    service_s = memory.service_s
+    flow = sum(m.arrived for m in recent) / seconds * service_s if seconds and service_s else float(running)
+    share = min(1.0, service_s / horizon_s) if service_s else 1.0
+    mean = mean_tokens(memory)
+    return flow * mean + share * max(memory.waiting * mean, float(memory.waiting_tokens))
