@@ -24,6 +24,8 @@ __all__ = ["Policy", "ScaleDecision", "decide"]
 FULL_UP, FULL_DOWN = 0.85, 0.70  # of capacity: how full engines are to be when some come, and when some go
 COLD_STARTS_BACK = 2  # looked back on before engines go: as long as it takes to regret it
 GROWTH_MOST = 2.0  # a forecast is at most so many times what is so now
+PARTS = 20  # of the time looked back on
+SPAN = 4  # of these parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +119,7 @@ def _needs(
 def _saturated(look: Look, policy: Policy, memory: Memory) -> ScaleReason | None:
     if not look.engines:
         return None
-    if memory.waiting > policy.waiting_per_replica * look.ready:
+    if memory.waiting > policy.waiting_per_replica * look.ready and memory.waiting >= memory.moments[0].waiting:
         return ScaleReason.WAITING
     if sum(e.kv_usage for e in look.engines) / len(look.engines) >= policy.kv_usage:
         return ScaleReason.KV_CACHE
@@ -127,16 +129,17 @@ def _saturated(look: Look, policy: Policy, memory: Memory) -> ScaleReason | None
 
 
 def _forecast(memory: Memory, stable: float, policy: Policy) -> float:
-    """What is offered by the time an engine asked for now could serve, if it goes on growing as it has."""
-    if len(memory.peaks) < 4:
+    """What is offered by the time an engine asked for now could serve, if it goes on growing as it has.
+
+    Growing means for longer than a moment: the slower of two spans counts, so that a step is not taken for a slope.
+    """
+    if len(memory.peaks) <= 2 * SPAN:
         return 0.0
-    first = memory.peaks[max(0, len(memory.peaks) - PEAKS_AHEAD) :][0]
-    seconds = memory.at - first.since
-    growth = (stable - first.tokens) / seconds if seconds > 0 else 0.0
+    old, middle = memory.peaks[-1 - 2 * SPAN], memory.peaks[-1 - SPAN]
+    growth = min(
+        (middle.tokens - old.tokens) / (middle.since - old.since), (stable - middle.tokens) / (memory.at - middle.since)
+    )
     return min(stable + max(0.0, growth) * policy.cold_start_s, GROWTH_MOST * stable)
-
-
-PEAKS_AHEAD = 6
 
 
 def _idle(look: Look, policy: Policy, memory: Memory) -> bool:
@@ -162,8 +165,8 @@ def _down(look: Look, policy: Policy, memory: Memory, each: float | None) -> tup
 
 
 def _peaks(memory: Memory, stable: float, policy: Policy) -> tuple[Peak, ...]:
-    """The time looked back on, in twenty parts, with the most that was offered and in use in each."""
-    part_s, moment = policy.back_s / 20, memory.moments[-1]
+    """The time looked back on, in parts, with the most that was offered and in use in each."""
+    part_s, moment = policy.back_s / PARTS, memory.moments[-1]
     peaks = [p for p in memory.peaks if p.since > memory.at - policy.back_s - part_s]
     if not peaks or memory.at - peaks[-1].since >= part_s:
         peaks.append(Peak(since=memory.at))

@@ -18,7 +18,6 @@ __all__ = ["EngineLoad", "Look", "Memory", "Moment", "capacity", "mean_tokens", 
 FORGET_S = 120.0  # half-life of what is known of service times and sizes
 SATURATED_KEPT = 60  # looks at engines that were full
 FULL_QUANTILE = 0.9  # of those; a mean would collapse under long prompts
-PEAKS = 20  # parts of the time that is looked back on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +27,16 @@ class EngineLoad:
     name: str
     running: int
     waiting: int
-    running_tokens: int  # prompts and answers so far
-    waiting_tokens: int
     kv_usage: float  # 0..1; cached blocks that nobody refers to are free
     kv_tokens: int  # what the cache holds
     max_num_seqs: int
     preemptions: int
     finished: int  # requests
+
+    @property
+    def tokens(self) -> float:
+        """Of what runs: prompts and answers so far, those that are shared counted once."""
+        return self.kv_usage * self.kv_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,7 @@ class Moment:
     arrived: int
     preempted: int
     running: int
+    waiting: int
     kv_tokens: float  # in use
 
 
@@ -83,7 +86,6 @@ class Memory:
     at: float = 0.0  # the last look
     in_flight: int = 0
     waiting: int = 0  # in engines and in the router
-    waiting_tokens: int = 0
     counters: Mapping[str, Counters] = field(default_factory=dict)  # by engine
     moments: tuple[Moment, ...] = ()  # of the stable window
     peaks: tuple[Peak, ...] = ()
@@ -99,7 +101,7 @@ class Memory:
     @property
     def service_s(self) -> float | None:
         """How long a request is in service; None until a few were."""
-        return self.busy_s / self.done if self.done >= 3 else None
+        return self.busy_s / self.done if self.done >= 10 else None
 
 
 def remember(memory: Memory, look: Look, now: float, keep_s: float) -> Memory:
@@ -115,10 +117,10 @@ def remember(memory: Memory, look: Look, now: float, keep_s: float) -> Memory:
             finished += engine.finished - before.finished
             preempted += max(0, engine.preemptions - before.preemptions)
         if engine.waiting and before.waiting:  # twice in a row: it is full, and not between two steps
-            full.append(float(engine.running_tokens))
+            full.append(engine.tokens)
     arrived = max(0, running + waiting - memory.in_flight + finished) if memory.since is not None else 0
     fade = 0.5 ** (seconds / FORGET_S)
-    tokens = memory.tokens * fade + sum(e.running_tokens for e in look.engines)
+    tokens = memory.tokens * fade + sum(e.tokens for e in look.engines)
     seen = memory.seen * fade + running
     moment = Moment(
         at=now,
@@ -126,7 +128,8 @@ def remember(memory: Memory, look: Look, now: float, keep_s: float) -> Memory:
         arrived=arrived,
         preempted=preempted,
         running=running,
-        kv_tokens=sum(e.kv_usage * e.kv_tokens for e in look.engines),
+        waiting=waiting,
+        kv_tokens=sum(e.tokens for e in look.engines),
     )
     mean = tokens / seen if seen else 0.0
     return Memory(
@@ -134,7 +137,6 @@ def remember(memory: Memory, look: Look, now: float, keep_s: float) -> Memory:
         at=now,
         in_flight=running + waiting,
         waiting=waiting,
-        waiting_tokens=sum(e.waiting_tokens for e in look.engines),
         counters={
             e.name: Counters(finished=e.finished, preemptions=e.preemptions, waiting=e.waiting) for e in look.engines
         },
@@ -178,4 +180,4 @@ def offered(memory: Memory, window_s: float, horizon_s: float) -> float:
     flow = sum(m.arrived for m in recent) / seconds * service_s if seconds and service_s else float(running)
     share = min(1.0, service_s / horizon_s) if service_s else 1.0
     mean = mean_tokens(memory)
-    return flow * mean + share * max(memory.waiting * mean, float(memory.waiting_tokens))
+    return (flow + share * memory.waiting) * mean

@@ -51,22 +51,16 @@ class _Engine:
     reserved: int = 0  # tokens of the KV cache
     finished: int = 0
     waiting: deque[Arrival] = field(default_factory=deque)
-    waiting_tokens: int = 0
-    prompts: int = 0  # tokens of running ones; the outputs so far are `now x speed - begun`
-    speed: float = 0.0
-    begun: float = 0.0
 
     @property
     def inside(self) -> int:
         return self.running + len(self.waiting)
 
-    def load(self, now: float) -> EngineLoad:
+    def load(self) -> EngineLoad:
         return EngineLoad(
             name=self.name,
             running=self.running,
             waiting=len(self.waiting),
-            running_tokens=int(self.prompts + now * self.speed - self.begun) if self.running else 0,
-            waiting_tokens=self.waiting_tokens,
             kv_usage=self.reserved / self.model.kv_tokens,
             kv_tokens=self.model.kv_tokens,
             max_num_seqs=self.model.max_num_seqs,
@@ -111,7 +105,6 @@ class _Fleet:
             return
         engine = min(ready, key=lambda e: e.running + len(e.waiting))
         engine.waiting.append(request)
-        engine.waiting_tokens += request.prompt
         self._admit(engine, now)
 
     def _ready(self, engine: _Engine, now: float) -> None:
@@ -126,23 +119,15 @@ class _Fleet:
             if engine.reserved + needed > self.model.kv_tokens:
                 return
             engine.waiting.popleft()
-            engine.waiting_tokens -= request.prompt
             engine.running += 1
             engine.reserved += needed
             self.queue_s.append(now - request.at)
             seconds = self.model.service_s(request.prompt, request.output, engine.running)
-            speed = request.output / seconds
-            engine.prompts += request.prompt
-            engine.speed += speed
-            engine.begun += now * speed
 
-            def finish(at: float, request: Arrival = request, speed: float = speed, begun: float = now * speed) -> None:
+            def finish(at: float, needed: int = needed) -> None:
                 engine.running -= 1
                 engine.finished += 1
-                engine.reserved -= request.prompt + request.output
-                engine.prompts -= request.prompt
-                engine.speed -= speed
-                engine.begun -= begun
+                engine.reserved -= needed
                 self._admit(engine, at)
                 self._leave_if_empty(engine, at)
 
@@ -153,13 +138,13 @@ class _Fleet:
             self.engines.remove(engine)
             self.engine_s += now - engine.since
 
-    def look(self, now: float) -> Look:
+    def look(self) -> Look:
         wanted = self.wanted
         ready = [engine for engine in wanted if engine.ready]
         return Look(
             replicas=len(wanted),
             ready=len(ready),
-            engines=tuple(engine.load(now) for engine in ready),
+            engines=tuple(engine.load() for engine in ready),
             held=len(self.held),
         )
 
@@ -170,7 +155,7 @@ def simulate(load: Load, scaler: Scaler, every_s: float = 5.0) -> Outcome:
     fleet.scale(load.first, 0.0, 0.0)
 
     def tick(now: float) -> None:
-        look = fleet.look(now)
+        look = fleet.look()
         count, reason = scaler(look, now)
         steps.append(Step(now, count, look.ready, sum(e.waiting for e in look.engines) + look.held, reason))
         fleet.scale(count, now, load.engine.cold_start_s)
