@@ -59,8 +59,9 @@ PURE: dict[str, set[str]] = {
     "quire_engine/fetch/source.py": {"dataclasses", "pathlib", "re", "urllib"},
     "quire_engine/fetch/summary.py": {"collections", "json", "typing"},
     "quire_operator/local/rolling.py": {"collections", "dataclasses"},
-    "quire_operator/planner/": {"collections", "dataclasses", "hashlib", "json", "typing"},
+    "quire_operator/planner/": {"collections", "dataclasses", "hashlib", "json", "math", "typing"},
     "quire_operator/render/": {"pathlib", "typing"},
+    "quire_operator/simulate/": {"collections", "dataclasses", "heapq", "itertools", "math", "random"},
     "quire_router/balance.py": {"collections", "hashlib", "math"},
     "quire_router/breaker.py": {"dataclasses", "enum"},
     "quire_router/framing.py": {"dataclasses", "typing"},
@@ -88,6 +89,7 @@ PURE_OURS = (
     "quire_operator.planner",
     "quire_operator.render",
     "quire_operator.settings",
+    "quire_operator.simulate",
     "quire_router.registry",
 )
 

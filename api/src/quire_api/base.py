@@ -7,11 +7,18 @@ same message, and tests/quire_api/bad_resources.yaml holds the two to the same v
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["Rule", "Strict", "camel"]
+__all__ = ["Duration", "Rule", "Strict", "camel", "seconds"]
+
+Duration = Annotated[str, Field(max_length=8, pattern=r"^[1-9][0-9]{0,5}(s|m|h)$")]
+
+
+def seconds(duration: str) -> int:
+    """'90s', '15m' or '1h' in seconds."""
+    return int(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from quire_api.base import Rule, Strict
+from quire_api.autoscaling import Autoscaling
+from quire_api.base import Duration, Rule, Strict, seconds
 from quire_api.engine import EngineOptions
 from quire_api.errors import InvalidInput, explain
 
@@ -44,12 +45,6 @@ PLURAL = "llmdeployments"
 NAME_MAX = 45  # what we append to it must still fit a DNS label of 63
 
 ModelName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")]
-Duration = Annotated[str, Field(max_length=8, pattern=r"^[1-9][0-9]{0,5}(s|m|h)$")]
-
-
-def seconds(duration: str) -> int:
-    """'90s', '15m' or '1h' in seconds."""
-    return int(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
 
 
 class SecretRef(Strict):
@@ -220,7 +215,14 @@ class Spec(Strict):
     )
     weights: WeightsOptions = Field(default_factory=WeightsOptions, description="What becomes of fetched weights.")
     accelerator: Accelerator = Field(default_factory=Accelerator, description="What the engine computes on.")
-    replicas: int = Field(1, ge=0, le=1000, description="How many engines serve the model. Default: 1.", examples=[2])
+    replicas: int = Field(
+        1,
+        ge=0,
+        le=1000,
+        description="How many engines serve the model, unless `autoscaling.mode` is Builtin. Default: 1.",
+        examples=[2],
+    )
+    autoscaling: Autoscaling = Field(default_factory=Autoscaling, description="Who decides how many engines there are.")
     health: Health = Field(default_factory=Health, description="How long the engine may take to show that it works.")
     drain: Drain = Field(default_factory=Drain, description="How an engine ends.")
 

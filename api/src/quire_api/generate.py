@@ -18,7 +18,7 @@ from quire_api.deployment import LLMDeployment, Spec
 from quire_api.engine import EngineConfig
 from quire_api.flags import FlagParser, add_flags, flag
 from quire_api.schema import structural
-from quire_api.status import REASONS, ConditionType, DeploymentStatus, Reason
+from quire_api.status import REASONS, SCALE_REASONS, ConditionType, DeploymentStatus, Reason
 
 __all__ = ["main", "outputs"]
 
@@ -120,17 +120,24 @@ def _options_page() -> str:
 
 def _conditions_page() -> str:
     rows = [(f"`{reason}`", _standing(reason), doc.meaning, doc.fix) for reason, doc in REASONS.items()]
+    scale = [(f"`{reason}`", meaning) for reason, meaning in SCALE_REASONS.items()]
     return _page(
         "Conditions",
         "`Ready` says whether the wanted replicas serve the wanted revision. `Reconciling` is there while Quire is at work, "
         "`Stalled` while only you can help. The reasons are a closed set:",
         _table(("reason", "on", "means", "what to do"), rows),
+        "## Why the autoscaler wants as many engines",
+        "`status.autoscaling.history` names one of these for each change ([autoscaling](../autoscaling.md)).",
+        _table(("reason", "means"), scale),
     )
 
 
 def _standing(reason: Reason) -> str:
     """The conditions that carry a reason, as they then stand."""
     doc = REASONS[reason]
+    if ConditionType.AUTOSCALING_ACTIVE in doc.conditions:
+        state = "False" if reason is Reason.METRICS_UNAVAILABLE else "True"
+        return f"`{ConditionType.AUTOSCALING_ACTIVE}={state}`"
     second = [kind for kind in doc.conditions if kind is not ConditionType.READY]
     ready = "Unknown" if reason is Reason.NOT_OBSERVED else "False" if second else "True"
     return ", ".join(

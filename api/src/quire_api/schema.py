@@ -54,6 +54,7 @@ def _convert(node: Schema, definitions: dict[str, Schema], model: type[BaseModel
     if unknown:
         raise ValueError(f"{path}: no structural form for {sorted(unknown)}; use `ge`, `le`, `pattern` or a rule")
 
+    is_switch = node.get("default", ...) is None  # its presence means something: the API server must not add it
     result = {key: value for key, value in node.items() if key in _KEPT}
     if result.get("default", ...) is None or result.get("default") in ("", [], 0):
         result.pop("default", None)
@@ -71,7 +72,9 @@ def _convert(node: Schema, definitions: dict[str, Schema], model: type[BaseModel
         if model is EngineOptions:  # defaults would be frozen into stored objects; the engine has its own
             for child in result["properties"].values():
                 child.pop("default", None)
-        elif "default" not in result:  # else the defaults inside are never reached; spelled out, for the rules see them
+        elif (
+            "default" not in result and not is_switch
+        ):  # else the defaults inside are never reached; spelled out, for the rules see them
             inside = {name: child["default"] for name, child in result["properties"].items() if "default" in child}
             result.update({"default": inside} if inside else {})
         if result.get("required"):

@@ -14,13 +14,27 @@ from pydantic import Field
 
 from quire_api.base import Strict
 
-__all__ = ["REASONS", "Child", "Condition", "ConditionType", "DeploymentStatus", "Reason", "ReasonDoc", "ScaleReason"]
+__all__ = [
+    "REASONS",
+    "SCALE_REASONS",
+    "AutoscalingStatus",
+    "Child",
+    "Condition",
+    "ConditionType",
+    "DeploymentStatus",
+    "Reason",
+    "ReasonDoc",
+    "ScaleEvent",
+    "ScaleInputs",
+    "ScaleReason",
+]
 
 
 class ConditionType(StrEnum):
     READY = "Ready"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
+    AUTOSCALING_ACTIVE = "AutoscalingActive"
 
 
 class Reason(StrEnum):
@@ -46,6 +60,10 @@ class Reason(StrEnum):
     DEVICE_UNAVAILABLE = "DeviceUnavailable"
     IMAGE_PULL_DENIED = "ImagePullDenied"
     PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"
+    # AutoscalingActive
+    FOLLOWING_DEMAND = "FollowingDemand"
+    METRICS_UNAVAILABLE = "MetricsUnavailable"
+    SCALED_BY_OTHERS = "ScaledByOthers"
 
 
 class ScaleReason(StrEnum):
@@ -75,6 +93,7 @@ class ReasonDoc:
 
 
 _READY, _RECONCILING, _STALLED = ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED
+_AUTOSCALING = ConditionType.AUTOSCALING_ACTIVE
 
 REASONS: dict[Reason, ReasonDoc] = {
     Reason.SERVING: ReasonDoc((_READY,), "All wanted replicas serve the wanted revision.", "Nothing to do."),
@@ -160,6 +179,38 @@ REASONS: dict[Reason, ReasonDoc] = {
         "A roll-out made no progress for too long.",
         "Look at the pods: `kubectl describe pod -l quire.dev/llmdeployment=NAME`.",
     ),
+    Reason.FOLLOWING_DEMAND: ReasonDoc(
+        (_AUTOSCALING,),
+        "The operator decides how many engines there are; `status.autoscaling.history` says why. `spec.replicas` is ignored.",
+        "Nothing to do; `mode: Manual` gives you the number back.",
+    ),
+    Reason.METRICS_UNAVAILABLE: ReasonDoc(
+        (_AUTOSCALING,),
+        "Engines that are ready do not say what they have to do: their number stays, and does not shrink, until they do.",
+        "Let the operator reach the engines' admin port; the message names those that do not answer.",
+    ),
+    Reason.SCALED_BY_OTHERS: ReasonDoc(
+        (_AUTOSCALING,),
+        "`mode: External`: whoever writes the resource's `/scale` decides.",
+        "Nothing to do here; look at your autoscaler.",
+    ),
+}
+
+SCALE_REASONS: dict[ScaleReason, str] = {
+    ScaleReason.STEADY: "As many as are needed.",
+    ScaleReason.DEMAND: "What came in the stable window needs more engines than there are, each 85 % full.",
+    ScaleReason.PANIC: "What came in the panic window is `panicFactor` times what the engines can do.",
+    ScaleReason.GROWTH: "Demand has grown for a while, and will need more engines by the time one could be loaded.",
+    ScaleReason.WAITING: "More than `waitingPerReplica` requests wait for each engine that serves, and they do not become fewer.",
+    ScaleReason.KV_CACHE: "The KV cache is fuller than `kvCacheUtilization`.",
+    ScaleReason.PREEMPTIONS: "Requests lost their place for want of KV cache.",
+    ScaleReason.LESS_DEMAND: "Fewer engines would have done for all of `scaleDownDelay`, each 70 % full; at most half go at once.",
+    ScaleReason.AT_MAXIMUM: "More are needed than `max`.",
+    ScaleReason.AT_MINIMUM: "Fewer are needed than `min`.",
+    ScaleReason.METRICS_UNAVAILABLE: "Engines that are ready do not say what they have to do: their number stays.",
+    ScaleReason.IDLE: "There was no request for `idleAfter`.",
+    ScaleReason.AT_ZERO: "None runs, and nobody asks.",
+    ScaleReason.WOKEN: "None ran, and a request came.",
 }
 
 
@@ -183,6 +234,37 @@ class Child(Strict):
     name: str = Field(max_length=253, description="Name of the object.")
 
 
+class ScaleInputs(Strict):
+    """What a decision was made of."""
+
+    replicas: int = Field(0, ge=0, description="Engines that existed, loading ones among them.")
+    ready: int = Field(0, ge=0, description="Engines that served.")
+    running: int = Field(0, ge=0, description="Requests in service.")
+    waiting: int = Field(0, ge=0, description="Requests that waited, in engines and in the router.")
+    kv_cache_utilization: str = Field("", max_length=8, description="Mean share of the KV cache in use.")
+    needed_tokens: int = Field(0, ge=0, description="Tokens that have to be in flight to serve the demand.")
+    capacity_tokens: int = Field(0, ge=0, description="Tokens in flight that one engine carries; 0: not known yet.")
+
+
+class ScaleEvent(Strict):
+    """One change of the number of engines."""
+
+    at: str = Field(max_length=40, json_schema_extra={"format": "date-time"}, description="When it was decided.")
+    before: int = Field(ge=0, description="Engines before.")
+    desired: int = Field(ge=0, description="Engines wanted since.")
+    reason: ScaleReason = Field(description="Why; docs/reference/conditions.md lists all reasons.")
+    inputs: ScaleInputs = Field(description="What it was decided from.")
+
+
+class AutoscalingStatus(Strict):
+    """What the built-in autoscaler decided last, and what it has learned."""
+
+    desired: int = Field(0, ge=0, description="Engines that are wanted.")
+    capacity_tokens: int = Field(0, ge=0, description="Tokens in flight that one engine carries, as far as was seen.")
+    cold_start: str = Field("", max_length=16, description="How long an engine took to be ready, measured.")
+    history: tuple[ScaleEvent, ...] = Field((), max_length=5, description="The last five changes, newest first.")
+
+
 class DeploymentStatus(Strict):
     """The observed state. No field ticks: it changes when something happened."""
 
@@ -194,12 +276,13 @@ class DeploymentStatus(Strict):
     ready_replicas: int = Field(0, ge=0, description="Engines that serve.")
     serving: str = Field("", max_length=16, description="Engines that serve of those wanted, for people: `2/3`.")
     image: str = Field("", max_length=512, description="Image which the engines run.")
+    autoscaling: AutoscalingStatus | None = Field(None, description="Of mode Builtin.")
     children: tuple[Child, ...] = Field((), max_length=32, description="The objects made for this resource.")
     conditions: tuple[Condition, ...] = Field(
         (),
         max_length=16,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
-        description="Ready, and Reconciling or Stalled while they hold.",
+        description="Ready, Reconciling or Stalled while they hold, and AutoscalingActive unless replicas are set by hand.",
     )
 
     def condition(self, kind: ConditionType) -> Condition | None:

@@ -24,6 +24,8 @@ from quire_operator.backends.store import Store
 from quire_operator.metrics import OperatorMetrics
 from quire_operator.reconcile import ResourceKey, reconcile
 from quire_operator.render.names import MANAGED
+from quire_operator.router_state import NoRouter
+from quire_operator.scrape import Scraper
 from quire_operator.settings import OperatorSettings
 from quire_operator.worker import Worker
 
@@ -57,6 +59,8 @@ async def run(settings: OperatorSettings, namespaces: list[str], port: int) -> N
                 return await reconcile(key, backend)
 
         worker = Worker(turn, TURN_MOST_S)
+        scraper = Scraper(backend.scrape_targets, NoRouter(), worker.wake)
+        backend.decision = scraper.decision
         tasks = {
             asyncio.create_task(
                 kopf.operator(
@@ -70,6 +74,7 @@ async def run(settings: OperatorSettings, namespaces: list[str], port: int) -> N
                 )
             ),
             asyncio.create_task(worker.run()),
+            asyncio.create_task(scraper.run()),
             asyncio.create_task(_relist(dynamic, store, worker, namespaces)),
         }
         serving = await _serve_health(worker, metrics, listed, port)

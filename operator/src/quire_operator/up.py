@@ -22,6 +22,8 @@ from quire_operator.local.state import FolderTaken, StateFolder
 from quire_operator.local.telling import Teller, say
 from quire_operator.local.watch import Difference, Files
 from quire_operator.reconcile import ResourceKey, reconcile
+from quire_operator.router_state import InProcess
+from quire_operator.scrape import Scraper
 from quire_operator.worker import Worker
 from quire_router import Router
 
@@ -48,14 +50,16 @@ async def run_up(files: Files, state: StateFolder, options: UpOptions) -> int:
     try:
         for name in left:
             say(f"quire up: ended {name}, which a killed quire up had left")
-        router = Router()
+        supervisor: Supervisor
+        router = Router(lambda model: supervisor.look_now())
         try:
             port = await router.start(options.host, options.port)
         except OSError as error:
             where = f"{options.host}:{options.port}"
             say(f"quire up: cannot listen on {where}: {_reason(error)}; choose another with --host or --port")
             return 1
-        return await Supervisor(files, state, router, f"http://{options.host}:{port}/v1").run(first, options.watch)
+        supervisor = Supervisor(files, state, router, f"http://{options.host}:{port}/v1")
+        return await supervisor.run(first, options.watch)
     finally:
         state.release()
 
@@ -66,6 +70,8 @@ class Supervisor:
         self._teller = Teller(url)
         self._worker = Worker(self._turn)
         self._backend = LocalBackend(state, router.replace, url, self._worker.wake)
+        self._scraper = Scraper(self._backend.scrape_targets, InProcess(router.demand), self._worker.wake)
+        self._backend.decision = self._scraper.decision
         self._first: set[ResourceKey] = set()  # what was wanted in the beginning and has not served yet
         self._stop, self._cut, self._hopeless = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -78,7 +84,7 @@ class Supervisor:
         say(f"endpoint {self._url}   logs {self._state.logs}/*.log   Ctrl-C ends")
         self._take(first)
         self._first = set(self._backend.all_keys())
-        tasks = [asyncio.create_task(self._worker.run())]
+        tasks = [asyncio.create_task(self._worker.run()), asyncio.create_task(self._scraper.run())]
         if watch:
             tasks.append(asyncio.create_task(self._files.follow(self._take, self._teller.complain)))
         waits = [asyncio.create_task(self._stop.wait()), asyncio.create_task(self._hopeless.wait())]
@@ -126,6 +132,10 @@ class Supervisor:
             if key in self._first and status.condition(ConditionType.STALLED):
                 self._hopeless.set()
         return again
+
+    def look_now(self) -> None:
+        """A request is held for a model without an engine."""
+        self._scraper.look_now()
 
     # what the control socket asks for
 

@@ -56,6 +56,7 @@ class Load:
     waiting: int
     kv_usage: float  # 0..1, of blocks that are held
     preemptions: int  # since the start, as are:
+    finished: int  # sequences, however they ended
     prefix_queries: int  # tokens of admitted prompts
     prefix_hits: int  # those of them that were found in the cache
 
@@ -76,6 +77,7 @@ class Scheduler:
         self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
         self._arrivals = 0
         self._preemptions = 0
+        self._finished = 0
         self._prefix_queries = 0
         self._prefix_hits = 0
 
@@ -90,6 +92,7 @@ class Scheduler:
             waiting=len(self._sequences) - len(self._running),
             kv_usage=self._memory.usage,
             preemptions=self._preemptions,
+            finished=self._finished,
             prefix_queries=self._prefix_queries,
             prefix_hits=self._prefix_hits,
         )
@@ -343,6 +346,7 @@ class Scheduler:
         sequence.become(Status.FINISHED)
         self._release_followers(sequence)
         del self._sequences[sequence.request.id]
+        self._finished += 1
         events.finished[len(events.ids)] = finish
         events.ids.append(sequence.request.id)
         events.tokens.append(token)

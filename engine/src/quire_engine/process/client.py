@@ -127,7 +127,9 @@ class EngineClient:
         self._open: dict[RequestId, tuple[_Mailbox, int]] = {}  # and the sequence's index in its call
         self._unbegun: set[RequestId] = set()
         self._embedding: dict[RequestId, asyncio.Future[list[array[float]]]] = {}
-        self._load = Load(running=0, waiting=0, kv_usage=0, preemptions=0, prefix_queries=0, prefix_hits=0)  # the last
+        self._load = Load(
+            running=0, waiting=0, kv_usage=0, preemptions=0, finished=0, prefix_queries=0, prefix_hits=0
+        )  # the last
         self._outbox = Work()
         self._flushing = False
         self._cut = False

@@ -115,11 +115,16 @@ def assemble(config: EngineConfig) -> Parts:
 
     def load() -> dict[str, Any]:
         now = last[0].load if last else None
+        loaded = client.ready.result() if client.ready.done() and not client.ready.cancelled() else None
         return {
             "inside": door.inside,
             "running": now.running if now else 0,
             "waiting": now.waiting if now else 0,
             "kv_usage": now.kv_usage if now else 0.0,
+            "kv_tokens": loaded.num_blocks * loaded.block_size if loaded else 0,
+            "max_num_seqs": loaded.max_num_seqs if loaded else 0,
+            "preemptions": now.preemptions if now else 0,
+            "finished": now.finished if now else 0,
         }
 
     routes = admin_routes(generation, load)

@@ -35,9 +35,9 @@ class EngineMetrics:
             self._collectors[metric.name] = collector.labels(*self._labels) if plain else collector
         for reason in FinishReason:
             self._collectors["vllm:request_success_total"].labels(*self._labels, reason.value)
-        self.load = Load(
-            running=0, waiting=0, kv_usage=0, preemptions=0, prefix_queries=0, prefix_hits=0
-        )  # the last report's
+        self.load = Load(  # the last report's
+            running=0, waiting=0, kv_usage=0, preemptions=0, finished=0, prefix_queries=0, prefix_hits=0
+        )
 
     def __getitem__(self, name: str) -> Any:
         return self._collectors[name]

@@ -9,7 +9,8 @@ Watches fill the store; nothing is read from the API server but what a create ru
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from kubernetes.aio.dynamic import DynamicClient
@@ -17,13 +18,16 @@ from kubernetes.aio.dynamic.exceptions import ConflictError, DynamicApiError, No
 from pydantic import ValidationError
 
 from quire_api.deployment import API_VERSION, KIND, LLMDeployment
+from quire_api.errors import InvalidInput
 from quire_api.status import DeploymentStatus
 from quire_operator.backends.store import Object, Store
+from quire_operator.planner.autoscale import ScaleDecision
 from quire_operator.planner.observed import Failure, Instance, Key, ObjectState, Observed, Workload
-from quire_operator.planner.plan import Action, Apply, Create, Delete, Desired, Scale, digest
+from quire_operator.planner.plan import Action, Apply, Create, Delete, Desired, Scale, Weigh, digest
 from quire_operator.reconcile import NameTaken, Refused, ResourceKey
 from quire_operator.render import kubernetes
 from quire_operator.render.names import REVISION_LABEL
+from quire_operator.scrape import Target
 from quire_operator.settings import OperatorSettings
 
 __all__ = ["OWNED", "ClusterBackend", "observe"]
@@ -31,6 +35,8 @@ __all__ = ["OWNED", "ClusterBackend", "observe"]
 MANAGER, SCALE_MANAGER, STATUS_MANAGER = "quire", "quire-scale", "quire-status"
 
 OWNED: dict[str, str] = {"ServiceAccount": "v1", "Service": "v1", "Deployment": "apps/v1"}  # kind -> apiVersion
+
+DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"  # the pod with the lowest goes first
 
 TIMEOUT_S = 20.0  # of one request; the library's own is five minutes
 
@@ -45,13 +51,18 @@ class ClusterBackend:
         self._store = store
         self._settings = settings
         self._applied: Applied = {}
+        self.decision: Callable[[ResourceKey], ScaleDecision | None] = lambda key: None  # of the autoscaler
+
+    def scrape_targets(self) -> list[Target]:
+        """What the autoscaler is to look at; what cannot be read is no business of its."""
+        return [target for key in self._store.resources() if (target := _target(key, self._store)) is not None]
 
     def observe(self, key: ResourceKey) -> tuple[Object, Observed] | None:
         resource = self._store.resource(key)
         if resource is None or resource["metadata"].get("deletionTimestamp"):
             self._applied = {k: v for k, v in self._applied.items() if k[0] != key}
             return None  # the garbage collector takes what we made
-        return resource, observe(key, resource, self._store, self._applied)
+        return resource, replace(observe(key, resource, self._store, self._applied), decision=self.decision(key))
 
     def render(self, deployment: LLMDeployment) -> Desired:
         return kubernetes.render(deployment, self._settings)
@@ -63,7 +74,7 @@ class ClusterBackend:
             raise Refused(f"{type(action).__name__.lower()} {' '.join(action.key)}: {error.summary()}") from None
 
     async def _execute(self, key: ResourceKey, action: Action) -> None:
-        api = await self._client.resources.get(api_version=OWNED[action.key.kind], kind=action.key.kind)
+        api = await self._client.resources.get(api_version=OWNED.get(action.key.kind, "v1"), kind=action.key.kind)
         match action:
             case Create(child, manifest):
                 if child.kind == "Deployment":
@@ -73,6 +84,19 @@ class ClusterBackend:
                 await self._apply(api, key, child, manifest)
             case Apply(child, manifest):
                 await self._apply(api, key, child, manifest)
+            case Weigh(child, cost):
+                marked = {"metadata": {"annotations": {DELETION_COST: str(cost)}}}
+                try:
+                    await api.patch(
+                        body=marked,
+                        name=child.name,
+                        namespace=key.namespace,
+                        field_manager=SCALE_MANAGER,
+                        content_type="application/merge-patch+json",
+                        _request_timeout=TIMEOUT_S,
+                    )
+                except NotFoundError:
+                    pass  # gone by itself
             case Scale(child, replicas):
                 scale = {"spec": {"replicas": replicas}}
                 await api.subresources["scale"].patch(
@@ -98,7 +122,7 @@ class ClusterBackend:
             "apiVersion": API_VERSION,
             "kind": KIND,
             "metadata": {"name": key.name, "namespace": key.namespace},
-            "status": json.loads(status.model_dump_json(by_alias=True)),
+            "status": json.loads(status.model_dump_json(by_alias=True, exclude_none=True)),
         }
         try:
             answer = await api.status.server_side_apply(
@@ -197,6 +221,38 @@ def observe(key: ResourceKey, resource: Object, store: Store, applied: Applied) 
             if not pod["metadata"].get("deletionTimestamp")
         ),
     )
+
+
+def _target(key: ResourceKey, store: Store) -> Target | None:
+    """None unless the operator decides how many engines there are, and has said a first word."""
+    resource = store.resource(key)
+    if resource is None or not resource.get("status") or resource["metadata"].get("deletionTimestamp"):
+        return None
+    try:
+        deployment = LLMDeployment.parse(resource)
+    except InvalidInput:
+        return None
+    if deployment.spec.autoscaling.mode != "Builtin":
+        return None
+    workload = next((d for d in store.children(key, "Deployment") if d["metadata"]["name"] == key.name), None)
+    pods = [p for p in store.children(key, "Pod") if not p["metadata"].get("deletionTimestamp")]
+    return Target(
+        key=key,
+        deployment=deployment,
+        status=_read_status(resource["status"]),
+        replicas=workload["spec"].get("replicas", 0) if workload is not None else 0,
+        ready={p["metadata"]["name"]: _admin(p["status"]["podIP"]) for p in pods if _is_ready(p)},
+    )
+
+
+def _admin(address: str) -> str:
+    return f"[{address}]:{kubernetes.ADMIN_PORT}" if ":" in address else f"{address}:{kubernetes.ADMIN_PORT}"
+
+
+def _is_ready(pod: Object) -> bool:
+    status = pod.get("status") or {}
+    conditions = status.get("conditions") or []
+    return bool(status.get("podIP")) and any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
 
 def _read_status(written: Mapping[str, Any]) -> DeploymentStatus:

@@ -18,10 +18,12 @@ from quire_operator.local.devices import free_gpus, gpus, threads
 from quire_operator.local.process import EngineProcess, Launch, Witness
 from quire_operator.local.rolling import Member, next_steps
 from quire_operator.local.state import MARK, StateFolder
+from quire_operator.planner.autoscale import ScaleDecision
 from quire_operator.planner.observed import Instance, Key, ObjectState, Observed, Workload
 from quire_operator.planner.plan import Action, Apply, Create, Delete, Desired, Scale, digest
 from quire_operator.reconcile import Refused, ResourceKey
 from quire_operator.render import process
+from quire_operator.scrape import Target
 from quire_router import Endpoint, Model, Registry
 
 __all__ = ["Engine", "LocalBackend"]
@@ -73,6 +75,27 @@ class LocalBackend:
         self._families: dict[ResourceKey, Family] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self.decision: Callable[[ResourceKey], ScaleDecision | None] = lambda key: None  # of the autoscaler
+
+    # for the autoscaler
+
+    def scrape_targets(self) -> list[Target]:
+        """What it is to look at."""
+        return [
+            Target(
+                key=key,
+                deployment=deployment,
+                status=self._status.get(key),
+                replicas=self._families[key].wanted,
+                ready={
+                    e.name: str(e.process.launch.socket)
+                    for e in self.engines(key)
+                    if e.process.ready and not e.process.draining
+                },
+            )
+            for key, deployment in self._resources.items()
+            if deployment.spec.autoscaling.mode == "Builtin" and key in self._status
+        ]
 
     # for whoever says what is wanted
 
@@ -155,6 +178,7 @@ class LocalBackend:
                 for e in self.engines(key)
                 if not e.process.draining
             ),
+            decision=self.decision(key),
         )  # fmt: skip
 
     def render(self, deployment: LLMDeployment) -> Desired:

@@ -75,6 +75,10 @@ class Store:
     def resource(self, key: ResourceKey) -> Object | None:
         return self._objects.get(key, {}).get((KIND, key.name))
 
+    def resources(self) -> list[ResourceKey]:
+        """Those that exist."""
+        return [key for key, family in self._objects.items() if (KIND, key.name) in family]
+
     def children(self, key: ResourceKey, kind: str) -> Iterator[Object]:
         for (its_kind, _), obj in sorted(self._objects.get(key, {}).items()):
             if its_kind == kind:

@@ -12,16 +12,16 @@ Engines that load are supply: what is needed does not depend on how many there a
 more. Every decision names the rule that made it (`ScaleReason`) and the numbers it was made of.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 
 from quire_api.status import ScaleReason
 from quire_operator.planner.demand import Look, Memory, Peak, capacity, mean_tokens, offered, remember
 
-__all__ = ["Policy", "ScaleDecision", "decide"]
+__all__ = ["Inputs", "Policy", "ScaleDecision", "decide"]
 
-FULL_UP, FULL_DOWN = 0.85, 0.70  # of capacity: how full engines are to be when some come, and when some go
+FULL_UP, FULL_DOWN = 0.85, 0.80  # of capacity: how full engines are to be when some come, and when some go
 COLD_STARTS_BACK = 2  # looked back on before engines go: as long as it takes to regret it
 GROWTH_MOST = 2.0  # a forecast is at most so many times what is so now
 PARTS = 20  # of the time looked back on
@@ -41,10 +41,11 @@ class Policy:
     panic_factor: float = 2.0
     down_delay_s: float = 300.0
     idle_s: float | None = None  # None: never to zero
-    cold_start_s: float = 60.0  # measured
+    cold_start_s: float = 60.0  # until it was measured
 
     @property
     def back_s(self) -> float:
+        """The time that is looked back on before engines go."""
         return max(self.down_delay_s, COLD_STARTS_BACK * self.cold_start_s)
 
 
@@ -59,6 +60,7 @@ class Inputs:
     kv_usage: float
     offered: float  # tokens in flight that are needed
     capacity: float | None  # of one engine
+    holds: bool  # requests for a model at zero
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +69,13 @@ class ScaleDecision:
     reason: ScaleReason
     inputs: Inputs
     memory: Memory
+    work: Mapping[str, int]  # requests in each engine: the one with the fewest goes first
 
 
 def decide(look: Look, policy: Policy, memory: Memory, now: float) -> ScaleDecision:
+    """`memory` is what the last decision left; a new one begins with nothing known."""
     memory = remember(memory, look, now, policy.stable_s)
+    policy = replace(policy, cold_start_s=memory.cold_start_s or policy.cold_start_s)
     each = capacity(memory)
     horizon_s = max(policy.stable_s, policy.cold_start_s)
     stable = offered(memory, policy.stable_s, horizon_s)
@@ -83,14 +88,15 @@ def decide(look: Look, policy: Policy, memory: Memory, now: float) -> ScaleDecis
         desired, reason = policy.most, ScaleReason.AT_MAXIMUM
     if reason not in (ScaleReason.IDLE, ScaleReason.AT_ZERO) and desired < max(1, policy.least):
         desired, reason = max(1, policy.least), ScaleReason.AT_MINIMUM
-    return ScaleDecision(desired=desired, reason=reason, inputs=inputs, memory=memory)
+    work = {engine.name: engine.running + engine.waiting for engine in look.engines}
+    return ScaleDecision(desired=desired, reason=reason, inputs=inputs, memory=memory, work=work)
 
 
 def _decide(
     look: Look, policy: Policy, memory: Memory, stable: float, panic: float, each: float | None
 ) -> tuple[int, ScaleReason]:
     if look.replicas == 0:
-        return (1, ScaleReason.WOKEN) if look.held else (0, ScaleReason.AT_ZERO)
+        return (1, ScaleReason.WOKEN) if look.held or not look.holds else (0, ScaleReason.AT_ZERO)
     if look.ready and not look.engines:
         return look.replicas, ScaleReason.METRICS_UNAVAILABLE
     if _idle(look, policy, memory):
@@ -143,7 +149,9 @@ def _forecast(memory: Memory, stable: float, policy: Policy) -> float:
 
 
 def _idle(look: Look, policy: Policy, memory: Memory) -> bool:
-    if policy.idle_s is None or memory.in_flight or memory.last_work is None or len(look.engines) < look.ready:
+    if policy.idle_s is None or not look.holds or len(look.engines) < look.ready:
+        return False
+    if memory.in_flight or memory.last_work is None:
         return False
     return look.ready > 0 and memory.at - memory.last_work >= policy.idle_s
 
@@ -186,4 +194,5 @@ def _inputs(look: Look, memory: Memory, tokens: float, each: float | None) -> In
         kv_usage=sum(usage) / len(usage) if usage else 0.0,
         offered=tokens,
         capacity=each,
+        holds=look.holds,
     )

@@ -12,9 +12,10 @@ from quire_api.fetching import FETCH_OUTCOMES
 from quire_api.status import Condition, ConditionType, DeploymentStatus, Reason
 from quire_operator.planner.observed import Failure, Instance, Observed
 
-__all__ = ["Verdict", "judge", "refused", "write_status"]
+__all__ = ["Verdict", "judge", "refused", "with_standing", "write_status"]
 
 MESSAGE_MAX = 2000
+OF_A_VERDICT = (ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,21 @@ def write_status(facts: DeploymentStatus, verdict: Verdict, generation: int, now
     conditions = [_condition(facts, ConditionType.READY, verdict.ready, verdict, generation, now)]
     if verdict.second is not None:
         conditions.append(_condition(facts, verdict.second, "True", verdict, generation, now))
+    conditions += [c for c in facts.conditions if c.type not in OF_A_VERDICT]
     return facts.model_copy(update={"conditions": tuple(conditions), "observed_generation": generation})
+
+
+def with_standing(
+    conditions: tuple[Condition, ...], standing: Condition | None, generation: int, now: str
+) -> tuple[Condition, ...]:
+    """`conditions` with what holds beside the verdict; its time, too, moves only when its status does."""
+    others = tuple(c for c in conditions if c.type in OF_A_VERDICT)
+    if standing is None:
+        return others
+    before = next((c for c in conditions if c.type == standing.type), None)
+    since = before.last_transition_time if before is not None and before.status == standing.status else now
+    told = standing.model_copy(update={"last_transition_time": since, "observed_generation": generation})
+    return (*others, told)
 
 
 def _condition(

@@ -47,6 +47,7 @@ class Look:
     ready: int
     engines: tuple[EngineLoad, ...]  # those of the ready ones that answered
     held: int = 0  # requests that wait in the router
+    holds: bool = True  # there is a router that would hold requests for a model without an engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +98,9 @@ class Memory:
     tokens: float = 0.0  # and their tokens
     last_work: float | None = None  # when anything was in flight
     learned: float | None = None  # capacity that was known before a restart
+    loading_since: float | None = None  # fewer are ready than exist
+    ready: int = 0
+    cold_start_s: float | None = None  # measured: from being wanted to being ready
 
     @property
     def service_s(self) -> float | None:
@@ -150,7 +154,16 @@ def remember(memory: Memory, look: Look, now: float, keep_s: float) -> Memory:
         tokens=tokens,
         last_work=now if running + waiting or finished or memory.since is None else memory.last_work,
         learned=memory.learned,
+        ready=look.ready,
+        loading_since=None if look.ready >= look.replicas else memory.loading_since or now,
+        cold_start_s=_cold_start(memory, look, now),
     )
+
+
+def _cold_start(memory: Memory, look: Look, now: float) -> float | None:
+    """Measured when the first of those that load is ready."""
+    came = memory.since is not None and look.ready > memory.ready
+    return now - memory.loading_since if came and memory.loading_since is not None else memory.cold_start_s
 
 
 def _bound(engines: Iterable[EngineLoad], mean: float) -> float:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from quire_api.status import DeploymentStatus
+from quire_operator.planner.autoscale import ScaleDecision
 
 __all__ = ["Failure", "Instance", "Key", "ObjectState", "Observed", "Workload", "key_of"]
 
@@ -63,6 +64,7 @@ class Observed:
     workload: Workload = Workload()
     instances: tuple[Instance, ...] = ()
     conflicts: Mapping[Key, str] = field(default_factory=dict)  # names that somebody else has, and who
+    decision: ScaleDecision | None = None  # of the autoscaler, once it has looked
 
 
 def key_of(manifest: Mapping[str, Any]) -> Key:

@@ -16,10 +16,11 @@ from typing import Any
 from quire_api.deployment import LLMDeployment
 from quire_api.errors import InvalidInput
 from quire_api.status import Child, DeploymentStatus, Reason
-from quire_operator.planner.conditions import Verdict, judge, write_status
+from quire_operator.planner.conditions import Verdict, judge, with_standing, write_status
 from quire_operator.planner.observed import Key, Observed, key_of
+from quire_operator.planner.scaling import condition, replicas, tell
 
-__all__ = ["Action", "Apply", "Create", "Delete", "Desired", "Plan", "Scale", "digest", "plan"]
+__all__ = ["Action", "Apply", "Create", "Delete", "Desired", "Plan", "Scale", "Weigh", "digest", "plan"]
 
 Manifest = Mapping[str, Any]
 
@@ -59,12 +60,20 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True)
+class Weigh:
+    """Tell which engine is to stay when some go: the one with the highest cost."""
+
+    key: Key
+    cost: int
+
+
+@dataclass(frozen=True, slots=True)
 class Delete:
     key: Key
     uid: str
 
 
-Action = Create | Apply | Scale | Delete
+Action = Create | Apply | Weigh | Scale | Delete
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,13 +95,14 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
         verdict = Verdict.stalled(Reason.INVALID_SPEC, str(error).replace("\n", "; "))
         return Plan(actions=(), status=write_status(observed.status, verdict, generation, now))
 
+    deployment, standing = _scaled(deployment, observed, now)
     desired = render(deployment)
     if any(state.of_predecessor for state in observed.objects.values()):
         verdict = Verdict.working(Reason.STARTING, "waiting until what a deleted resource of this name left is gone")
-        return Plan(actions=(), status=write_status(observed.status, verdict, generation, now), requeue_after=2.0)
+        return Plan(actions=(), status=write_status(standing, verdict, generation, now), requeue_after=2.0)
     if taken := _taken(desired, observed, deployment.metadata.uid):
         verdict = Verdict.stalled(Reason.NAME_CONFLICT, taken)
-        status = write_status(observed.status, verdict, generation, now)
+        status = write_status(standing, verdict, generation, now)
         return Plan(actions=(), status=status, requeue_after=RETRY_CONFLICT_S)
 
     actions = diff(desired, observed, deployment.metadata.uid)
@@ -107,9 +117,23 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
         ready_replicas=workload.ready,
         serving=f"{workload.updated_ready}/{wanted}",
         children=tuple(Child(kind=key.kind, name=key.name) for key in sorted(map(key_of, desired.objects))),
-        conditions=observed.status.conditions,
+        autoscaling=standing.autoscaling,
+        conditions=standing.conditions,
     )
     return Plan(actions=tuple(actions), status=write_status(facts, verdict, generation, now))
+
+
+def _scaled(deployment: LLMDeployment, observed: Observed, now: str) -> tuple[LLMDeployment, DeploymentStatus]:
+    """The resource with as many replicas as are wanted now, and the status that says why."""
+    status = observed.status or DeploymentStatus()
+    wanted = replicas(deployment, status, observed.decision, observed.workload.replicas)
+    told = tell(deployment, status.autoscaling, observed.decision, wanted, now)
+    spec = deployment.spec.model_copy(update={"replicas": wanted})
+    conditions = with_standing(
+        status.conditions, condition(deployment, observed.decision), deployment.metadata.generation, now
+    )
+    standing = status.model_copy(update={"autoscaling": told, "conditions": conditions})
+    return deployment.model_copy(update={"spec": spec}), standing
 
 
 def diff(desired: Desired, observed: Observed, uid: str) -> list[Action]:
@@ -130,6 +154,9 @@ def diff(desired: Desired, observed: Observed, uid: str) -> list[Action]:
             and _scalable(manifest)
             and (state is None or state.replicas != desired.replicas)
         ):
+            if state is not None and (state.replicas or 0) > desired.replicas and observed.decision is not None:
+                work = observed.decision.work
+                actions += [Weigh(Key("Pod", i.name), work[i.name]) for i in observed.instances if i.name in work]
             actions.append(Scale(key, desired.replicas))
     for key, state in sorted(observed.objects.items()):
         if key not in wanted and state.owner_uid == uid:

@@ -10,11 +10,12 @@ from quire_operator.render.names import REVISION_LABEL, labels, selector
 from quire_operator.render.weights import WeightsPlan, plan_weights
 from quire_operator.settings import PROFILES, AcceleratorProfile, OperatorSettings
 
-__all__ = ["render", "service_url"]
+__all__ = ["ADMIN_PORT", "render", "service_url"]
 
 Manifest = dict[str, Any]
 
 PORT = 8000
+ADMIN_PORT = 8001  # the operator reads /load there
 PRESTOP_S = 5  # until every kube-proxy and router has taken the pod's address out
 MARGIN_S = 15  # after the drain: error events, closing, exit
 USER = 10001  # Dockerfile.engine makes it
@@ -131,9 +132,20 @@ def _engine(
         "name": "engine",
         "image": _image(deployment, settings),
         "imagePullPolicy": "IfNotPresent",
-        "command": engine_argv(deployment, model=weights.model, device=profile.device, host="0.0.0.0", port=PORT),
+        "command": engine_argv(
+            deployment,
+            model=weights.model,
+            device=profile.device,
+            host="0.0.0.0",
+            port=PORT,
+            admin_host="0.0.0.0",
+            admin_port=ADMIN_PORT,
+        ),
         "env": _variables({**ENVIRONMENT, **weights.environment}),
-        "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
+        "ports": [
+            {"name": "http", "containerPort": PORT, "protocol": "TCP"},
+            {"name": "admin", "containerPort": ADMIN_PORT, "protocol": "TCP"},
+        ],
         "resources": resources,
         "startupProbe": _probe("/readyz", period=2, failures=-(-startup // 2)),
         "readinessProbe": _probe("/readyz", period=2, failures=2),

@@ -2,16 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from quire_operator.planner.autoscale import Policy
 from quire_operator.simulate.fleet import Outcome, Step, simulate
 from quire_operator.simulate.loads import Load
-from quire_operator.simulate.policies import KV_USE, QUEUE, builtin, hpa
+from quire_operator.simulate.policies import builtin, hpa, kv_use, queue_length
 
 __all__ = ["KV_TARGETS", "QUEUE_TARGETS", "Comparison", "Score", "compare", "reversals"]
 
 QUEUE_TARGETS = (1.0, 2.0, 4.0, 8.0)  # waiting requests an engine
-KV_TARGETS = (0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)  # of the KV use that a full engine has: an absolute one may be out of reach
+KV_TARGETS = (
+    0.4,
+    0.5,
+    0.6,
+    0.7,
+    0.75,
+    0.8,
+    0.9,
+)  # of the KV use that a full engine has: an absolute one may be out of reach
 SAME_S = 0.1  # queue times that differ less are the same
 LEAST, MOST = 1, 16
 
@@ -56,19 +65,15 @@ def compare(load: Load) -> Comparison:
         cold_start_s=round(load.engine.cold_start_s, 1),
         ours=Score.of(ours),
         reversals=reversals(ours.steps, policy.stable_s),
-        queue={t: Score.of(simulate(load, hpa(QUEUE, t, LEAST, MOST))) for t in QUEUE_TARGETS},
-        kv_use={t: Score.of(simulate(load, hpa(KV_USE, t * full, LEAST, MOST))) for t in KV_TARGETS},
+        queue={t: Score.of(simulate(load, hpa(queue_length, t, LEAST, MOST))) for t in QUEUE_TARGETS},
+        kv_use={t: Score.of(simulate(load, hpa(kv_use, t * full, LEAST, MOST))) for t in KV_TARGETS},
     )
 
 
 def reversals(steps: Sequence[Step], window_s: float) -> int:
     """The most changes of direction within a window."""
-    moves = [
-        (new.at, new.replicas > old.replicas)
-        for old, new in zip(steps, steps[1:], strict=False)
-        if new.replicas != old.replicas
-    ]
-    turned = [at for (_, before), (at, after) in zip(moves, moves[1:], strict=False) if before != after]
+    moves = [(new.at, new.replicas > old.replicas) for old, new in pairwise(steps) if new.replicas != old.replicas]
+    turned = [at for (_, before), (at, after) in pairwise(moves) if before != after]
     return max((sum(at <= other < at + window_s for other in turned) for at in turned), default=0)
 
 

@@ -88,7 +88,9 @@ def generate(seed: int, seconds: float = 3600.0) -> Load:
         crowded=random.uniform(1.3, 3.0),
         cold_start_s=exp(random.uniform(3.402, 5.704)),  # 30 to 300
     )
-    prompt, output = (random.uniform(3000, 6000), 120.0) if long else (random.uniform(200, 1200), random.uniform(150, 400))
+    prompt, output = (
+        (random.uniform(3000, 6000), 120.0) if long else (random.uniform(200, 1200), random.uniform(150, 400))
+    )
     places = min(engine.max_num_seqs, engine.kv_tokens / (prompt + output))
     engines = random.uniform(2.0, 8.0)  # busy at the peak
     peak = engines * places / engine.service_s(int(prompt), int(output), int(places))

@@ -11,18 +11,18 @@ from quire_operator.planner.autoscale import Policy, decide
 from quire_operator.planner.demand import EngineLoad, Look, Memory
 from quire_operator.simulate.fleet import Scaler
 
-__all__ = ["KV_USE", "QUEUE", "builtin", "hpa"]
+__all__ = ["builtin", "hpa", "kv_use", "queue_length"]
 
 SYNC_S, TOLERANCE, STABILIZE_S = 15.0, 0.1, 300.0
 
 Metric = Callable[[EngineLoad], float]
 
 
-def QUEUE(engine: EngineLoad) -> float:
+def queue_length(engine: EngineLoad) -> float:
     return float(engine.waiting)
 
 
-def KV_USE(engine: EngineLoad) -> float:
+def kv_use(engine: EngineLoad) -> float:
     return engine.kv_usage
 
 

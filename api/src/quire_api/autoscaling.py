@@ -1,0 +1,126 @@
+"""`spec.autoscaling`: who decides how many engines there are, and by what.
+
+One writer always: in Manual and External `spec.replicas` is copied to the engines, whoever writes it; in Builtin the
+operator decides, and `spec.replicas` is left alone.
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from quire_api.base import Duration, Rule, Strict, seconds
+
+__all__ = ["Autoscaling", "Behavior", "ScaleToZero", "Targets"]
+
+
+class Targets(Strict):
+    """What counts as too full: then there is to be at least one engine more than serve."""
+
+    kv_cache_utilization: float = Field(
+        0.75,
+        ge=0.1,
+        le=1.0,
+        description="Mean share of the KV cache in use; cached blocks that no request refers to are free. Default: 0.75.",
+        examples=[0.6],
+    )
+    waiting_per_replica: int = Field(
+        4, ge=1, le=10_000, description="Waiting requests for each engine that serves. Default: 4.", examples=[8]
+    )
+
+
+class Behavior(Strict):
+    """How fast. Times are a number and s, m or h."""
+
+    stable_window: Duration = Field(
+        "60s", description="Demand is the mean of so long; 2s to 1h. Default: 60s.", examples=["30s"]
+    )
+    panic_window: Duration = Field(
+        "10s",
+        description="And of so long when it exceeds `panicFactor` times what the engines can do. Default: 10s.",
+        examples=["5s"],
+    )
+    panic_factor: float = Field(
+        2.0, ge=1.1, le=10.0, description="How far above capacity is a panic. Default: 2.", examples=[1.5]
+    )
+    scale_down_delay: Duration = Field(
+        "300s",
+        description="Engines go when they were not needed for so long, or for two cold starts, which are measured. Default: 300s.",
+        examples=["10m"],
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="duration(self.panicWindow) <= duration(self.stableWindow)",
+            message="panicWindow must be at most stableWindow: lower it, or raise stableWindow",
+            holds=lambda b: seconds(b.panic_window) <= seconds(b.stable_window),
+        ),
+        Rule(
+            cel="duration(self.stableWindow) >= duration('2s') && duration(self.stableWindow) <= duration('1h')",
+            message="stableWindow must be 2s to 1h",
+            holds=lambda b: 2 <= seconds(b.stable_window) <= 3600,
+        ),
+        Rule(
+            cel="duration(self.scaleDownDelay) <= duration('24h')",
+            message="scaleDownDelay must be at most 24h: to keep engines for longer, raise min",
+            holds=lambda b: seconds(b.scale_down_delay) <= 86400,
+        ),
+    )
+
+
+class ScaleToZero(Strict):
+    """No engine while nobody asks; the router holds what comes, and the first request brings one back."""
+
+    idle_after: Duration = Field(
+        "20m",
+        description="The last engine goes when there was no request for so long. A number and s, m or h. Default: 20m.",
+        examples=["5m"],
+    )
+
+
+class Autoscaling(Strict):
+    """Who decides how many engines there are."""
+
+    mode: Literal["Manual", "Builtin", "External"] = Field(
+        "Manual",
+        description="`Manual`: you, by `replicas`. `External`: a HorizontalPodAutoscaler or KEDA of yours, which writes the resource's `/scale`. "
+        "`Builtin`: the operator, from what the engines have to do; `replicas` is then ignored. Default: Manual.",
+        examples=["Builtin"],
+    )
+    min: int = Field(
+        1,
+        ge=0,
+        le=1000,
+        description="The fewest engines, in mode Builtin; 0 with `scaleToZero`. Default: 1.",
+        examples=[0],
+    )
+    max: int | None = Field(
+        None, ge=1, le=1000, description="The most engines, in mode Builtin, which needs it.", examples=[6]
+    )
+    targets: Targets = Field(default_factory=Targets, description="What counts as too full, in mode Builtin.")
+    behavior: Behavior = Field(default_factory=Behavior, description="How fast, in mode Builtin.")
+    scale_to_zero: ScaleToZero | None = Field(
+        None, description="Present: no engine while nobody asks, in mode Builtin. Default: absent."
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="self.mode != 'Builtin' || has(self.max)",
+            message="mode Builtin needs max: say how many engines there may be",
+            holds=lambda a: a.mode != "Builtin" or a.max is not None,
+        ),
+        Rule(
+            cel="!has(self.max) || self.min <= self.max",
+            message="min must be at most max: lower min, or raise max",
+            holds=lambda a: a.max is None or a.min <= a.max,
+        ),
+        Rule(
+            cel="!has(self.scaleToZero) || (self.min == 0 && self.mode == 'Builtin')",
+            message="scaleToZero needs min: 0 and mode: Builtin",
+            holds=lambda a: a.scale_to_zero is None or (a.min == 0 and a.mode == "Builtin"),
+        ),
+        Rule(
+            cel="self.min > 0 || has(self.scaleToZero)",
+            message="min: 0 needs scaleToZero, which says when the last engine goes; `scaleToZero: {}` is 20 minutes",
+            holds=lambda a: a.min > 0 or a.scale_to_zero is not None,
+        ),
+    )
