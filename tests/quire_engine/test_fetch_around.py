@@ -1,5 +1,6 @@
 """What is around a fetch: signals, addresses, the environment, the terminal. Real processes, and servers that misbehave."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -7,9 +8,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from fakes.serving import quire
+from fakes.fetching import fetch_here
+from fakes.serving import free_port, quire
+
+from quire_engine.errors import WeightsFailure
+from quire_engine.fetch.errors import SourceUnreachable
+from quire_engine.locate import default_store
 
 
 @pytest.fixture
@@ -77,3 +84,32 @@ def test_a_second_signal_does_not_wait_for_order() -> None:
         process.send_signal(signal.SIGINT)
 
         assert (before, process.wait(20)) == (None, 25)
+
+
+@pytest.mark.parametrize("endpoint", ["huggingface.co", "https://", "http://host:port", "http://[::1", "ftp://host"])
+def test_an_endpoint_that_is_no_address_is_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(SourceUnreachable, match=r"HF_ENDPOINT is .*, which is no web address"):
+        fetch_here("hf://org/model", tmp_path)
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint.replace("https://", "https"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(SourceUnreachable, match="s3://bucket/x: "):
+        fetch_here("s3://bucket/x", tmp_path)
+
+
+def test_a_user_without_a_home_can_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod's user often is a number that no file knows."""
+    for name in ("HOME", "HF_HOME", "HF_TOKEN", "HF_TOKEN_PATH", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free_port()}")
+
+    with pytest.raises(SourceUnreachable, match="cannot be reached"):
+        fetch_here("hf://org/model", tmp_path)
+    with pytest.raises(WeightsFailure, match="there is no home to keep models in: give --download-dir"):
+        default_store()

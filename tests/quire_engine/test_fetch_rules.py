@@ -54,6 +54,11 @@ def test_a_source_is_read_as_it_is_written(text: str, source: object) -> None:
         ("https://user:password@host/manifest.json", "leave it out"),
         ("pvc://claim/../../etc", "is no source"),
         ("s3://x", "no name of a bucket"),
+        ("", "the source is empty"),
+        ("~nobody-of-this-name/model", "no such home"),
+        ("https://host:port/manifest.json", "no web address"),
+        ("https://[::1/manifest.json", "no web address"),
+        ("https://[host]/manifest.json", "no web address"),
     ],
 )
 def test_what_is_no_source_is_refused_with_what_is(text: str, says: str) -> None:
@@ -314,3 +319,4 @@ def test_every_reason_has_an_exit_code_of_its_own() -> None:
 
 def test_a_url_is_shown_without_what_is_secret() -> None:
     assert shown("https://user:pass@host/a?X-Amz-Signature=s#f") == "https://host/a"
+    assert "secret" not in shown("https://[secret/a")

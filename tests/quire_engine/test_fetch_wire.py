@@ -185,3 +185,39 @@ def test_a_kept_connection_that_the_server_closed_is_made_anew() -> None:
             with links.get(f"http://{host}/x", {}) as answer:
                 assert answer.read(100) == b"hello"
     links.close()
+
+
+@pytest.mark.parametrize("location", ["http://[secret/x", "http://host:secret/x", "ftp://host/x?secret"])
+def test_a_redirect_to_no_address_is_named_without_its_text(location: str) -> None:
+    with (
+        server(says(b"", 302, Location=location)) as host,
+        pytest.raises(SourceUnreachable, match="which is no web address") as failure,
+    ):
+        read(f"http://{host}/x")
+
+    assert "secret" not in str(failure.value)
+
+
+def test_a_redirect_is_asked_for_in_letters_that_a_request_may_have() -> None:
+    """http.client refuses others, and prints the whole address, signature and all."""
+
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        if handler.path == "/x":
+            says(b"", 302, Location="/caf\u00c3\u00a9 %2F[1]?X-Amz-Signature=a b&c=%20")(handler)
+        else:
+            says(handler.path.encode())(handler)
+
+    with server(answer) as host:
+        assert read(f"http://{host}/x") == b"/caf%C3%A9%20%2F[1]?X-Amz-Signature=a%20b&c=%20"
+
+
+@pytest.mark.parametrize(
+    "proxy", ["http://user:pass/word@host:3128", "socks5://user:word@host:1080", "https://user:word@host", "http://"]
+)
+def test_a_proxy_that_cannot_be_used_is_said_without_its_password(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+
+    with pytest.raises(SourceUnreachable, match="the proxy of the environment for http://") as failure:
+        read("http://models.example/x")
+
+    assert "word@" not in str(failure.value).replace("password@", "")

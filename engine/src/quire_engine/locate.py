@@ -22,8 +22,10 @@ IMAGE_MODELS = Path("/models")  # where Dockerfile.engine puts models/
 
 def default_store() -> Path:
     """Where models are fetched to, unless --download-dir says otherwise."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "quire" / "models"
+    cache = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    if cache.startswith("~"):
+        raise WeightsFailure("there is no home to keep models in: give --download-dir, or set $HOME or $XDG_CACHE_HOME")
+    return Path(cache) / "quire" / "models"
 
 
 def locate_model(model: str, store: Path | None = None) -> Path:

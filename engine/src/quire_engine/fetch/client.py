@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPMessage
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from quire_engine.fetch.errors import SourceUnreachable, WeightsCorrupt, shown
 from quire_engine.fetch.halt import Halt
 from quire_engine.fetch.listing import Target
 from quire_engine.fetch.retry import Policy, pause_s, retry_after_s
-from quire_engine.fetch.wire import Answer, Broken, Wire
+from quire_engine.fetch.source import is_web_address
+from quire_engine.fetch.wire import URL, Answer, Broken, Wire
 
-__all__ = ["Client", "Document", "Explain", "origin"]
+__all__ = ["Client", "Document", "Explain", "onward", "origin"]
 
 REDIRECTS = (301, 302, 303, 307, 308)
 MOST_REDIRECTS = 5
@@ -55,11 +56,9 @@ class Client:
             if answer.status not in REDIRECTS or not location:
                 return answer
             with answer:
-                following = urljoin(url, location)
+                following = onward(url, location)
             if urlsplit(url).scheme == "https" and urlsplit(following).scheme != "https":
                 raise SourceUnreachable(f"{shown(url)} sends us on to {shown(following)}, which is not encrypted")
-            if urlsplit(following).scheme not in ("http", "https"):
-                raise SourceUnreachable(f"{shown(url)} sends us on to {shown(following)}, which is no web address")
             if origin(following) != origin(url):
                 private = {name: value for name, value in private.items() if name.lower() not in PRIVATE}
             url = following
@@ -97,6 +96,17 @@ class Client:
             later = f"; it asks to come back in {asked:.0f} s" if asked and asked > self.policy.longest_wait_s else ""
             raise SourceUnreachable(words + tried + later)
         self.halt.wait(pause)
+
+
+def onward(url: str, location: str) -> str:
+    """The address that a server sends us on to; SourceUnreachable if it is none."""
+    try:
+        following = urljoin(url, quote(location, safe=f"{URL}#", encoding="latin-1"))  # the bytes as they came
+    except ValueError:
+        following = location
+    if not is_web_address(following):
+        raise SourceUnreachable(f"{shown(url)} sends us on to {shown(following)}, which is no web address")
+    return following
 
 
 def origin(url: str) -> str:

@@ -62,6 +62,10 @@ class Interrupted(FetchFailure):
 
 def shown(url: str) -> str:
     """The URL as it may be printed: without user, query and fragment."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # a password with a slash in it looks like one
+    except ValueError:
+        return "an address that cannot be read"
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}{parts.path}"

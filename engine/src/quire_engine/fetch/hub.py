@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from http.client import HTTPMessage
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
-from quire_engine.fetch.client import Client, Document, Explain, origin
-from quire_engine.fetch.errors import ModelAccessDenied, ModelNotFound, WeightsCorrupt, shown
+from quire_engine.fetch.client import Client, Document, Explain, onward, origin
+from quire_engine.fetch.errors import ModelAccessDenied, ModelNotFound, SourceUnreachable, WeightsCorrupt, shown
 from quire_engine.fetch.listing import Check, Listing, RemoteFile, Target, check_name
-from quire_engine.fetch.source import HubSource
+from quire_engine.fetch.source import HubSource, is_web_address
 
 __all__ = ["list_hub"]
 
@@ -52,6 +52,8 @@ def list_hub(source: HubSource, client: Client) -> Listing:
 
 def _from_environment() -> _Hub:
     endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    if not is_web_address(endpoint):
+        raise SourceUnreachable(f"HF_ENDPOINT is {shown(endpoint)}, which is no web address: write it as https://host")
     token = _token()
     return _Hub(endpoint=endpoint, headers={"Authorization": f"Bearer {token}"} if token else {})
 
@@ -59,11 +61,11 @@ def _from_environment() -> _Hub:
 def _token() -> str | None:
     token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
     if not token:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        home = Path(os.environ.get("HF_HOME") or cache / "huggingface").expanduser()
-        path = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
+        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
+        path = os.environ.get("HF_TOKEN_PATH") or f"{home}/token"
         try:
-            token = path.read_text()
+            token = Path(os.path.expanduser(path)).read_text()  # Path's own raises where nobody has a home
         except (OSError, UnicodeDecodeError):
             return None
     token = token.strip()
@@ -92,7 +94,7 @@ def _tree(hub: _Hub, source: HubSource, commit: str, client: Client, explain: Ex
 
 def _next(page: Document, url: str) -> str | None:
     found = NEXT.search(page.headers.get("Link", ""))
-    return urljoin(url, found[1]) if found else None
+    return onward(url, found[1]) if found else None
 
 
 def _file(hub: _Hub, source: HubSource, commit: str, entry: Mapping[str, Any]) -> RemoteFile:

@@ -140,7 +140,7 @@ def _named(source: S3Source, do: Callable[[], Any]) -> Any:
         raise _refused(source, error) from None
     except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError, ProfileNotFound) as error:
         raise ModelAccessDenied(f"{source}: no usable AWS credentials: {error}") from None
-    except BotoCoreError as error:
+    except (BotoCoreError, ValueError) as error:  # the latter of an endpoint that is no address
         raise SourceUnreachable(f"{source}: {error}") from None
 
 

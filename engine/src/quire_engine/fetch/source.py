@@ -7,7 +7,17 @@ from urllib.parse import urlsplit
 
 from quire_engine.fetch.errors import ModelNotFound
 
-__all__ = ["FETCHED", "HubSource", "LocalSource", "S3Source", "Source", "WebSource", "is_hub_name", "parse_source"]
+__all__ = [
+    "FETCHED",
+    "HubSource",
+    "LocalSource",
+    "S3Source",
+    "Source",
+    "WebSource",
+    "is_hub_name",
+    "is_web_address",
+    "parse_source",
+]
 
 FETCHED = ("hf", "s3", "https", "http")  # schemes whose bytes have to be brought
 NOT_YET = {
@@ -74,12 +84,26 @@ def is_hub_name(text: str) -> bool:
     return repo.count("/") == 1 and bool(_REPO.fullmatch(repo)) and (not at or bool(_REVISION.fullmatch(revision)))
 
 
+def is_web_address(url: str) -> bool:
+    """Whether it can be asked at all: urlsplit lets much pass, and says so only when its parts are looked at."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("https", "http") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def parse_source(text: str) -> Source:
     """ModelNotFound, with what is known, for anything else."""
+    if not text:
+        raise ModelNotFound(f"the source is empty; known are {KNOWN}")
     scheme, separator, rest = text.partition("://")
     if not separator:
         if Path(text).is_absolute() or text.startswith((".", "~")) or Path(text).is_dir():
-            return LocalSource(scheme="file", path=str(Path(text).expanduser().absolute()))
+            try:
+                return LocalSource(scheme="file", path=str(Path(text).expanduser().absolute()))
+            except RuntimeError:  # nobody of that name, or a user without a home
+                raise ModelNotFound(f"{_safe(text)}: there is no such home") from None
         if is_hub_name(text):
             return _hub(text, text)
         raise ModelNotFound(f"{_safe(text)} is no source; known are {KNOWN}")
@@ -114,10 +138,12 @@ def _s3(rest: str, text: str) -> S3Source:
 
 
 def _web(text: str) -> WebSource:
-    parts = urlsplit(text)
-    if "@" in parts.netloc:
+    if "@" in text.partition("://")[2].partition("/")[0]:
         raise ModelNotFound("an address with a user in it would show in every list of processes: leave it out")
-    if not parts.hostname or not parts.path.endswith("/manifest.json") or parts.query or parts.fragment:
+    if not is_web_address(text):
+        raise ModelNotFound(f"{_safe(text)} is no web address: https://host[:port]/path/manifest.json")
+    parts = urlsplit(text)
+    if not parts.path.endswith("/manifest.json") or parts.query or parts.fragment:
         raise ModelNotFound(
             f"{_safe(text)}: a web address must end with /manifest.json, a list of files with size and sha256; "
             "every folder that `quire fetch` made has one"

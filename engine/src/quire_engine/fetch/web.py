@@ -17,7 +17,7 @@ def list_web(source: WebSource, client: Client) -> Listing:
     def explain(status: int, headers: HTTPMessage) -> Exception | None:
         if status in (401, 403):
             return ModelAccessDenied(f"{shown(source.url)} answers {status}: it must be readable without a key")
-        if 400 <= status < 500 and status not in (408, 425, 429):
+        if 400 <= status < 500 and status not in (407, 408, 425, 429):
             return ModelNotFound(f"{shown(source.url)} answers {status}: there is no manifest")
         return None
 

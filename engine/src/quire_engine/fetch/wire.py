@@ -13,15 +13,17 @@ from base64 import b64encode
 from collections.abc import Mapping
 from functools import cache
 from typing import Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]  # not in the stubs
 
-from quire_engine.fetch.errors import shown
+from quire_engine.fetch.errors import SourceUnreachable, shown
+from quire_engine.fetch.source import is_web_address
 
-__all__ = ["Answer", "Broken", "Wire"]
+__all__ = ["URL", "Answer", "Broken", "Wire"]
 
 CONNECT_S = 10.0
 SILENCE_S = 30.0  # without a byte: the connection is dead, whatever it says
+URL = "%/?:@!$&'()*+,;=~[]"  # what stands in a path and a query as it is
 SMALL = 1 << 16  # an unread rest of at most this is read, to keep the connection
 
 
@@ -156,11 +158,12 @@ class Wire:
         self, connection: http.client.HTTPConnection, key: tuple[str, str], url: str, headers: Mapping[str, str]
     ) -> Answer:
         parts = urlsplit(url)
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        # A redirect, or a user, may give what no request line can hold; http.client would print all of it.
+        path = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=URL)
         own = {"Accept-Encoding": "identity", "User-Agent": "quire"}
         proxy = _proxy_of(*key) if key[0] == "http" else None
         if proxy:  # is asked for the whole address
-            path = url
+            path = f"{key[0]}://{key[1].rpartition('@')[2]}{path}"
             own |= _proxy_headers(proxy)
         try:
             connection.request("GET", path, headers={**own, **headers})
@@ -175,7 +178,7 @@ class Wire:
         host, port = target.hostname or "", target.port
         proxy = _proxy_of(scheme, netloc)
         via = urlsplit(proxy) if proxy else None
-        to = ((via.hostname or "") if via else host, via.port if via else port)
+        to = ((via.hostname or "") if via else host, (via.port or 80) if via else port)
         connection = (
             http.client.HTTPSConnection(*to, timeout=CONNECT_S, context=_tls())
             if scheme == "https"
@@ -201,12 +204,18 @@ class Wire:
 
 
 def _proxy_of(scheme: str, netloc: str) -> str | None:
-    """From HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, unless NO_PROXY names the host."""
+    """From HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, unless NO_PROXY names the host. Its address may hold a password."""
     proxies = getproxies_environment()
     proxy = proxies.get(scheme) or proxies.get("all")
     if not proxy or proxy_bypass_environment(netloc, proxies):
         return None
-    return proxy if "://" in proxy else f"http://{proxy}"
+    address = proxy if "://" in proxy else f"http://{proxy}"
+    if not address.startswith("http://") or not is_web_address(address):
+        raise SourceUnreachable(
+            f"the proxy of the environment for {scheme}:// cannot be used: write http://[user:password@]host:port, "
+            "special letters of user and password as %XX; or name the host in NO_PROXY"
+        )
+    return address
 
 
 def _proxy_headers(proxy: str) -> dict[str, str]:
