@@ -50,6 +50,7 @@ class Incoming:
         self.attempt = 0  # of the whole file; what belongs to an older one is dropped
         self.wrong = 0  # attempts that ended with another hash
         self.pin = known.pin if known else None  # origin and ETag
+        self.loose = False  # its ETag is not looked at any more: the hash will tell
         self.shortcut: Target | None = None  # where a redirect led; good for an hour or so
         self.streamer: int | None = None  # the thread which takes all of it, because the server sends no ranges
         self.sha256: str | None = None
@@ -91,12 +92,20 @@ class Incoming:
     def agrees(self, attempt: int, origin: str, etag: str | None) -> bool:
         """Whether an answer with this ETag belongs to what is there. The first one that can pin it does."""
         with self.news:
-            if attempt != self.attempt or not etag or etag.startswith("W/"):
+            if self.loose or attempt != self.attempt or not etag or etag.startswith("W/"):
                 return True
             if self.pin is None:
                 self.pin = origin, etag
                 self._journal.pinned(self.remote.path, origin, etag)
             return self.pin[0] != origin or self.pin[1] == etag
+
+    def loosen(self) -> bool:
+        """Go on whatever the ETag, and keep what is there. False where there is no hash to judge it in the end."""
+        with self.news:
+            if self.remote.check is None:
+                return False
+            self.loose, self.pin = True, None
+            return True
 
     def claim(self, thread: int) -> bool:
         """To be the only one that reads the file, from its first byte to its last."""

@@ -306,11 +306,13 @@ class _Transfer:
         return answer
 
     def _moved(self, file: Incoming) -> Exception:
-        """What was listed under this ETag is no longer there; or only a CDN's copy is another, which the hash will judge."""
+        """What was listed under this ETag is no longer there; or one copy of many has its own, as servers make them of times."""
         if file.remote.etag is not None:
             return WeightsCorrupt(
                 f"{file.remote.path} changed at its source since it was listed; run it again to take what is there now"
             )
+        if file.loosen():
+            return Broken(f"{file.remote.path} has another ETag than it had before")
         return _Changed()
 
     def _refused(self, file: Incoming, answer: Answer) -> tuple[int, str | None, str]:
