@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fakes.fetching import fetch_here
+from fakes.fetching import at, environment, fetch_here
+from fakes.hub import Repo, hub
 from fakes.serving import free_port, quire
 
+from quire_api.errors import InvalidInput
 from quire_engine.errors import WeightsFailure
+from quire_engine.fetch import cli
 from quire_engine.fetch.errors import SourceUnreachable
 from quire_engine.locate import default_store
 
@@ -113,3 +116,17 @@ def test_a_user_without_a_home_can_fetch(tmp_path: Path, monkeypatch: pytest.Mon
         fetch_here("hf://org/model", tmp_path)
     with pytest.raises(WeightsFailure, match="there is no home to keep models in: give --download-dir"):
         default_store()
+
+
+def test_a_process_without_standard_error_fetches(tmp_path: Path) -> None:
+    with hub() as fake:
+        fake.repos["org/model"] = Repo({"config.json": b"{}", "model.safetensors": b"x"})
+        command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *quire("fetch", "org/model", str(tmp_path))]
+        done = subprocess.run(command, env=environment(fake), stdout=subprocess.PIPE, text=True, timeout=60)
+
+    assert (done.returncode, done.stdout) == (0, f"{at(tmp_path, 'org/model')}\n")
+
+
+def test_a_status_file_that_cannot_be_is_said_before_anything_is_asked(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"--status-file: .*/none/x cannot be written: No such file"):
+        cli.fetch(["hf://org/model", str(tmp_path), "--status-file", str(tmp_path / "none" / "x")])

@@ -45,7 +45,7 @@ def fetch(argv: list[str]) -> int:
 def _fetch(arguments: argparse.Namespace, halt: Halt) -> int:
     from quire_engine.fetch.bring import Fetch, bring
     from quire_engine.fetch.port import answering
-    from quire_engine.fetch.progress import Meter, Teller
+    from quire_engine.fetch.progress import Meter, Teller, replace
     from quire_engine.fetch.source import LocalSource, parse_source
 
     source = parse_source(arguments.source)
@@ -69,6 +69,11 @@ def _fetch(arguments: argparse.Namespace, halt: Halt) -> int:
             except OSError as error:
                 raise InvalidInput([f"--status-port: {port} cannot be listened on: {error.strerror}"]) from None
         file = Path(arguments.status_file) if arguments.status_file else None
+        if file is not None:
+            try:
+                replace(file, json.dumps(meter.status()) + "\n")
+            except OSError as error:
+                raise InvalidInput([f"--status-file: {file} cannot be written: {error.strerror}"]) from None
         stack.enter_context(Teller(meter, quiet=arguments.quiet, file=file))
         try:
             folder = bring(wanted, meter, halt)

@@ -7,12 +7,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
 from quire_api.fetching import FetchStatus
 
-__all__ = ["Meter", "Teller", "human"]
+__all__ = ["Meter", "Teller", "human", "replace"]
 
 WINDOW_S = 10.0  # over which the rate is taken
 
@@ -85,9 +86,9 @@ class Teller:
     ) -> None:
         """`every_s` is for lines; a bar moves faster."""
         self._meter = meter
-        self._out = out or sys.stderr
-        self._quiet = quiet
-        self._bar = not quiet and self._out.isatty()
+        self._out = out or sys.stderr  # None where a process was started without
+        self._quiet = quiet or self._out is None
+        self._bar = not self._quiet and self._out.isatty()
         self._file = file
         self._every_s = every_s
         self._end = threading.Event()
@@ -113,7 +114,8 @@ class Teller:
         status = self._meter.status()
         line = json.dumps(status)
         if self._file is not None and line != self._last:
-            _replace(self._file, line + "\n")
+            with suppress(OSError):  # the status is for others; the fetch goes on without
+                replace(self._file, line + "\n")
         if self._bar:
             self._write("\r" + _bar(status) + "\x1b[K")
         elif not self._quiet and line != self._last:
@@ -148,10 +150,8 @@ def _bar(status: FetchStatus) -> str:
     )[:140]
 
 
-def _replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str) -> None:
+    """At once, for who reads it meanwhile."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        fresh.write_text(text)
-        fresh.replace(path)
-    except OSError:
-        pass  # the status is for others; the fetch goes on without
+    fresh.write_text(text)
+    fresh.replace(path)
