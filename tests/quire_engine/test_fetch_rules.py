@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from quire_api.fetching import FETCH_OUTCOMES, FetchReason, fetch_reason_of
 from quire_api.footprint import ModelShape
+from quire_engine.fetch.arguments import parse_arguments
 from quire_engine.fetch.choose import Choice, choose
 from quire_engine.fetch.errors import ModelNotFound, WeightsCorrupt, shown
 from quire_engine.fetch.gc import Candidate, victims
@@ -16,6 +17,7 @@ from quire_engine.fetch.layout import Place, escaped, model_folder, source_of
 from quire_engine.fetch.listing import RemoteFile, Target, check_name
 from quire_engine.fetch.lock import Lock, Watch
 from quire_engine.fetch.machine import Process
+from quire_engine.fetch.manifest import parse_manifest
 from quire_engine.fetch.ranges import Ranges
 from quire_engine.fetch.retry import Policy, pause_s, retry_after_s
 from quire_engine.fetch.source import HubSource, LocalSource, S3Source, WebSource, parse_source
@@ -148,6 +150,34 @@ def test_patterns_choose_and_the_tokenizer_comes_along() -> None:
     chosen = choose(files, Choice(include=("*.gguf",), exclude=("b.*",)), "hf://x/y")
 
     assert [file.path for file in chosen] == ["a.gguf", "tokenizer.json"]
+
+
+def test_a_folder_that_is_left_out_comes_when_a_pattern_names_it() -> None:
+    files = _files("config.json", "original/model.safetensors", "model.safetensors")
+
+    chosen = [choose(files, Choice(include=(p,)), "hf://x/y") for p in ("original/*", "*.safetensors")]
+
+    assert [file.path for file in chosen[0]] == ["config.json", "original/model.safetensors"]
+    assert [file.path for file in chosen[1]] == ["config.json", "model.safetensors"]
+
+
+def test_a_manifest_without_a_bottom_is_refused() -> None:
+    with pytest.raises(WeightsCorrupt, match="is no JSON"):
+        parse_manifest(b"[" * 200_000, "it")
+
+
+@pytest.mark.parametrize("letter", ["x", "\u00e9", "\U0001f600"])
+def test_a_summary_is_short_in_bytes_whatever_its_source(letter: str) -> None:
+    line = summary_line(f"https://host/{letter * 3000}/manifest.json", "a" * 40, [1], {"architectures": [letter * 99]})
+
+    assert len(line.encode()) <= LARGEST
+    assert json.loads(line)["source"].startswith(f"https://host/{letter}")
+
+
+def test_flags_may_stand_before_the_store() -> None:
+    _, told = parse_arguments(["hf://a/b", "--exclude", "x", "/store", "--quiet"])
+
+    assert (told.source, told.store, told.exclude) == ("hf://a/b", "/store", ["x"])
 
 
 def test_different_choices_have_different_folders() -> None:

@@ -56,7 +56,7 @@ def parse_arguments(argv: list[str]) -> tuple[str, argparse.Namespace]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _ADD[verb](parser)
-    return verb, parser.parse_args(rest)
+    return verb, parser.parse_intermixed_args(rest)  # an optional STORE may stand after a flag
 
 
 def _add_fetch(parser: argparse.ArgumentParser) -> None:

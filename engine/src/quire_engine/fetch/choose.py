@@ -61,7 +61,8 @@ class Choice:
 
 def choose(files: Sequence[RemoteFile], choice: Choice, source: str) -> tuple[RemoteFile, ...]:
     """In the order of their names; ModelNotFound says what there is instead, if there is nothing to load."""
-    by_name = {file.path: file for file in files if _is_a_models(file.path)}
+    named = [pattern for pattern in choice.include if "/" in pattern]
+    by_name = {file.path: file for file in files if _is_a_models(file.path, named)}
     if choice.include:
         names = {n for n in by_name if _matches(n, choice.include) or ("/" not in n and _matches(n, ALWAYS))}
     else:
@@ -75,10 +76,12 @@ def choose(files: Sequence[RemoteFile], choice: Choice, source: str) -> tuple[Re
     return tuple(by_name[name] for name in sorted(names))
 
 
-def _is_a_models(path: str) -> bool:
+def _is_a_models(path: str, named: Sequence[str]) -> bool:
+    """Not in a folder that is left out, unless a pattern that names a folder asks for it."""
     *folders, _ = path.split("/")
     hidden = any(part.startswith(".") for part in path.split("/"))
-    return not hidden and path not in RESERVED and not any(folder.lower() in LEFT_OUT for folder in folders)
+    left_out = any(folder.lower() in LEFT_OUT for folder in folders) and not _matches(path, named)
+    return not hidden and path not in RESERVED and not left_out
 
 
 def _weights(names: Sequence[str], choice: Choice, source: str) -> list[str]:

@@ -35,7 +35,7 @@ class Document:
     def json(self, what: str) -> Any:
         try:
             return json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise WeightsCorrupt(f"{what} is no JSON: is this the right server?") from None
 
 

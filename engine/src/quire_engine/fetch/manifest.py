@@ -64,7 +64,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     """WeightsCorrupt unless it is one of ours; every name in it is safe to write afterwards."""
     try:
         told = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise WeightsCorrupt(f"{where} is no JSON") from None
     if not isinstance(told, dict) or told.get("format") != FORMAT or not isinstance(told.get("files"), list):
         raise WeightsCorrupt(

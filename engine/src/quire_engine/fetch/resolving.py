@@ -67,6 +67,6 @@ def _config(file: RemoteFile, client: Client) -> Mapping[str, Any] | None:
 def _mapping(data: bytes) -> Mapping[str, Any] | None:
     try:
         told = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return told if isinstance(told, dict) else None

@@ -42,5 +42,8 @@ def footprint(config: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def summary_line(source: str, revision: str, files: Sequence[int], config: Mapping[str, Any] | None) -> str:
     """`files` are their sizes."""
-    about = {"source": source[:2048], "revision": revision, "bytes": sum(files), "files": len(files)}
-    return json.dumps({**about, **footprint(config)}, separators=(",", ":"))
+    told = {"revision": revision, "bytes": sum(files), "files": len(files), **footprint(config)}
+    room = LARGEST - len(json.dumps(told)) - len('{"source":"",')
+    while len(json.dumps(source)) - 2 > room:  # a letter may take six bytes, or twelve
+        source = source[: min(len(source) - 1, room)]
+    return json.dumps({"source": source, **told}, separators=(",", ":"))
