@@ -1,6 +1,7 @@
 """`quire router` as a process: files read again, TLS, signals, bad input; and before a real engine."""
 
 import http.client
+import io
 import json
 import signal
 import ssl
@@ -58,10 +59,31 @@ def test_files_are_read_again_while_it_runs(tmp_path: Path) -> None:
         assert router.stop() == 0
 
 
-def test_it_serves_tls(tmp_path: Path) -> None:
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
-    subprocess.run([*make.split(), "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
+def certify(folder: Path) -> tuple[Path, Path]:
+    """A certificate of its own, and the key."""
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=localhost"
+    name = "subjectAltName=DNS:localhost"
+    command = [*make.split(), "-addext", name, "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(command, check=True, capture_output=True)
+    return cert, key
+
+
+def trusts(port: int, cert: Path) -> bool:
+    link = http.client.HTTPSConnection("localhost", port, context=ssl.create_default_context(cafile=str(cert)))
+    try:
+        link.request("GET", "/livez")
+        return link.getresponse().read() == b"ok"
+    except ssl.SSLCertVerificationError:
+        return False
+    finally:
+        link.close()
+
+
+def test_it_serves_tls_and_takes_a_certificate_that_was_renewed(tmp_path: Path) -> None:
+    cert, key = certify(tmp_path)
+    (tmp_path / "new").mkdir()
+    renewed, its_key = certify(tmp_path / "new")
     with engines(1, events=3) as (engine,):
         port = free_port()
         arguments = [
@@ -79,6 +101,13 @@ def test_it_serves_tls(tmp_path: Path) -> None:
                 link.request("POST", "/v1/completions", json.dumps({"model": "m", "stream": True}))
                 assert link.getresponse().read().endswith(b"data: [DONE]\n\n")
             link.close()
+            limits = Path(f"/proc/{process.pid}/limits").read_text().partition("Max open files")[2].split()
+            assert limits[0] == limits[1]
+
+            cert.write_bytes(renewed.read_bytes())  # which the old key does not fit: the pair that was stays
+            assert b"what was read before stays" in process.stderr.readline()
+            key.write_bytes(its_key.read_bytes())
+            eventually(lambda: trusts(port, renewed))
         finally:
             process.terminate()
             assert process.wait(10) == 0
@@ -89,7 +118,7 @@ def test_it_serves_tls(tmp_path: Path) -> None:
 @pytest.mark.parametrize("second", [False, True])
 def test_a_signal_lets_open_answers_end_and_a_second_one_does_not(second: bool, tmp_path: Path) -> None:
     with (
-        engines(1, events=10, delay=0.2) as (engine,),
+        engines(1, events=10, delay=0.2 if second else 0.05) as (engine,),
         serving(tmp_path, "router", f"--backend=m={engine.address}") as router,
     ):
         link = http.client.HTTPConnection("127.0.0.1", router.port, timeout=20)
@@ -128,10 +157,11 @@ def test_bad_input_is_one_sentence(arguments: list[str], problem: str) -> None:
     assert problem in str(caught.value)
 
 
-def test_a_key_is_hashed_as_it_is_compared() -> None:
-    done = subprocess.run(quire("router", "hash-key"), input="secret\n", capture_output=True, text=True)
+def test_a_key_is_hashed_as_it_is_compared(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("secret\n"))
 
-    assert done.stdout == f"{hash_of('secret')}\n"
+    assert router_command(["hash-key"]) == 0
+    assert capsys.readouterr().out == f"{hash_of('secret')}\n"
 
 
 def test_a_real_engine_answers_through_it_as_by_itself(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import ssl
 import sys
@@ -30,7 +31,8 @@ def router(argv: list[str]) -> int:
     if bool(arguments.tls_cert_file) != bool(arguments.tls_key_file):
         raise InvalidInput(["--tls-cert-file and --tls-key-file go together: give both, or none"])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    tls = _tls(arguments.tls_cert_file, arguments.tls_key_file) if arguments.tls_cert_file else None
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if arguments.tls_cert_file else None
+    _allow_many_connections()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(arguments, tls))
 
@@ -80,13 +82,20 @@ def _hash_key(argv: list[str]) -> int:
     return 0
 
 
-def _tls(cert: Path, key: Path) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+def _take_chain(tls: ssl.SSLContext, cert: Path, key: Path) -> None:
+    """For connections from now on."""
     try:
-        context.load_cert_chain(cert, key)
+        for context in (ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), tls):  # a bad pair would stay in the first
+            context.load_cert_chain(cert, key, password="")  # of a key that has one, nobody could be asked
     except (OSError, ssl.SSLError) as error:
         raise InvalidInput([f"--tls-cert-file {cert}, --tls-key-file {key}: {error}"]) from None
-    return context
+
+
+def _allow_many_connections() -> None:
+    """A stream takes two descriptors, and many systems begin with 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # some systems name a limit that they do not grant
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _from_flags(backends: list[str]) -> Registry:
@@ -116,6 +125,9 @@ async def _run(arguments: Namespace, tls: ssl.SSLContext | None) -> int:
         files.append(server.watch(arguments.config, lambda path: server.replace(read_config(path))))
     if arguments.keys_file is not None:
         files.append(server.watch(arguments.keys_file, lambda path: server.use_keys(read_keys(path))))
+    if tls is not None:
+        key = arguments.tls_key_file
+        files.append(server.watch(arguments.tls_cert_file, lambda path: _take_chain(tls, path, key), key))
     for file in files:
         file.load()
     stop, cut = asyncio.Event(), asyncio.Event()

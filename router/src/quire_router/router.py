@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from quire_router.client import Connection
+from quire_router.client import HEAD_S, Connection
 from quire_router.door import Door, Visit
 from quire_router.exchange import CLIENT_LEFT, Exchange
 from quire_router.fleet import Fleet
@@ -70,7 +70,12 @@ class Router:
         """Listen; the port (a free one for 0). OSError when it is taken."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: Connection(self._answer, self._connections), host, port, ssl=tls, backlog=2048
+            lambda: Connection(self._answer, self._connections),
+            host,
+            port,
+            ssl=tls,
+            backlog=2048,
+            ssl_handshake_timeout=HEAD_S if tls else None,
         )
         self._sweeping = asyncio.create_task(self._sweep())
         return int(self._server.sockets[0].getsockname()[1])
@@ -84,10 +89,10 @@ class Router:
         self._ledger.recent.keep(model.name for model in registry.models)
         self._tell()
 
-    def watch(self, path: Path, take: Callable[[Path], None]) -> Watched:
+    def watch(self, path: Path, take: Callable[[Path], None], *also: Path) -> Watched:
         """Have a file shown in the state, and its bad changes counted. The caller loads and follows it."""
         failures = self._ledger.metrics.of("reload_failures_total", path.name)
-        self._files.append(Watched(path, take, failures.inc))
+        self._files.append(Watched(path, take, failures.inc, also))
         return self._files[-1]
 
     def use_keys(self, keys: Keys) -> None:

@@ -1,4 +1,4 @@
-"""Reads a file again whenever it has changed. A bad file changes nothing, and is said so until it is mended.
+"""Reads a file again whenever it, or one that belongs to it, has changed. A bad file changes nothing, and is said so until it is mended.
 
 By looking, once a second: a mounted secret changes by a renamed link, which watchers of files do not see.
 """
@@ -23,12 +23,13 @@ class Watched:
     path: Path
     take: Callable[[Path], None]  # reads it; raises InvalidInput and then has changed nothing
     failed: Callable[[], None] = lambda: None  # called when a change could not be taken
+    also: tuple[Path, ...] = ()  # what belongs to it, as a key to its certificate
     error: str | None = None
     _seen: object = None
 
     def load(self) -> None:
         """For the first time, when a mistake is the caller's to tell."""
-        self._seen = _state(self.path)
+        self._seen = self._states()
         self.take(self.path)
 
     async def follow(self) -> None:
@@ -37,7 +38,7 @@ class Watched:
             self.look()
 
     def look(self) -> None:
-        seen = _state(self.path)
+        seen = self._states()
         if seen == self._seen:
             return
         self._seen = seen
@@ -50,6 +51,9 @@ class Watched:
         else:
             self.error = None
             log.info("%s: read again", self.path)
+
+    def _states(self) -> list[object]:
+        return [_state(path) for path in (self.path, *self.also)]
 
 
 def _state(path: Path) -> object:
