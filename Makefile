@@ -41,6 +41,10 @@ generate: setup ## write the CRD and docs/reference from the types
 e2e: setup ## everything on a real Kubernetes (root; cold about 25 minutes, warm about 13)
 	$(BIN)/python e2e/run.py
 
+.PHONY: dashboard
+dashboard: setup ## the dashboard in headless Chromium (a minute); pictures go to build/dashboard/
+	$(BIN)/python e2e/local/dashboard.py
+
 .PHONY: soak
 soak: setup ## an engine under 20,000 requests at random, then under twice what it can do (about 10 minutes)
 	$(BIN)/python e2e/soak.py

@@ -20,6 +20,7 @@ sys.path[:0] = [str(HERE / name) for name in ("cluster", "kubernetes", "local", 
 
 from checks import BEFORE_IMAGES, World  # noqa: E402  # after the path above
 from clients import STAGES  # noqa: E402
+from dashboard import dashboard_in_a_browser  # noqa: E402
 from fetching import WITH_IMAGES  # noqa: E402
 from readme import first_answer  # noqa: E402
 from soak import SOAK  # noqa: E402
@@ -75,7 +76,7 @@ def main() -> int:
 
 def _run(stages: Stages, *, keep: bool) -> None:
     stages.run("make run, then the README's curl: the first answer", first_answer)
-    for stage in (*STAGES, *WEIGHTS, *SOAK):
+    for stage in (*STAGES, dashboard_in_a_browser, *WEIGHTS, *SOAK):
         stages.run(stage.__doc__ or "", stage)
     with tempfile.TemporaryDirectory() as folder:
         target = choose(f"e2e-{os.getpid()}", Path(folder))

@@ -15,6 +15,7 @@ if [[ "${1:-}" == "e2e" ]]; then
     openssl                        # the certificates of the cluster
     buildah debootstrap            # images without a Docker engine
     prometheus                     # promtool, which checks metrics
+    chromium                       # the dashboard is looked at in it
   )
 fi
 if [[ "${1:-}" == "bench" ]]; then
@@ -23,7 +24,7 @@ fi
 
 if ! command -v dpkg-query >/dev/null; then
   programs=(python3 gcc make git curl)
-  [[ "${1:-}" == "e2e" ]] && programs+=(containerd runc etcd iptables conntrack ip openssl buildah debootstrap promtool)
+  [[ "${1:-}" == "e2e" ]] && programs+=(containerd runc etcd iptables conntrack ip openssl buildah debootstrap promtool chromium)
   [[ "${1:-}" == "bench" ]] && programs+=(nginx)
   for program in "${programs[@]}"; do
     command -v "$program" >/dev/null || { echo "missing: $program (this script installs packages on Debian only)" >&2; exit 1; }

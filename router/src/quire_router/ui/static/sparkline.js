@@ -3,7 +3,7 @@
 import { setAttribute, svgElement } from "./dom.js";
 
 const SPAN_S = 300;
-const LEAST_S = 60; // what the width stands for at first
+const LEAST_S = 30; // what the width stands for at first
 const WIDTH = 120;
 const HEIGHT = 28;
 
