@@ -16,13 +16,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE / name) for name in ("cluster", "kubernetes", "local", "../tests")]
+sys.path[:0] = [str(HERE / name) for name in ("cluster", "kubernetes", "local", "conformance", "../tests")]
 
 from checks import BEFORE_IMAGES, World  # noqa: E402  # after the path above
 from clients import STAGES  # noqa: E402
+from cluster_world import ClusterWorld  # noqa: E402
 from dashboard import dashboard_in_a_browser  # noqa: E402
 from fetching import WITH_IMAGES  # noqa: E402
+from one_machine import LOCAL  # noqa: E402
 from readme import first_answer  # noqa: E402
+from scenarios import SCENARIOS  # noqa: E402
 from soak import SOAK  # noqa: E402
 from target import RELEASE, SYSTEM, Images, Target, choose  # noqa: E402
 from weights import STAGES as WEIGHTS  # noqa: E402
@@ -76,7 +79,7 @@ def main() -> int:
 
 def _run(stages: Stages, *, keep: bool) -> None:
     stages.run("make run, then the README's curl: the first answer", first_answer)
-    for stage in (*STAGES, dashboard_in_a_browser, *WEIGHTS, *SOAK):
+    for stage in (*STAGES, *LOCAL, dashboard_in_a_browser, *WEIGHTS, *SOAK):
         stages.run(stage.__doc__ or "", stage)
     with tempfile.TemporaryDirectory() as folder:
         target = choose(f"e2e-{os.getpid()}", Path(folder))
@@ -100,8 +103,12 @@ def _run_on(target: Target, stages: Stages) -> None:
     for check in BEFORE_IMAGES:
         stages.run(check.__doc__ or "", lambda check=check: check(world))
     stages.run("images are loaded", target.load)
-    for check in WITH_IMAGES:
+    *checks, last = WITH_IMAGES
+    for check in checks:
         stages.run(check.__doc__ or "", lambda check=check: check(world))
+    for scenario in SCENARIOS:
+        stages.run(f"conformance, {scenario.__doc__}", lambda scenario=scenario: scenario(ClusterWorld(world)))
+    stages.run(last.__doc__ or "", lambda: last(world))
     if stages.failed:
         _show_the_scene(world)
 

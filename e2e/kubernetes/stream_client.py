@@ -3,12 +3,13 @@
 import http.client
 import json
 import sys
+import threading
 import time
 
 
-def ask(host: str, question: str) -> tuple[int, str]:
+def ask(host: str, question: str, model: str = "quire-tiny", begun: threading.Event | None = None) -> tuple[int, str]:
     body = {
-        "model": "quire-tiny",
+        "model": model,
         "stream": True,
         "temperature": 0,
         "messages": [{"role": "user", "content": question}],
@@ -25,6 +26,8 @@ def ask(host: str, question: str) -> tuple[int, str]:
             if "error" in event:
                 sys.exit(f"error event: {event}")
             events += 1
+            if begun is not None:
+                begun.set()
             text += event["choices"][0]["delta"].get("content") or ""
         elif line.startswith(b"data: [DONE]"):
             return events, text
@@ -38,3 +41,29 @@ def loop(host: str, question: str, seconds: float) -> None:
             sys.exit("another text")
         count += 1
     print(count)
+
+
+def many(host: str, model: str, count: int) -> None:
+    """So many clients at once, until standard input ends; prints `begun`, then a line for each that broke."""
+    broken: list[str] = []
+    over, begun = threading.Event(), [threading.Event() for _ in range(count)]
+
+    def client(event: threading.Event) -> None:
+        try:
+            while not over.is_set():
+                ask(host, "Tell me a story.", model, event)
+        except (OSError, http.client.HTTPException, SystemExit) as error:
+            broken.append(repr(error))
+            event.set()
+
+    threads = [threading.Thread(target=client, args=(event,)) for event in begun]
+    for thread in threads:
+        thread.start()
+    for event in begun:
+        event.wait()
+    print("begun", flush=True)
+    sys.stdin.read()
+    over.set()
+    for thread in threads:
+        thread.join()
+    print("\n".join(broken))
