@@ -55,7 +55,9 @@ class Comparison:
         return self.ours.queue_p95_s <= other.queue_p95_s + SAME_S and self.ours.engine_hours < other.engine_hours
 
 
-def compare(load: Load) -> Comparison:
+def compare(
+    load: Load, queue_targets: Sequence[float] = QUEUE_TARGETS, kv_targets: Sequence[float] = KV_TARGETS
+) -> Comparison:
     policy = Policy(least=LEAST, most=MOST, cold_start_s=load.engine.cold_start_s)
     ours = simulate(load, builtin(policy))
     full = _full_kv_use(load)
@@ -65,8 +67,8 @@ def compare(load: Load) -> Comparison:
         cold_start_s=round(load.engine.cold_start_s, 1),
         ours=Score.of(ours),
         reversals=reversals(ours.steps, policy.stable_s),
-        queue={t: Score.of(simulate(load, hpa(queue_length, t, LEAST, MOST))) for t in QUEUE_TARGETS},
-        kv_use={t: Score.of(simulate(load, hpa(kv_use, t * full, LEAST, MOST))) for t in KV_TARGETS},
+        queue={t: Score.of(simulate(load, hpa(queue_length, t, LEAST, MOST))) for t in queue_targets},
+        kv_use={t: Score.of(simulate(load, hpa(kv_use, t * full, LEAST, MOST))) for t in kv_targets},
     )
 
 
