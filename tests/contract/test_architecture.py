@@ -61,7 +61,7 @@ PURE: dict[str, set[str]] = {
     "quire_operator/local/rolling.py": {"collections", "dataclasses"},
     "quire_operator/planner/": {"collections", "dataclasses", "hashlib", "json", "math", "typing"},
     "quire_operator/render/": {"pathlib", "typing"},
-    "quire_operator/simulate/": {"collections", "dataclasses", "heapq", "itertools", "math", "random"},
+    "quire_operator/simulate/": {"collections", "dataclasses", "heapq", "html", "itertools", "math", "random"},
     "quire_router/balance.py": {"collections", "hashlib", "math"},
     "quire_router/breaker.py": {"dataclasses", "enum"},
     "quire_router/framing.py": {"dataclasses", "typing"},

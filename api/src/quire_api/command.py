@@ -25,6 +25,7 @@ SUBCOMMANDS: dict[str, tuple[str, str, str]] = {  # name -> (module:function, di
     "chat": ("quire_operator.local.chat:chat", "quire-operator", "talk with a model on the terminal"),
     "down": ("quire_operator.local.commands:down", "quire-operator", "end `quire up`"),
     "plan": ("quire_operator.cli:plan", "quire-operator", "print what a YAML file would become"),
+    "simulate": ("quire_operator.simulate_command:run", "quire-operator", "replay a load on the autoscaler"),
     "operator": ("quire_operator.cli:operator", "quire-operator", "run the Kubernetes operator"),
     "router": ("quire_router.cli:router", "quire-router", "run the router before given backends"),
 }
