@@ -3,6 +3,7 @@
 import http.client
 import io
 import json
+import os
 import signal
 import ssl
 import subprocess
@@ -167,9 +168,9 @@ def test_a_key_is_hashed_as_it_is_compared(monkeypatch: pytest.MonkeyPatch, caps
 def test_a_real_engine_answers_through_it_as_by_itself(tmp_path: Path) -> None:
     """Held while the engine loads; drained, it takes nothing; killed in mid-stream, the stream says so."""
     engine_port, admin = free_port(), free_port()
-    command = ["serve", "builtin://quire-tiny", f"--port={engine_port}", f"--admin-port={admin}"]
+    command = ["serve", "builtin://quire-tiny", f"--port={engine_port}", f"--admin-port={admin}", "--kv-cache-gib=0.05"]
     with (tmp_path / "engine.log").open("wb") as log:
-        engine = subprocess.Popen(quire(*command), stdout=log, stderr=log)
+        engine = subprocess.Popen(quire(*command), stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
         with serving(tmp_path, "router", f"--backend=quire-tiny=127.0.0.1:{engine_port}") as router:
             alone = Running(engine, engine_port, tmp_path / "engine.log")

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire_router.peek import HEAD_BYTES, MOST_TOKENS, Ask, peek
@@ -93,6 +93,7 @@ JSON = st.recursive(
 NAMES = st.sampled_from(["messages", "prompt", "max_tokens", "max_completion_tokens", "n", "best_of", "stream"])
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.dictionaries(NAMES, JSON))
 def test_no_body_is_too_odd(fields: dict[str, Any]) -> None:
     seen = peek(json.dumps({"model": "m", **fields}).encode())

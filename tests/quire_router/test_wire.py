@@ -285,7 +285,7 @@ def test_broken_requests_disturb_nobody_else() -> None:
                 return asked
 
             async def broken(seed: int) -> None:
-                for data in mutations(random.Random(seed), 60):
+                for data in mutations(random.Random(seed), 40):
                     client = await Client.connect(port)
                     client.writer.write(data)
                     await asyncio.sleep(0.005)

@@ -21,7 +21,7 @@ from quire_router.replies import Refusal
 from quire_router.request import Request
 from quire_router.upstream import Upstream
 
-__all__ = ["Connection"]
+__all__ = ["HEAD_S", "Connection"]
 
 MAX_HEAD = 64 << 10
 MAX_BODY = 64 << 20  # images travel in prompts
