@@ -98,8 +98,9 @@ class Memory:
     tokens: float = 0.0  # and their tokens
     last_work: float | None = None  # when anything was in flight
     learned: float | None = None  # capacity that was known before a restart
-    loading_since: float | None = None  # fewer are ready than exist
+    loading_since: float | None = None  # fewer are ready than exist; None also once this was measured
     ready: int = 0
+    complete: bool = True  # all that exist were ready
     cold_start_s: float | None = None  # measured: from being wanted to being ready
 
     @property
@@ -136,6 +137,7 @@ def remember(memory: Memory, look: Look, now: float, keep_s: float) -> Memory:
         kv_tokens=sum(e.tokens for e in look.engines),
     )
     mean = tokens / seen if seen else 0.0
+    loading_since, cold_start_s = _cold_start(memory, look, now)
     return Memory(
         since=now if memory.since is None else memory.since,
         at=now,
@@ -155,15 +157,19 @@ def remember(memory: Memory, look: Look, now: float, keep_s: float) -> Memory:
         last_work=now if running + waiting or finished or memory.since is None else memory.last_work,
         learned=memory.learned,
         ready=look.ready,
-        loading_since=None if look.ready >= look.replicas else memory.loading_since or now,
-        cold_start_s=_cold_start(memory, look, now),
+        complete=look.ready >= look.replicas,
+        loading_since=loading_since,
+        cold_start_s=cold_start_s,
     )
 
 
-def _cold_start(memory: Memory, look: Look, now: float) -> float | None:
-    """Measured when the first of those that load is ready."""
-    came = memory.since is not None and look.ready > memory.ready
-    return now - memory.loading_since if came and memory.loading_since is not None else memory.cold_start_s
+def _cold_start(memory: Memory, look: Look, now: float) -> tuple[float | None, float | None]:
+    """Since when engines load, and the last cold start. Measured by the first to be ready after all were: those that were asked for later began later, nobody saw when."""
+    if memory.loading_since is not None and look.ready > memory.ready:
+        return None, now - memory.loading_since
+    begins = memory.complete and look.ready < look.replicas
+    since = now if begins else None if look.ready >= look.replicas else memory.loading_since
+    return since, memory.cold_start_s
 
 
 def _bound(engines: Iterable[EngineLoad], mean: float) -> float:
