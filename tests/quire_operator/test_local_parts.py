@@ -263,13 +263,13 @@ def test_a_row_and_an_explanation_of_what_nobody_has_looked_at_yet() -> None:
     cells = row(picture(), 0.0, wide=False)
 
     assert cells == ("good", "quire-tiny", "0/1", "Unknown", "0s")
-    assert "1 replica is wanted, because the YAML file says so." in explain(picture(), "http://x/v1", {})
+    assert "1 replica is wanted, because the YAML file says so." in explain(picture(), {})
 
 
 def test_an_explanation_has_the_last_decisions_where_the_status_does() -> None:
     decided = {"desired": 2, "reason": "DemandUp", "history": [{"at": "12:00", "reason": "DemandUp", "to": 2}]}
 
-    text = explain(picture(autoscaling=decided), "http://x/v1", {})
+    text = explain(picture(autoscaling=decided), {})
 
     assert "Autoscaling: 2 desired. DemandUp\n  12:00  DemandUp  to 2" in text
 

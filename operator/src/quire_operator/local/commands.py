@@ -102,7 +102,7 @@ def explain_(argv: list[str]) -> int:
         from quire_api.status import REASONS
 
         reasons = {reason.value: (doc.meaning, doc.fix) for reason, doc in REASONS.items()}
-        print(explain(picture, quire.owner.url, reasons))
+        print(explain(picture, reasons))
         return 0
 
     return _run(_named("explain", "Why a model is in its state, and has as many replicas as it has."), argv, run)

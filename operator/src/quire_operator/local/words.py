@@ -76,7 +76,7 @@ def describe(picture: Picture, url: str, now: float, *, colours: bool) -> str:
     return "\n\n".join(parts)
 
 
-def explain(picture: Picture, url: str, reasons: Mapping[str, tuple[str, str]]) -> str:
+def explain(picture: Picture, reasons: Mapping[str, tuple[str, str]]) -> str:
     """`reasons`: word -> what it means, and what to do."""
     resource = picture["resource"]
     name, status, wanted = resource["metadata"]["name"], resource["status"], resource["spec"]["replicas"]

@@ -12,7 +12,7 @@ from quire_api.fetching import FETCH_OUTCOMES
 from quire_api.status import Condition, ConditionType, DeploymentStatus, Reason
 from quire_operator.planner.observed import Failure, Instance, Observed
 
-__all__ = ["Verdict", "judge", "refused", "with_standing", "write_status"]
+__all__ = ["EXIT_CODES", "Verdict", "judge", "refused", "with_standing", "write_status"]
 
 MESSAGE_MAX = 2000
 OF_A_VERDICT = (ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED)
