@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -21,6 +22,7 @@ from fastapi import FastAPI
 from starlette.types import Message
 
 from quire_engine import cli
+from quire_engine.locate import locate_model
 from quire_engine.server import door, errors
 
 pytestmark = pytest.mark.xdist_group("door")
@@ -183,6 +185,26 @@ def test_a_full_queue_is_429_and_nobody_else_notices(guarded: tuple[Running, int
     assert rejections(server.port) == before + 1
 
 
+def test_sequences_that_cannot_wait_beside_those_that_do_are_429(guarded: tuple[Running, int]) -> None:
+    """How many a request asks for is known only when it has been read: two run, one waits, and two more may."""
+    server, admin = guarded
+    body = {**HELLO, "max_tokens": 1000, "ignore_eos": True}
+
+    def ask(n: int) -> int:
+        return call(
+            server.port, "POST", "/v1/completions", {**body, "n": n}, timeout=100, Authorization="Bearer alpha"
+        )[0]
+
+    with ThreadPoolExecutor(1) as pool:
+        three = pool.submit(ask, 3)
+        deadline = time.monotonic() + 20
+        while json.loads(call(admin, "GET", "/load")[2])["waiting"] < 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        refused = ask(2)
+        assert (refused, three.result()) == (429, 200)
+
+
 def rejections(port: int) -> float:
     lines = call(port, "GET", "/metrics")[2].decode().splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:admission_rejections_total{"))
@@ -235,6 +257,19 @@ def test_mistakes_in_flags_are_named_before_anything_is_loaded(options: list[str
     assert done.returncode == 12
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("value", ["hot", -1, True])
+def test_defaults_of_a_checkpoint_that_no_request_could_have_are_named_at_start(tmp_path: Path, value: Any) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(locate_model(TINY), folder)
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": value, "top_k": 50.0, "top_p": None}))
+
+    done = run_quire("serve", str(folder))
+
+    assert done.returncode == 12
+    assert "generation_config.json: temperature" in done.stderr
+    assert "--generation-config vllm" in done.stderr
 
 
 def test_https_by_our_certificate(tmp_path: Path) -> None:

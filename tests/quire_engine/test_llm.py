@@ -189,6 +189,19 @@ def test_a_prompt_is_cut_to_its_end_if_asked_for(llm: LLM) -> None:
     assert output.prompt_token_ids == ids[-7:]
 
 
+def test_a_prompt_is_cut_to_what_fits_with_the_output_if_asked_for(llm: LLM) -> None:
+    ids = [5 + i % 1000 for i in range(5000)]
+
+    output = llm.generate(
+        {"prompt_token_ids": ids},
+        SamplingParams(max_tokens=3, ignore_eos=True, truncate_prompt_tokens=-1),
+        use_tqdm=False,
+    )[0]
+
+    assert output.prompt_token_ids == ids[-(2048 - 3) :]
+    assert len(output.outputs[0].token_ids) == 3
+
+
 def test_a_conversation_goes_through_the_chat_template(llm: LLM) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder())
     messages = [{"role": "user", "content": "Hello!"}]

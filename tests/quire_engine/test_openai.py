@@ -441,6 +441,24 @@ def test_embeddings_are_the_librarys(embedder: Running) -> None:
     assert made.data[0].embedding == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_text_that_is_cut_ends_as_a_whole_one_does(embedder: Running) -> None:
+    """As sentence-transformers cuts it: the tokens that a model expects around a text stay."""
+    import tokenizers
+
+    folder = Path(embedder.process.args[embedder.process.args.index("serve") + 1])  # type: ignore[union-attr, index]
+    theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    theirs.enable_truncation(5)
+    text = "the quick brown fox jumps over the lazy dog"
+
+    cut = embedder.post("/v1/embeddings", model="bert", input=text, truncate_prompt_tokens=5)[1]
+    whole = embedder.post("/v1/embeddings", model="bert", input=text * 300, truncate_prompt_tokens=-1)[1]
+
+    expected = embedder.post("/v1/embeddings", model="bert", input=[theirs.encode(text).ids])[1]
+    assert cut["data"][0]["embedding"] == pytest.approx(expected["data"][0]["embedding"], abs=1e-6)
+    assert cut["usage"]["prompt_tokens"] == 5
+    assert whole["usage"]["prompt_tokens"] > 5
+
+
 def test_many_texts_are_embedded_and_one_that_is_none_is_named(embedder: Running) -> None:
     status, done = embedder.post("/v1/embeddings", model="bert", input=[[5, 6, 7]] * 2000, encoding_format="base64")
 

@@ -11,6 +11,7 @@ from quire_engine.core.request import TokenParams
 from quire_engine.errors import RequestRejected
 from quire_engine.locate import locate_model
 from quire_engine.params import MAX_LOGPROBS, SamplingParams, of_sequence, resolve
+from quire_engine.server.prompts import shortened
 from quire_engine.text.tokenizer import Tokenizer
 
 VOCABULARY = 1024
@@ -67,7 +68,8 @@ def resolved(params: SamplingParams, tokenizer: Tokenizer | None = TINY, prompt_
         ("logprobs", 21, "at most 20"),
         ("logprobs", True, "a whole number"),
         ("prompt_logprobs", 21, "at most 20"),
-        ("truncate_prompt_tokens", 0, "at least 1"),
+        ("truncate_prompt_tokens", 0, "more than that"),
+        ("truncate_prompt_tokens", -2, "at least -1"),
         ("stop", "", "empty"),
         ("stop", ["a", ""], "empty"),
         ("stop", [1], "text"),
@@ -200,3 +202,22 @@ def test_a_bad_line_break_does_not_rule_out_spaces() -> None:
     words = resolved(SamplingParams(bad_words=["\n"])).bad_words
 
     assert [TINY.decode(list(word)) for word in words] == ["\n"]
+
+
+@given(
+    st.lists(st.integers(0, 3), max_size=2),
+    st.lists(st.integers(0, 3), max_size=8),
+    st.lists(st.integers(0, 3), max_size=2),
+    st.integers(1, 14),
+)
+def test_a_text_is_shortened_between_what_is_put_around_it(
+    before: list[int], bare: list[int], after: list[int], limit: int
+) -> None:
+    """As transformers does; where what is around could be two things, its length decides."""
+    ids = [*before, *bare, *after]
+
+    seen = shortened(ids, bare, limit) if len(ids) > limit else ids
+
+    assert len(seen) == min(limit, len(ids))
+    if len({*before, *after} & {*bare}) == 0 and len(before) + len(after) < limit < len(ids) and bare:
+        assert seen == [*before, *bare[: limit - len(before) - len(after)], *after]

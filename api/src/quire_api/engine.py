@@ -91,7 +91,7 @@ class EngineOptions(Strict):
         None,
         ge=0,
         le=1_000_000,
-        description="Most requests that wait for their first step; what comes beyond is answered 429 with Retry-After. Unset: no bound.",
+        description="Most sequences that wait for their first step, and requests that are being read; what comes beyond is answered 429 with Retry-After. Unset: no bound.",
         examples=[512],
     )
     max_output_tokens: int | None = Field(

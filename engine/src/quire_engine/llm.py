@@ -207,7 +207,7 @@ class LLM:
     ) -> Iterator[tuple[Request, _Open]]:
         """One for each of the `n` answers; the first computes the prompt for all."""
         text, ids = self._ids_of(number, prompt)
-        ids = ids[-params.truncate_prompt_tokens :] if params.truncate_prompt_tokens else ids
+        ids = params.truncated(ids, built.max_model_len)
         seed = self._seeds.getrandbits(62) if params.seed is None else params.seed
         leader: RequestId | None = None
         request = RequestOutput(request_id=str(next(self._ids)), prompt=text, prompt_token_ids=ids)

@@ -38,9 +38,9 @@ COUNTS: dict[str, tuple[int, int | None]] = {
     "min_tokens": (0, None),
     "logprobs": (0, MAX_LOGPROBS),
     "prompt_logprobs": (0, MAX_LOGPROBS),
-    "truncate_prompt_tokens": (1, None),
+    "truncate_prompt_tokens": (-1, None),
 }
-POSITIVE = ("top_p",)  # these cannot be 0
+POSITIVE = ("top_p", "truncate_prompt_tokens")  # these cannot be 0
 OPTIONAL = ("seed", "max_tokens", "logprobs", "prompt_logprobs", "truncate_prompt_tokens")
 
 
@@ -71,7 +71,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     detokenize: bool = True
     spaces_between_special_tokens: bool = True  # there is no other way: a token's text has its spaces
-    truncate_prompt_tokens: int | None = None  # keep the last so many
+    truncate_prompt_tokens: int | None = None  # keep the last so many; -1: as many as fit with the output
     structured_outputs: StructuredOutputs | None = None  # what the answer must match
 
     def __post_init__(self) -> None:
@@ -126,6 +126,13 @@ class SamplingParams:
         for token, bias in (self.logit_bias or {}).items():
             _check_id("logit_bias", token)
             _check_number(f"logit_bias of token {token}", bias, -100.0, 100.0, param="logit_bias")
+
+    def truncated(self, prompt: list[int], max_model_len: int) -> list[int]:
+        """The prompt's last tokens, as many as are to be kept."""
+        keep = self.truncate_prompt_tokens
+        if keep == -1:
+            keep = max(1, max_model_len - (self.max_tokens or 1))
+        return prompt if keep is None else prompt[-keep:]
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -93,7 +93,7 @@ class ModelSpec:
     logit_softcap: float | None
     trained_len: int  # positions
     end_tokens: frozenset[int]
-    sampling: Mapping[str, float]  # what generation_config.json says of it
+    sampling: Mapping[str, Any]  # what generation_config.json says of it, right or wrong
     pooling: Pooling
 
 
@@ -143,12 +143,21 @@ def _spec(config: Config, generation: Config, folder: Path) -> ModelSpec:
         logit_softcap=config.get("final_logit_softcapping", 30.0 if family == "gemma2" else None) if gemma else None,
         trained_len=max(_positions(config), *(_stretched_len(rope) for rope in ropes)),
         end_tokens=frozenset([ends] if isinstance(ends, int) else ends or []),
-        sampling={name: kind(generation[name]) for name, kind in SAMPLING.items() if generation.get(name) is not None},
+        sampling={
+            name: _number(value, kind) for name, kind in SAMPLING.items() if (value := generation.get(name)) is not None
+        },
         pooling=_pooling(folder, Pooling(kind="mean" if family == "bert" else "last")),
     )
 
 
 SAMPLING = {"temperature": float, "top_p": float, "top_k": int, "min_p": float, "repetition_penalty": float}
+
+
+def _number(value: Any, kind: type[int] | type[float]) -> Any:
+    """50.0 is a whole number, to JSON; what is no number stays as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    return value if kind is int and value % 1 else kind(value)
 
 
 def _dtype(config: Config) -> str:

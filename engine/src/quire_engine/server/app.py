@@ -4,7 +4,7 @@ import asyncio
 import base64
 import time
 from array import array
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -20,7 +20,7 @@ from quire_engine.server.body import BoundedRoute
 from quire_engine.server.chat import ChatAnswer
 from quire_engine.server.choices import Piece
 from quire_engine.server.completion import CompletionAnswer
-from quire_engine.server.door import CLIENT_LEFT
+from quire_engine.server.door import CLIENT_LEFT, PREPARED
 from quire_engine.server.errors import ModelUnknown
 from quire_engine.server.generation import Generation, Job
 from quire_engine.server.metrics import EngineMetrics
@@ -46,7 +46,9 @@ def make_app(
     prompts: Prompts,
     client: EngineClient,
     metrics: EngineMetrics,
+    check_room: Callable[[int], None],
 ) -> FastAPI:
+    """`check_room` raises QueueFull for so many sequences, if they cannot wait."""
     app = FastAPI(title="Quire engine", version=VERSION, docs_url=None, redoc_url=None, strict_content_type=False)
     app.router.route_class = BoundedRoute
     errors.install(app)
@@ -102,7 +104,13 @@ def make_app(
         return await respond(CompletionAnswer(body, job, tokenizer), body, request)
 
     def named(job: Job, request: Request) -> Job:
-        return replace(job, request_id=request.scope.get("request_id", ""), model=generation.names[0])
+        check_room(len(job.asks))
+        return replace(
+            job,
+            request_id=request.scope.get("request_id", ""),
+            model=generation.names[0],
+            on_handed_over=request.scope.get(PREPARED, job.on_handed_over),
+        )
 
     def needs_text() -> None:
         if not client.ready.result().num_blocks:
@@ -125,11 +133,11 @@ def make_app(
         if body.dimensions not in (None, prompts.spec.shape.hidden):
             hidden = prompts.spec.shape.hidden
             raise RequestRejected(f"dimensions: this model's vectors have {hidden}, and are not cut", "dimensions")
-        texts = await prompts.encode_all(body.texts, add_special_tokens=body.add_special_tokens)
+        limit = generation.max_model_len if body.truncate_prompt_tokens == -1 else body.truncate_prompt_tokens
+        texts = await prompts.encode_all(body.texts, add_special_tokens=body.add_special_tokens, limit=limit)
         if not texts:
             raise RequestRejected("input is empty: there is nothing to embed", "input")
-        if body.truncate_prompt_tokens:
-            texts = [text[: body.truncate_prompt_tokens] for text in texts]
+        request.scope.get(PREPARED, lambda: None)()
         vectors = await _while_connected(request, client.embed(texts))
         if vectors is None:
             return Response(status_code=CLIENT_LEFT)

@@ -8,7 +8,9 @@ import os
 import random
 import ssl
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
@@ -16,13 +18,15 @@ from starlette.types import ASGIApp
 
 from quire_api.engine import EngineConfig
 from quire_api.flags import to_argv
-from quire_engine.errors import ConfigFailure
+from quire_engine.errors import ConfigFailure, RequestRejected
 from quire_engine.locate import locate_model
+from quire_engine.params import SamplingParams
 from quire_engine.process.client import EngineClient
 from quire_engine.process.link import Ready, Report
 from quire_engine.server.admin import admin_app, admin_routes
 from quire_engine.server.app import make_app
 from quire_engine.server.door import CLIENT_LEFT, Door, Keys, Visit
+from quire_engine.server.errors import QueueFull
 from quire_engine.server.formats import choose_formats
 from quire_engine.server.generation import Generation
 from quire_engine.server.metrics import EngineMetrics
@@ -75,17 +79,26 @@ def assemble(config: EngineConfig) -> Parts:
         template=template,
         formats=formats,
         max_output_tokens=config.max_output_tokens,
-        defaults=spec.sampling if config.generation_config == "auto" else {},
+        defaults=_defaults(spec.sampling, folder) if config.generation_config == "auto" else {},
         fresh_seeds=random.Random(config.seed),
     )
-    app = make_app(generation, prompts, client, metrics)
 
     def why_full() -> str | None:
         limit = config.max_num_queued_reqs
-        if limit is None or client.num_waiting < limit:
+        if limit is None or client.num_waiting + door.preparing < limit:
             return None
         metrics["vllm:admission_rejections_total"].inc()
         return f"the queue is full, with {limit} requests that wait: come again later"
+
+    def check_room(sequences: int) -> None:
+        limit, others = config.max_num_queued_reqs, client.num_waiting + door.preparing - 1
+        if limit is not None and sequences > 1 and others > 0 and others + sequences > limit:
+            metrics["vllm:admission_rejections_total"].inc()
+            raise QueueFull(
+                f"{sequences} sequences are too many beside {others} that wait, of at most {limit}: come again later"
+            )
+
+    app = make_app(generation, prompts, client, metrics, check_room)
 
     def on_answer(visit: Visit) -> None:
         kind = str(CLIENT_LEFT) if visit.status == CLIENT_LEFT else f"{visit.status // 100}xx"
@@ -144,6 +157,17 @@ def assemble(config: EngineConfig) -> Parts:
     return Parts(
         generation=generation, client=client, door=door, front=front, admin=admin_app(routes), tls=_tls(config)
     )
+
+
+def _defaults(sampling: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """How the model's authors would have it sampled, once that makes sense: else no request would."""
+    try:
+        SamplingParams(**sampling)
+    except RequestRejected as wrong:
+        raise ConfigFailure(
+            f"{folder / 'generation_config.json'}: {wrong}; mend it, or leave it aside with --generation-config vllm"
+        ) from None
+    return sampling
 
 
 def _tls(config: EngineConfig) -> dict[str, str]:

@@ -25,13 +25,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from quire_engine.errors import ConfigFailure
 from quire_engine.server import errors
 
-__all__ = ["CLIENT_LEFT", "SEND_MORE", "Door", "Keys", "Visit", "same_site"]
+__all__ = ["CLIENT_LEFT", "PREPARED", "SEND_MORE", "Door", "Keys", "Visit", "same_site"]
 
 log = logging.getLogger("quire.requests")
 
 CLIENT_LEFT = 499
 SEND_MORE = "quire_send_more"
-RETRY_AFTER_S = "2"
+PREPARED = "quire_prepared"
 MOST_DISCARDED = 64 << 20  # bytes
 PATIENCE_S = 20.0  # with a body of which nothing comes; with one that is not wanted:
 LITTLE_PATIENCE_S = 1.0
@@ -94,6 +94,7 @@ class Door:
         self._max_body_bytes = max_body_bytes
         self._on_answer = on_answer
         self.inside = 0
+        self.preparing = 0  # of them, those that the engine has not been given yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -114,18 +115,32 @@ class Door:
         if scope["method"] != "POST" or scope["path"].startswith("/admin/"):
             return await self._app(scope, receive, visit.send)
         if closed := self._why_closed():
-            return await visit.refuse(503, "service_unavailable_error", closed, {"Retry-After": RETRY_AFTER_S})
+            return await visit.refuse(503, "service_unavailable_error", closed, errors.RETRY_AFTER)
         if full := self._why_full():
-            return await visit.refuse(429, "rate_limit_error", full, {"Retry-After": RETRY_AFTER_S})
+            return await visit.refuse(429, "rate_limit_error", full, errors.RETRY_AFTER)
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._max_body_bytes:
             await _discard(receive)  # many clients look for an answer only when they have sent all
             return await visit.refuse(413, "invalid_request_error", self._too_large(), {"Connection": "close"})
         self.inside += 1
+        self.preparing += 1
+        scope[PREPARED] = prepared = self._preparation()
         try:
             await self._app(scope, self._bounded(receive), visit.send)
         finally:
+            prepared()
             self.inside -= 1
+
+    def _preparation(self) -> Callable[[], None]:
+        """What is called when one is prepared: it counts once."""
+        under_way = True
+
+        def prepared() -> None:
+            nonlocal under_way
+            self.preparing -= under_way
+            under_way = False
+
+        return prepared
 
     def _too_large(self) -> str:
         return f"the body is larger than {self._max_body_bytes / 2**20:g} MiB, the most that is taken"

@@ -10,13 +10,18 @@ from starlette.exceptions import HTTPException
 from quire_engine.errors import RequestRejected
 from quire_engine.process.client import EngineLost, GenerationFailed
 
-__all__ = ["ModelUnknown", "body", "install", "sentence_of"]
+__all__ = ["RETRY_AFTER", "ModelUnknown", "QueueFull", "body", "install", "sentence_of"]
 
 LONGEST = 2000  # characters of a message
+RETRY_AFTER = {"Retry-After": "2"}  # seconds
 
 
 class ModelUnknown(Exception):
     """The `model` of a request is none that we serve."""
+
+
+class QueueFull(Exception):
+    """Known only when the request has been read: it asks for more sequences than may wait."""
 
 
 def body(message: str, kind: str, code: int, param: str | None = None) -> dict[str, Any]:
@@ -51,6 +56,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(ModelUnknown)
     async def unknown(_: Request, error: ModelUnknown) -> JSONResponse:
         return JSONResponse(body(str(error), "not_found_error", 404, "model"), 404)
+
+    @app.exception_handler(QueueFull)
+    async def full(_: Request, error: QueueFull) -> JSONResponse:
+        return JSONResponse(body(str(error), "rate_limit_error", 429), 429, RETRY_AFTER)
 
     @app.exception_handler(EngineLost)
     @app.exception_handler(GenerationFailed)

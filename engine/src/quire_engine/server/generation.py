@@ -4,7 +4,7 @@ Holds the state of the API process: which model, whether it is ready, whether it
 """
 
 import logging
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -21,6 +21,10 @@ __all__ = ["Generation", "Job", "Progress"]
 log = logging.getLogger("quire.requests")
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """The sequences of one request: `n` for each prompt, one prompt after another."""
@@ -32,6 +36,7 @@ class Job:
     texts: tuple[str | None, ...] = ()  # of the prompts, as they were given
     request_id: str = ""
     model: str = ""  # the name of an answer whose request named none
+    on_handed_over: Callable[[], None] = _nothing  # the engine has been given it
 
     @property
     def prompts(self) -> Iterator[tuple[int, ...]]:
@@ -106,6 +111,7 @@ class Generation:
                 },
             )
         try:
+            job.on_handed_over()
             async with aclosing(self._client.generate(job.asks)) as batches:
                 async for events in batches:
                     pieces: dict[int, Piece] = {}

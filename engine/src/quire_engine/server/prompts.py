@@ -23,7 +23,7 @@ from quire_engine.spec import ModelSpec
 from quire_engine.text.chat import ChatTemplate
 from quire_engine.text.tokenizer import Tokenizer
 
-__all__ = ["Prompts"]
+__all__ = ["Prompts", "shortened"]
 
 LONG_TEXT = 4096  # characters from which tokenising leaves the event loop
 LONG_CHAT = 64  # messages from which rendering does
@@ -135,14 +135,19 @@ class Prompts:
         (ids,) = await self.encode_all([text], add_special_tokens=add_special_tokens)
         return ids
 
-    async def encode_all(self, prompts: Sequence[str | list[int]], *, add_special_tokens: bool) -> list[list[int]]:
-        """Those that are ids already stay as they are."""
+    async def encode_all(
+        self, prompts: Sequence[str | list[int]], *, add_special_tokens: bool, limit: int | None = None
+    ) -> list[list[int]]:
+        """The first `limit` tokens of each; of a text, special ones that end it stay. Ids stay as they are, but for that."""
+
+        def encoded_one(text: str) -> list[int]:
+            ids = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            if limit is None or len(ids) <= limit or not add_special_tokens:
+                return ids[:limit]
+            return shortened(ids, self.tokenizer.encode(text, add_special_tokens=False), limit)
 
         def encoded() -> list[list[int]]:
-            return [
-                self.tokenizer.encode(each, add_special_tokens=add_special_tokens) if isinstance(each, str) else each
-                for each in prompts
-            ]
+            return [encoded_one(each) if isinstance(each, str) else each[:limit] for each in prompts]
 
         try:
             if sum(len(each) for each in prompts if isinstance(each, str)) < LONG_TEXT:
@@ -241,7 +246,7 @@ class Prompts:
         return Job(asks=tuple(asks), asked=asked, shown=shown)
 
     def _checked(self, ids: list[int], asked: SamplingParams, limit: int) -> list[int]:
-        ids = ids[-asked.truncate_prompt_tokens :] if asked.truncate_prompt_tokens else ids
+        ids = asked.truncated(ids, limit)
         vocabulary = self.spec.shape.vocabulary
         if not ids:
             raise RequestRejected("the prompt is empty: at least one token is needed", "prompt")
@@ -255,6 +260,15 @@ class Prompts:
                 f"prompt: token {max(ids)} is not below {vocabulary}, the size of the vocabulary", "prompt"
             )
         return ids
+
+
+def shortened(ids: list[int], bare: list[int], limit: int) -> list[int]:
+    """As tokenizers truncate: the text is cut, and what they put around it stays. `bare` is the text without that."""
+    around = len(ids) - len(bare)
+    if around >= limit:
+        return ids[:limit]
+    before = next((i for i in range(around + 1) if ids[i : i + len(bare)] == bare), around)
+    return ids[:before] + bare[: limit - around] + ids[before + len(bare) :]
 
 
 def _check_number(prompts: int, answers: int) -> None:

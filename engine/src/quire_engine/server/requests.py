@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from quire_engine.errors import RequestRejected
 from quire_engine.grammars.asked import structured_of
@@ -62,6 +62,12 @@ def _not_too_many(biases: object) -> object:
     if isinstance(biases, dict) and len(biases) > MOST_BIASES:
         raise ValueError(f"there are {len(biases)} of them, and at most {MOST_BIASES} are taken")
     return biases
+
+
+def _not_zero(value: int) -> int:
+    if value == 0:
+        raise ValueError("0 would leave nothing; -1 is as many as the model takes")
+    return value
 
 
 def _asks_for_nothing(value: object, nothing: tuple[object, ...]) -> bool:
@@ -268,7 +274,7 @@ class EmbeddingRequest(Request):
     )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
-    truncate_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1), AfterValidator(_not_zero)] | None = None
     add_special_tokens: bool = True
 
     @property
