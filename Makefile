@@ -46,8 +46,8 @@ dashboard: setup ## the dashboard in headless Chromium (a minute); pictures go t
 	$(BIN)/python e2e/local/dashboard.py
 
 .PHONY: soak
-soak: setup ## an engine under 20,000 requests at random, then under twice what it can do (about 10 minutes)
-	$(BIN)/python e2e/soak.py
+soak: setup ## an engine under 20,000 requests at random, then under twice what it can do (about 10 minutes; LONG=1: prompts of 8,000 tokens, 45)
+	$(BIN)/python e2e/soak.py $(if $(LONG),--requests 0 --seconds 600 --prompt 8000)
 
 .PHONY: cluster-up
 cluster-up: setup ## start a Kubernetes on this machine: NAME=dev

@@ -8,7 +8,6 @@ This file decides what is measured, when, and what is kept; it imports no engine
 .venv-peers, which benchmarks/peers/setup.sh makes. The JSON and a plot of it go to benchmarks/results/.
 """
 
-import argparse
 import contextlib
 import itertools
 import json
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
-from models import MODELS, write_model
+from models import write_model
 from turns import (
     CACHE,
     CPUS,
@@ -34,6 +33,7 @@ from turns import (
     PROMPT,
     VLLM_ENVIRONMENT,
     Family,
+    arguments,
     options_of,
     quire_times,
     start,
@@ -167,23 +167,8 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sequences", type=int, nargs="+", help="at once; default: 1, 32, 128 (tiny), 1, 16 (0.45b)")
-    default = HERE / "results" / f"offline-{datetime.now(UTC):%Y%m%d-%H%M}.json"
-    parser.add_argument("--out", type=Path, default=default, help="the JSON; the plot lies beside it")
-    options = parser.parse_args()
-    peers = [name for name in options.engines if ENGINES[name].python == PEERS]
-    if peers and not PEERS.exists():
-        parser.error(f"{', '.join(peers)}: not installed; run benchmarks/peers/setup.sh, or choose with --engines")
-    return options
-
-
 def main() -> int:
-    options = arguments()
+    options = arguments(__doc__, "offline", "sequences", {name: engine.python for name, engine in ENGINES.items()})
     result: dict[str, Any] = {
         "what": f"offline generation in process, greedy, bfloat16, {PROMPT} tokens in, {OUTPUT} out, all at once",
         "at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -11,7 +11,6 @@ Quire runs in .venv, vLLM in .venv-peers, which benchmarks/peers/setup.sh makes.
 benchmarks/results/.
 """
 
-import argparse
 import asyncio
 import contextlib
 import random
@@ -33,13 +32,13 @@ from turns import (
     CACHE,
     CPUS,
     ENVIRONMENT,
-    HERE,
     LENGTH,
     OUTPUT,
     PEERS,
     PROMPT,
     VLLM_ENVIRONMENT,
     Family,
+    arguments,
     options_of,
     quire_times,
     start,
@@ -240,23 +239,8 @@ def versions(engine: Engine) -> dict[str, str]:
     return dict(zip(engine.packages, done.stdout.split(), strict=True))
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--users", type=int, nargs="+", help="at once; default: 1, 32, 128 (tiny), 1, 16 (0.45b)")
-    default = HERE / "results" / f"serving-{datetime.now(UTC):%Y%m%d-%H%M}.json"
-    parser.add_argument("--out", type=Path, default=default, help="the JSON; the plot lies beside it")
-    options = parser.parse_args()
-    peers = [name for name in options.engines if ENGINES[name].python == PEERS]
-    if peers and not PEERS.exists():
-        parser.error(f"{', '.join(peers)}: not installed; run benchmarks/peers/setup.sh, or choose with --engines")
-    return options
-
-
 def main() -> int:
-    options = arguments()
+    options = arguments(__doc__, "serving", "users", {name: engine.python for name, engine in ENGINES.items()})
     result: dict[str, Any] = {
         "what": f"served over HTTP, streamed, closed loop, greedy, bfloat16, about {PROMPT} tokens in, {OUTPUT} out",
         "at": datetime.now(UTC).isoformat(timespec="seconds"),

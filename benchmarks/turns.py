@@ -2,9 +2,11 @@
 
 Each engine is a process with its descendants, a family, that stays. While one is measured the others are
 stopped by a signal, and turns go round, so that whatever slows the machine meets all of them. A turn that other
-processes disturbed is taken again. Knows no engine and no measure: those are offline.py's and serving.py's.
+processes disturbed is taken again. Knows no engine and no measure: those are offline.py's and serving.py's, whose options are
+the same.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -14,10 +16,12 @@ import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import machine
+from models import MODELS
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parent / ".venv-peers" / "bin" / "python"
@@ -39,6 +43,23 @@ VLLM_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, CPUS)),
     "VLLM_NO_USAGE_STATS": "1",
 }
+
+
+def arguments(about: str | None, kind: str, at_once: str, pythons: Mapping[str, Path]) -> argparse.Namespace:
+    """`at_once`: what the option is called that says how many there are; `pythons` are the engines' interpreters."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--engines", nargs="+", choices=pythons, default=list(pythons))
+    parser.add_argument("--rounds", type=int, default=3)
+    most = "at once; default: 1, 32, 128 (tiny), 1, 16 (0.45b)"
+    parser.add_argument(f"--{at_once}", type=int, nargs="+", help=most)
+    default = HERE / "results" / f"{kind}-{datetime.now(UTC):%Y%m%d-%H%M}.json"
+    parser.add_argument("--out", type=Path, default=default, help="the JSON; the plot lies beside it")
+    options = parser.parse_args()
+    peers = [name for name in options.engines if pythons[name] == PEERS]
+    if peers and not PEERS.exists():
+        parser.error(f"{', '.join(peers)}: not installed; run benchmarks/peers/setup.sh, or choose with --engines")
+    return options
 
 
 class Family(ABC):
