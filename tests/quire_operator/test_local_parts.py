@@ -256,7 +256,7 @@ def picture(**status: object) -> dict[str, object]:
     resource = good()
     resource["spec"]["replicas"] = 1
     resource["status"] = status
-    return {"resource": resource, "replicasFrom": "the YAML file", "engines": [], "held": 0, "inFlight": 0}
+    return {"resource": resource, "wanted": 1, "replicasFrom": "the YAML file", "engines": [], "held": 0, "inFlight": 0}
 
 
 def test_a_row_and_an_explanation_of_what_nobody_has_looked_at_yet() -> None:
@@ -266,12 +266,10 @@ def test_a_row_and_an_explanation_of_what_nobody_has_looked_at_yet() -> None:
     assert "1 replica is wanted, because the YAML file says so." in explain(picture(), {})
 
 
-def test_an_explanation_has_the_last_decisions_where_the_status_does() -> None:
-    decided = {"desired": 2, "reason": "DemandUp", "history": [{"at": "12:00", "reason": "DemandUp", "to": 2}]}
+def test_an_explanation_has_the_last_decisions_where_there_are_any() -> None:
+    text = explain(picture(), {}, ["12:00  1 -> 2", "    more requests than one engine carries"])
 
-    text = explain(picture(autoscaling=decided), {})
-
-    assert "Autoscaling: 2 desired. DemandUp\n  12:00  DemandUp  to 2" in text
+    assert "\n\n12:00  1 -> 2\n    more requests than one engine carries\n" in text
 
 
 def test_tables_line_up_with_and_without_colours() -> None:

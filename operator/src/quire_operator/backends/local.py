@@ -10,10 +10,11 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from quire_api.deployment import LLMDeployment
-from quire_api.status import DeploymentStatus
+from quire_api.status import SCALE_REASONS, DeploymentStatus
 from quire_operator.local.devices import free_gpus, gpus, threads
 from quire_operator.local.process import EngineProcess, Launch, Witness
 from quire_operator.local.rolling import Member, next_steps
@@ -24,7 +25,7 @@ from quire_operator.planner.plan import Action, Apply, Create, Delete, Desired, 
 from quire_operator.reconcile import Refused, ResourceKey
 from quire_operator.render import process
 from quire_operator.scrape import Target
-from quire_router import Endpoint, Model, Registry
+from quire_router import Endpoint, Model, Registry, Scaling
 
 __all__ = ["Engine", "LocalBackend"]
 
@@ -198,6 +199,7 @@ class LocalBackend:
     async def write_status(self, key: ResourceKey, status: DeploymentStatus) -> None:
         if key in self._resources:
             self._status[key] = status
+            self._publish()
 
     # engines
 
@@ -283,10 +285,13 @@ class LocalBackend:
 
     def _publish(self) -> None:
         """Tell the router who is ready, and who gets nothing more."""
-        models = (self._model(resource, self._families[key]) for key, resource in self._resources.items())
+        models = (
+            self._model(resource, self._families[key], self._status.get(key))
+            for key, resource in self._resources.items()
+        )
         self._to_router(Registry(tuple(models)))
 
-    def _model(self, resource: LLMDeployment, family: Family) -> Model:
+    def _model(self, resource: LLMDeployment, family: Family, status: DeploymentStatus | None) -> Model:
         name, *aliases = resource.model_names
         staying = [e for e in family.engines.values() if not e.process.draining]
         endpoints = [
@@ -299,5 +304,20 @@ class LocalBackend:
             aliases=tuple(aliases),
             endpoints=tuple(sorted(endpoints, key=lambda endpoint: endpoint.address)),
             desired=family.wanted,
+            history=_history(status),
             loading=sum(not e.process.ready for e in staying),
         )
+
+
+def _history(status: DeploymentStatus | None) -> tuple[Scaling, ...]:
+    """What the autoscaler decided, for the dashboard; newest first."""
+    events = status.autoscaling.history if status is not None and status.autoscaling is not None else ()
+    return tuple(
+        Scaling(
+            at=datetime.fromisoformat(event.at).timestamp(),
+            before=event.before,
+            after=event.desired,
+            reason=SCALE_REASONS[event.reason],
+        )
+        for event in events
+    )

@@ -99,10 +99,13 @@ def explain_(argv: list[str]) -> int:
     def run(arguments: Namespace) -> int:
         quire = find(arguments.state, f"kubectl describe llmd {arguments.name}")
         picture = quire.picture(arguments.name)
-        from quire_api.status import REASONS
+        from quire_api.status import REASONS, DeploymentStatus
+        from quire_operator.planner.explain import explain as explain_scaling
 
         reasons = {reason.value: (doc.meaning, doc.fix) for reason, doc in REASONS.items()}
-        print(explain(picture, reasons))
+        status = DeploymentStatus.model_validate_json(json.dumps(picture["resource"]["status"]))
+        decisions = explain_scaling(status) if status.autoscaling is not None else []
+        print(explain(picture, reasons, decisions))
         return 0
 
     return _run(_named("explain", "Why a model is in its state, and has as many replicas as it has."), argv, run)

@@ -21,9 +21,11 @@ def picture(
     shown["status"] = {} if status is None else status.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     overruled = written is not None and written.spec.replicas != resource.spec.replicas
     revision = backend.revision(key)
+    scaling = status.autoscaling if status is not None else None
     return {
         "resource": shown,
-        "replicasFrom": "quire scale" if overruled else "the YAML file",
+        "wanted": resource.spec.replicas if scaling is None else scaling.desired,
+        "replicasFrom": "the autoscaler" if scaling is not None else "quire scale" if overruled else "the YAML file",
         "engines": [_engine(engine, revision) for engine in backend.engines(key)],
         "held": demand.held if demand else 0,
         "inFlight": demand.in_flight if demand else 0,

@@ -24,7 +24,7 @@ def row(picture: Picture, now: float, *, wide: bool) -> tuple[str, ...]:
     cells = (
         resource["metadata"]["name"],
         model_names(dict(picture))[0],
-        resource["status"].get("serving") or f"0/{resource['spec']['replicas']}",
+        resource["status"].get("serving") or f"0/{picture['wanted']}",
         ready.get("reason", "Unknown"),
         age(now - began),
     )
@@ -47,7 +47,7 @@ def describe(picture: Picture, url: str, now: float, *, colours: bool) -> str:
                 ("Source", spec["model"]["source"]["uri"]),
                 ("Profile", spec.get("accelerator", {}).get("profile", "nvidia")),
                 ("Endpoint", url),
-                ("Replicas", f"{spec['replicas']} wanted (by {picture['replicasFrom']}), {status.get('readyReplicas', 0)} serve"),
+                ("Replicas", f"{picture['wanted']} wanted (by {picture['replicasFrom']}), {status.get('readyReplicas', 0)} serve"),
                 ("Requests", f"{picture['inFlight']} in flight, {picture['held']} held"),
             ],
             colours=colours,
@@ -76,10 +76,10 @@ def describe(picture: Picture, url: str, now: float, *, colours: bool) -> str:
     return "\n\n".join(parts)
 
 
-def explain(picture: Picture, reasons: Mapping[str, tuple[str, str]]) -> str:
-    """`reasons`: word -> what it means, and what to do."""
-    resource = picture["resource"]
-    name, status, wanted = resource["metadata"]["name"], resource["status"], resource["spec"]["replicas"]
+def explain(picture: Picture, reasons: Mapping[str, tuple[str, str]], decisions: Sequence[str] = ()) -> str:
+    """`reasons`: word -> what it means, and what to do; `decisions`: lines of planner/explain.py."""
+    resource, wanted = picture["resource"], picture["wanted"]
+    name, status = resource["metadata"]["name"], resource["status"]
     replicas = "replica is" if wanted == 1 else "replicas are"
     lines = [f"{wanted} {replicas} wanted, because {picture['replicasFrom']} says so."]
     states = [engine["state"] for engine in picture["engines"]]
@@ -101,22 +101,9 @@ def explain(picture: Picture, reasons: Mapping[str, tuple[str, str]]) -> str:
                 "",
                 f"{engine['name']} ended {_times(engine['restarts'])}, the last time with: {engine['failure']}",
             ]
-    lines += _decisions(status.get("autoscaling"))
+    lines += ["", *decisions] if decisions else []
     lines += ["", f"next: {_next(name, model_names(dict(picture))[0], status, wanted)}"]
     return "\n".join(lines)
-
-
-def _decisions(autoscaling: Mapping[str, Any] | None) -> list[str]:
-    """The last scaling decisions, where the status has them."""
-    if not autoscaling:
-        return []
-    lines = ["", f"Autoscaling: {autoscaling.get('desired', '?')} desired. {autoscaling.get('reason', '')}"]
-    for decision in autoscaling.get("history", ()):
-        facts = ", ".join(f"{k} {v}" for k, v in decision.items() if k not in ("at", "time", "reason"))
-        lines.append(
-            f"  {decision.get('at') or decision.get('time', '')}  {decision.get('reason', '')}  {facts}".rstrip()
-        )
-    return lines
 
 
 def _next(name: str, model: str, status: Mapping[str, Any], wanted: int) -> str:
