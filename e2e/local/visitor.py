@@ -47,7 +47,8 @@ class Visitor:
         self.page.get_by_role("button", name="Use this key").click()
 
     def ask(self, model: str, prompt: str) -> Any:
-        """The model's turn, which may still grow."""
+        """The model's turn, which may still grow; the one before has ended."""
+        self.page.locator("#chat-send:not([disabled])").wait_for()
         self.page.get_by_label("Model", exact=True).select_option(model)
         self.page.get_by_label("Message", exact=True).fill(prompt)
         self.page.keyboard.press("Enter")
