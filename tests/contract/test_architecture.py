@@ -60,7 +60,7 @@ PURE: dict[str, set[str]] = {
     "quire_engine/fetch/summary.py": {"collections", "json", "typing"},
     "quire_operator/local/rolling.py": {"collections", "dataclasses"},
     "quire_operator/planner/": {"collections", "dataclasses", "hashlib", "json", "math", "typing"},
-    "quire_operator/render/": {"pathlib", "typing"},
+    "quire_operator/render/": {"collections", "dataclasses", "typing"},
     "quire_operator/simulate/": {"collections", "dataclasses", "heapq", "html", "itertools", "math", "random"},
     "quire_router/balance.py": {"collections", "hashlib", "math"},
     "quire_router/breaker.py": {"dataclasses", "enum"},

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from quire_api.command import SUBCOMMANDS
+from quire_api.fetching import FETCH_OUTCOMES
 from quire_api.generate import outputs
 from quire_engine import errors
 from quire_operator.planner.conditions import EXIT_CODES
@@ -24,10 +25,12 @@ def test_the_crd_is_small() -> None:
     assert len(Path("crds/quire.dev_llmdeployments.yaml").read_bytes()) < 100_000
 
 
-def test_every_exit_code_of_the_engine_has_a_reason() -> None:
+def test_every_exit_code_of_the_engine_and_of_the_fetch_has_a_reason() -> None:
     classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.EngineFailure)]
+    engine = {c.exit_code for c in classes if c is not errors.EngineFailure}
+    lasting = {outcome.exit_code for outcome in FETCH_OUTCOMES.values() if not outcome.passing}
 
-    assert {c.exit_code for c in classes if c is not errors.EngineFailure} == set(EXIT_CODES)
+    assert engine | lasting == set(EXIT_CODES)
 
 
 def test_every_subcommand_is_there() -> None:

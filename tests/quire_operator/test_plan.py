@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fakes.resources import bad_resources, good, spoiled
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire_api import LLMDeployment
@@ -162,6 +162,7 @@ changes = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)  # a busy machine is no fault of a plan
 @given(st.lists(changes, min_size=1, max_size=4))
 def test_a_plan_that_was_carried_out_leaves_nothing_to_do(edits: list[dict[str, Any]]) -> None:
     cluster = FakeCluster()

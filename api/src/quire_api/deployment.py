@@ -53,7 +53,7 @@ class SecretRef(Strict):
     name: str = Field(
         min_length=1,
         max_length=253,
-        pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$",
+        pattern=r"^[a-z0-9]+([.-]+[a-z0-9]+)*$",
         description="Name of the Secret.",
         examples=["hf-token"],
     )
@@ -126,7 +126,7 @@ class Cache(Strict):
     claim_name: str = Field(
         min_length=1,
         max_length=253,
-        pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$",
+        pattern=r"^[a-z0-9]+([.-]+[a-z0-9]+)*$",
         description="A PersistentVolumeClaim in the resource's namespace; any number of pods and resources may share it, one fetches.",
         examples=["models"],
     )

@@ -13,7 +13,7 @@ Rule: all of this is arithmetic on `Memory`. No clock, no resource, no knowledge
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["EngineLoad", "Look", "Memory", "Moment", "capacity", "mean_tokens", "offered", "remember"]
+__all__ = ["EngineLoad", "Look", "Memory", "Moment", "Peak", "capacity", "mean_tokens", "offered", "remember"]
 
 FORGET_S = 120.0  # half-life of what is known of service times and sizes
 SATURATED_KEPT = 60  # looks at engines that were full
@@ -187,7 +187,7 @@ def capacity(memory: Memory) -> float | None:
     known = sorted(memory.full)
     seen = known[min(len(known) - 1, int(FULL_QUANTILE * len(known)))] if known else memory.learned
     bounds = [value for value in (seen, memory.bound) if value]
-    return min(bounds) if bounds else None
+    return max(1.0, min(bounds)) if bounds else None  # whatever a KV cache says of itself
 
 
 def offered(memory: Memory, window_s: float, horizon_s: float) -> float:
