@@ -149,6 +149,17 @@ def plan_of(tokens: int, start: int) -> StepPlan:
     return StepPlan(ids=[0], slots=[0], starts=[start], lengths=[tokens], samples=[True])  # type: ignore[list-item]
 
 
+def test_what_the_first_step_takes_is_no_measure_of_the_others() -> None:
+    said: list[float] = []
+    machine = Machine(lambda plan: 60.0 if plan.starts == [0] else 0.001)
+    forecaster = Forecaster(machine, lambda plan: operations_of(SHAPE, plan), said.append, machine.clock)
+
+    for at in range(3):
+        forecaster.launch(plan_of(1, at)).result()
+
+    assert max(said) < 0.01
+
+
 @pytest.mark.parametrize("depth", [1, 2])
 @given(
     pace=st.floats(1e-14, 1e-10),
@@ -167,16 +178,18 @@ def test_a_saturated_engine_is_not_called_hung_however_slow_it_is(
             pulse.announced(expected, machine.now)
 
     forecaster = Forecaster(machine, lambda plan: operations_of(SHAPE, plan), announce, machine.clock)
-    plans = [plan_of(1, 0), *(plan_of(tokens, start) for tokens, start, _ in steps)]
-    noise.update(zip(map(id, plans), [0.5, *(each for _, _, each in steps)], strict=True))
-    forecaster.launch(plans[0]).result()  # the one that warms up, before anybody watches
+    warming = [plan_of(1, 0), plan_of(1, 1)]
+    plans = [plan_of(tokens, start) for tokens, start, _ in steps]
+    noise.update(zip(map(id, [*warming, *plans]), [100.0, 0.5, *(each for _, _, each in steps)], strict=True))
+    for plan in warming:  # before anybody watches
+        forecaster.launch(plan).result()
     pulse.heard(machine.now)
     pulse.has_stopped(machine.now)
     under_way = []
-    for plan in [*plans[1:], None, None]:
-        if plan is not None:
-            under_way.append(forecaster.launch(plan))
-        if under_way and (len(under_way) >= depth or plan is None):
+    for following in [*plans, None, None]:
+        if following is not None:
+            under_way.append(forecaster.launch(following))
+        if under_way and (len(under_way) >= depth or following is None):
             begin = machine.now
             under_way.pop(0).result()
             assert not watched(pulse, begin, machine.now)

@@ -62,8 +62,8 @@ class BuiltEngine:
         return self.sizes.max_model_len
 
     def warm_up(self) -> None:
-        """One real request through all of it: what is ready has computed a token."""
-        params = TokenParams(max_tokens=2, temperature=0.0)
+        """One real request through all of it, two steps: what is ready has computed tokens, and knows how long it takes."""
+        params = TokenParams(max_tokens=2, min_tokens=2, temperature=0.0)
         self.engine.add(Request(id=RequestId(-1), prompt=(0,), params=params))
         while self.engine.has_work:
             self.engine.step()

@@ -54,7 +54,10 @@ class Pace:
 
 class Forecaster:
     """A runner that says, before a step is launched and before one is waited for, how many seconds all that is under way
-    should take: any news of the engine, such as the report of the step before, ends what was said before it."""
+    should take: any news of the engine, such as the report of the step before, ends what was said before it.
+
+    Nothing is learned of the very first step, which records, compiles and touches memory: a forecast from its pace would
+    hide a hang for long. What warms up is two steps (build.py)."""
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class Forecaster:
         self._cost = cost
         self._announce = announce
         self._pace = Pace(clock)
+        self._is_warm = False
         self._under_way = 0.0  # costs of what was launched, and has not come back
 
     def launch(self, plan: StepPlan) -> Launched:
@@ -82,7 +86,9 @@ class Forecaster:
             result = launched.result()
         finally:
             self._under_way -= cost
-        self._pace.learn(cost, started)
+        if self._is_warm:
+            self._pace.learn(cost, started)
+        self._is_warm = True
         return result
 
 
