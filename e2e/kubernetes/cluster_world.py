@@ -78,7 +78,7 @@ class PodStreams:
     def finish(self) -> list[str]:
         out, _ = self._process.communicate(timeout=300)
         assert self._process.returncode == 0, out
-        return out.splitlines()
+        return [line for line in out.splitlines() if line]  # the list of none is a line, too
 
 
 def _in_a_pod(program: str, *flags: str) -> list[str]:
