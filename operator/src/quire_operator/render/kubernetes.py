@@ -125,6 +125,7 @@ def _engine(
     deployment: LLMDeployment, settings: OperatorSettings, profile: AcceleratorProfile, weights: WeightsPlan
 ) -> Manifest:
     startup = seconds(deployment.spec.health.startup_timeout)
+    scraped = deployment.spec.autoscaling.mode == "Builtin"  # who reaches that port can drain: open it for no less
     resources: Manifest = {"requests": dict(profile.requests)}
     if profile.resource is not None:
         resources["limits"] = {profile.resource: "1"}
@@ -138,13 +139,12 @@ def _engine(
             device=profile.device,
             host="0.0.0.0",
             port=PORT,
-            admin_host="0.0.0.0",
-            admin_port=ADMIN_PORT,
+            **({"admin_host": "0.0.0.0", "admin_port": ADMIN_PORT} if scraped else {}),
         ),
         "env": _variables({**ENVIRONMENT, **weights.environment}),
         "ports": [
             {"name": "http", "containerPort": PORT, "protocol": "TCP"},
-            {"name": "admin", "containerPort": ADMIN_PORT, "protocol": "TCP"},
+            *([{"name": "admin", "containerPort": ADMIN_PORT, "protocol": "TCP"}] if scraped else []),
         ],
         "resources": resources,
         "startupProbe": _probe("/readyz", period=2, failures=-(-startup // 2)),
