@@ -22,7 +22,7 @@ from quire_operator.planner.demand import EngineLoad, Look
 from quire_operator.planner.scaling import policy_of, recall
 from quire_operator.reconcile import ResourceKey
 
-__all__ = ["Held", "Scraper", "Target", "ask"]
+__all__ = ["Held", "Scraper", "Target"]
 
 log = logging.getLogger("quire.scrape")
 
@@ -34,7 +34,7 @@ ANSWER_MOST = 65_536
 
 
 class Held(Protocol):
-    """What waits in routers: in this process, or in those of a cluster (`router_state.py`)."""
+    """What waits in a router (`router_state.py`)."""
 
     async def held(self) -> Mapping[str, int] | None:
         """Requests by model; a model without any may be left out. None: nobody holds requests, and nothing may go to zero."""
@@ -133,7 +133,7 @@ class Scraper:
 
     async def _ask(self, name: str, where: str) -> EngineLoad | None:
         async with self._room:
-            return _load(name, await ask(where, "/load"))
+            return _load(name, await _fetch(where, "/load"))
 
 
 def _remember(
@@ -166,7 +166,7 @@ def _load(name: str, answer: Any) -> EngineLoad | None:
         return None
 
 
-async def ask(where: str, path: str) -> Any:
+async def _fetch(where: str, path: str) -> Any:
     """The JSON that a GET gives; None when there is none in time."""
     try:
         async with asyncio.timeout(TIMEOUT_S):
