@@ -473,6 +473,21 @@ def test_recorded(dtype: torch.dtype, which: str) -> None:
     assert torch.equal(recorded(batch, caches[1]), forward(batch, caches[1]))  # of another cache
 
 
+@pytest.mark.parametrize("rows", [192, 193, 500])
+@torch.inference_mode()
+def test_recorded_with_many_rows(dtype: torch.dtype, rows: int) -> None:
+    """They are taken in blocks from one attention to the next (tape.c)."""
+    model = ToyModel(native(dtype), dtype, form_of(rotary=torch.randn(512, 64)))
+    recorded, caches = model.ops.recorded(model.forward, 500), [empty_cache(40, 16, model.form, dtype) for _ in range(2)]
+    first, second = rows - 121, 121
+
+    for length in (5, first):
+        batch = batch_of(16, (list(range(25)), 0, length), (list(range(25, 40)), 0, second))
+        batch = dataclasses.replace(batch, tokens=batch.positions % 90, positions=batch.positions % 200)
+        assert torch.equal(recorded(batch, caches[0]), model.forward(batch, caches[1]))
+    assert torch.equal(caches[0][1], caches[1][1])
+
+
 @torch.inference_mode()
 def test_a_pass_is_replayed_only_if_it_is_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     ops = native_ops(torch.float32)

@@ -34,7 +34,7 @@ from quire_engine.runtime.embedder import Embedder
 from quire_engine.runtime.forecast import Forecaster, operations_of
 from quire_engine.runtime.kv_cache import KVCache
 from quire_engine.runtime.runner import ModelRunner
-from quire_engine.runtime.sizing import RECORDED_ROWS, Sizes, plan_sizes, swap_cost
+from quire_engine.runtime.sizing import Sizes, plan_sizes, swap_cost
 from quire_engine.sampling.grammar import GrammarMask
 from quire_engine.sampling.sampler import Sampler
 from quire_engine.spec import ModelSpec, read_spec
@@ -219,7 +219,7 @@ def _assemble(
     )
     mask = GrammarMask(grammars, token_bytes, config.max_num_seqs, device)
     runner: Runner = ModelRunner(
-        loaded.ops.recorded(loaded.model.forward, RECORDED_ROWS),
+        loaded.ops.recorded(loaded.model.forward, config.max_num_batched_tokens),
         loaded.model.logits,
         KVCache(spec.shape, sizes.num_blocks, sizes.num_host_blocks, sizes.block_size, getattr(torch, dtype), device),
         BatchBuilder(config.max_num_seqs, sizes.max_model_len, sizes.block_size, device),

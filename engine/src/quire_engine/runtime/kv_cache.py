@@ -36,11 +36,13 @@ class KVCache:
 
         def blocks(count: int, where: torch.device) -> Tensor:
             size = (shape.layers, 2, count, shape.kv_heads, block_size, shape.head_dim)
-            return torch.zeros(size, dtype=dtype, device=where, pin_memory=device.type == "cuda" and where != device)
+            pinned = device.type == "cuda" and where != device
+            memory = torch.empty(size, dtype=dtype, device=where, pin_memory=pinned)
+            if where.type == "cpu":
+                _ask_for_large_pages(memory)  # before anything is written: a page is small or large from then on
+            return memory.zero_()
 
         self._data = blocks(num_blocks, device)
-        if device.type == "cpu":
-            _ask_for_large_pages(self._data)
         self._host = blocks(num_host_blocks, torch.device("cpu"))
         self._layers: list[LayerCache] = [(layer[0], layer[1]) for layer in self._data]
 

@@ -11,12 +11,9 @@ from dataclasses import dataclass
 from quire_api.footprint import DTYPE_BYTES, ModelShape
 from quire_engine.errors import ConfigFailure, MemoryFailure
 
-__all__ = ["RECORDED_ROWS", "SCORED_AT_ONCE", "Sizes", "plan_sizes", "step_bytes", "swap_cost"]
+__all__ = ["SCORED_AT_ONCE", "Sizes", "plan_sizes", "step_bytes", "swap_cost"]
 
 GIB = 1 << 30
-RECORDED_ROWS = (
-    256  # of a step whose kernel calls are replayed, at most: the buffers for so many are kept (ops: recorded)
-)
 SCORED_AT_ONCE = 256  # rows of logits at a time when log probabilities of prompts are asked for (runner.py)
 SHARE_OF_FREE = 0.4  # the rest is for the API process, the page cache and the neighbours
 
@@ -87,15 +84,12 @@ def plan_sizes(
 
 
 def step_bytes(shape: ModelShape, dtype: str, max_num_batched_tokens: int, max_num_seqs: int) -> int:
-    """Most that is alive at once in a step: one layer's activations, or the logits and what the sampler makes of them."""
-    attention = (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
-    layer = (
-        (max_num_batched_tokens + RECORDED_ROWS)
-        * (3 * shape.hidden + max(attention, 3 * shape.intermediate))
-        * DTYPE_BYTES[dtype]
-    )
+    """One layer's activations, which are kept for the next step (ops: recorded), the logits, and what the sampler makes
+    of them."""
+    attention = (3 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    layer = max_num_batched_tokens * (3 * shape.hidden + attention + 3 * shape.intermediate) * DTYPE_BYTES[dtype]
     logits = min(max(max_num_seqs, SCORED_AT_ONCE), max_num_batched_tokens) * shape.vocabulary * 4 * 3
-    return max(layer, logits)
+    return layer + logits
 
 
 def swap_cost(shape: ModelShape, dtype: str, device: str) -> float:

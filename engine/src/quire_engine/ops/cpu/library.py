@@ -65,7 +65,7 @@ class BatchStruct(ctypes.Structure):  # cache.h
     )
 
 
-class MatrixStruct(ctypes.Structure):  # linear.c
+class MatrixStruct(ctypes.Structure):  # matrix.h
     _fields_ = (("panels", c_void_p), ("out", c_long), ("in", c_long))
 
 

@@ -13,16 +13,12 @@
 #include <sys/mman.h>
 
 #include "kernels.h"
+#include "matrix.h"
 #include "parallel.h"
 #include "tile.h"
 
 #define ROWS_AT_ONCE (AMX ? 2 * ROWS : ROWS)
 #define ROW_BLOCK 96 /* a multiple of ROWS_AT_ONCE, whatever it is */
-
-struct matrix {
-    element *panels; /* [ceil(out / PANEL), in, PANEL], filled up */
-    long out, in;
-};
 
 INLINE long filled_up(long in) { return ceil_div(in, STEP) * STEP; }
 
