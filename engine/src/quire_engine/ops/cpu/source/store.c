@@ -4,7 +4,7 @@
 #include "kernels.h"
 #include "parallel.h"
 
-#define TOKENS_PER_PART 16
+#define TOKENS_PER_PART 4
 
 struct storing {
     const struct form *form;
