@@ -8,6 +8,7 @@ what is wrong twice ends the fetch.
 import errno
 import itertools
 import os
+import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -37,6 +38,7 @@ MARKS = ".quire"  # our own folder within an unfinished download
 PIECE = 32 << 20
 PER_FILE = 4  # pieces at a time: a kill wastes what is on its way of each, some MiB
 HASHERS = 2
+NICE = 10  # of those who receive
 MOST_ANEW = 3  # times that a file may change while it is read
 
 
@@ -164,6 +166,7 @@ class _Transfer:
                 self._changed.notify_all()
 
     def _work(self) -> None:
+        _give_way()
         buffer = memoryview(bytearray(BUFFER))
         while (piece := self._take()) is not None:
             self._bring(piece, buffer)
@@ -333,6 +336,13 @@ class _Transfer:
 
 def _pieces(file: Incoming) -> list[Piece]:
     return [Piece(file, s, min(s + PIECE, file.size)) for s in range(0, max(file.size, 1), PIECE)]
+
+
+def _give_way() -> None:
+    """Of the threads of this process the hashers come first: the last byte's hash is what everybody waits for, and where
+    cores are few its hasher would be the one that falls behind."""
+    if sys.platform == "linux":  # where it is for this thread alone
+        os.nice(NICE)
 
 
 def _write(fd: int, view: memoryview, offset: int) -> None:
