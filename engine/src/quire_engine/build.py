@@ -265,6 +265,13 @@ def _best_ops(device: torch.device, dtype: torch.dtype) -> Ops:
             return ops
         except NoLibrary as reason:
             log.warning("no native CPU kernels (%s): plain torch computes, several times slower", reason)
+    if device.type == "cuda":
+        try:
+            from quire_engine.ops.triton import triton_ops  # half a second that a CPU need not wait for
+
+            return triton_ops()
+        except ImportError as error:
+            log.warning("no Triton (%s): plain torch computes, several times slower", error)
     return reference_ops()
 
 

@@ -1,0 +1,36 @@
+"""The kernels for GPUs, in Triton: `triton_ops`, of the same table as the reference.
+
+Products of matrices stay with torch, whose library is at the hardware's limit; here is what lies between them, each
+fused to one reading of its rows. Nothing here waits for the device: grids are bounded by shapes, and which sequence a
+program works for it looks up there.
+
+A result does not depend on the batch: a row of a norm is one program's, and attention divides a context by a fixed
+number of tokens (attend.py).
+"""
+
+from quire_engine.ops import Ops
+from quire_engine.ops.reference import reference_ops
+from quire_engine.ops.triton.attend import attention
+from quire_engine.ops.triton.best import best
+from quire_engine.ops.triton.rows import activate, add_rms_norm, gate, layer_norm, rms_norm
+from quire_engine.ops.triton.store import store_kv
+
+__all__ = ["triton_ops"]
+
+
+def triton_ops() -> Ops:
+    torch_ops = reference_ops()
+    return Ops(
+        pack=torch_ops.pack,
+        linear=torch_ops.linear,
+        embed=torch_ops.embed,
+        rms_norm=rms_norm,
+        add_rms_norm=add_rms_norm,
+        layer_norm=layer_norm,
+        activate=activate,
+        gate=gate,
+        store_kv=store_kv,
+        attention=attention,
+        best=best,
+        recorded=torch_ops.recorded,
+    )

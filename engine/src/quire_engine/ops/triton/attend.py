@@ -1,0 +1,225 @@
+"""Paged attention: two kernels over one inner loop.
+
+The rows that share a key head, a token's group of query heads, are packed into one tile, token by token.
+
+*One token* (decode). Grid: chunk, key head, split. A context is divided every SPLIT tokens, whatever the batch, so that
+many cores work for one sequence; where there is more than one split, each leaves its sums, and `_merge` adds them in
+their order (grid: chunk, query head).
+
+*More tokens* (prefill). Grid: tile, key head. Tiles of all chunks are numbered through: chunk i begins at tile
+query_start[i] // TOKENS + i, which leaves some numbers to nobody and needs no count on the host; the last tiles, which
+see most, begin first.
+
+Both are launched for every chunk and return at once where the other one works. Contexts are bounded by the width of the
+block table, so that nothing has to be read back from the device.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from quire_engine.ops import AttentionForm, LayerCache
+from quire_engine.ops.triton.rows import tanh
+from quire_engine.runtime.batch import ForwardBatch
+
+__all__ = ["attention"]
+
+SPLIT = 512  # tokens of a context; a result depends on it
+LEAST_ROWS = 16  # of a tile: what a tensor core takes
+PREFILL_ROWS = 64
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+def attention(query: Tensor, form: AttentionForm, cache: LayerCache, batch: ForwardBatch) -> Tensor:
+    query = query.contiguous()
+    keys, values = cache
+    tokens, heads, dim = query.shape
+    chunks, table_width = batch.block_tables.shape
+    group = form.heads // form.kv_heads
+    out = torch.empty_like(query)
+    page = keys.shape[2]
+    block = triton.next_power_of_2(dim)
+    most = triton.cdiv(table_width * page, SPLIT)
+    places = (batch.query_start, batch.context_len, batch.block_tables, batch.block_tables.stride(0))
+    shape = {"HEADS": heads, "KV_HEADS": form.kv_heads, "GROUP": group, "DIM": dim, "BLOCK": block, "PAGE": page}
+    flags = {
+        "CAUSAL": form.causal, "WINDOW": form.window or 0, "CAPPED": form.softcap is not None,
+        "PRECISION": "ieee" if query.dtype is torch.float32 else "tf32",
+    }  # fmt: skip
+    numbers = (form.scale, form.softcap or 1.0)
+    wide = query.dtype is torch.float32
+    columns = 64 // (1 + wide) // (1 + (block > 128))  # so that sums and scores stay in registers
+
+    sums = query.new_empty((chunks, most, heads, dim) if most > 1 else 1, dtype=torch.float32)
+    tops = query.new_empty((2, chunks, most, heads) if most > 1 else 1, dtype=torch.float32)
+    _decode[(chunks, form.kv_heads, most)](
+        query, keys, values, out, sums, tops, *places, *numbers, chunks,
+        **shape, **flags, SPLIT=SPLIT, MOST=most, ROWS=max(LEAST_ROWS, triton.next_power_of_2(group)),
+        COLUMNS=columns, num_warps=4, num_stages=2,
+    )  # fmt: skip
+    if most > 1:
+        _merge[(chunks, heads)](
+            sums, tops, out, batch.query_start, batch.context_len, chunks,
+            HEADS=heads, DIM=dim, BLOCK=block, SPLIT=SPLIT, MOST=most, num_warps=2,
+        )  # fmt: skip
+    if tokens > chunks:
+        at_once = max(1, PREFILL_ROWS // (1 + wide) // triton.next_power_of_2(group))
+        _prefill[(tokens // at_once + chunks, form.kv_heads)](
+            query, keys, values, out, *places, *numbers, chunks,
+            **shape, **flags, TOKENS=at_once, ROWS=max(LEAST_ROWS, triton.next_power_of_2(at_once * group)),
+            COLUMNS=columns, num_warps=4 if block < 64 else 8, num_stages=2,
+        )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _attend(
+    query, keys_at, values_at, table, kv_head, positions, context, begin, end, scale, softcap,
+    KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, PAGE: tl.constexpr,
+    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Rows at these positions over the tokens [begin, end): sums of values, and the largest score and sum of weights of
+    each row, by powers of two."""
+    d = tl.arange(0, BLOCK)
+    sums = tl.zeros([ROWS, BLOCK], tl.float32)
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    for start in range(begin, end, COLUMNS):
+        token = start + tl.arange(0, COLUMNS)
+        there = token < end
+        page = tl.load(table + token // PAGE, mask=there, other=0).to(tl.int64)
+        at = ((page * KV_HEADS + kv_head) * PAGE + token % PAGE) * DIM
+        full = there[:, None] & (d < DIM)[None, :]
+        keys = tl.load(keys_at + at[:, None] + d[None, :], mask=full, other=0.0)
+        scores = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale
+        if CAPPED:
+            scores = softcap * tanh(scores / softcap)
+        seen = there[None, :] & (positions >= 0)[:, None]
+        if CAUSAL:
+            seen = seen & (token[None, :] <= positions[:, None])
+        if WINDOW > 0:
+            seen = seen & (token[None, :] > positions[:, None] - WINDOW)
+            if not CAUSAL:
+                seen = seen & (token[None, :] < positions[:, None] + WINDOW)
+        scores = tl.where(seen, scores * LOG2_E, float("-inf"))
+        higher = tl.maximum(top, tl.max(scores, 1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)  # of a row that has seen nothing yet
+        weights = tl.exp2(scores - base[:, None])
+        before = tl.exp2(top - base)
+        total = total * before + tl.sum(weights, 1)
+        values = tl.load(values_at + at[:, None] + d[None, :], mask=full, other=0.0)
+        sums = sums * before[:, None] + tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
+        top = higher
+    return sums, top, total
+
+
+@triton.jit
+def _decode(
+    query_at, keys_at, values_at, out_at, sums_at, tops_at, query_start, context_len, tables, table_stride,
+    scale, softcap, chunks,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
+    PAGE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr, MOST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    chunk, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    token = tl.load(query_start + chunk).to(tl.int64)
+    context = tl.load(context_len + chunk)
+    if tl.load(query_start + chunk + 1) - token != 1:
+        return
+    begin, end = split * SPLIT, tl.minimum(split * SPLIT + SPLIT, context)
+    if begin >= context:
+        return
+    if WINDOW > 0:
+        begin = tl.maximum(begin, context - WINDOW)
+    row, d = tl.arange(0, ROWS), tl.arange(0, BLOCK)
+    head = kv_head * GROUP + row
+    full = (row < GROUP)[:, None] & (d < DIM)[None, :]
+    at = (token * HEADS + head[:, None]) * DIM + d[None, :]
+    query = tl.load(query_at + at, mask=full, other=0.0)
+    positions = tl.where(row < GROUP, context - 1, -1)
+    sums, top, total = _attend(
+        query, keys_at, values_at, tables + chunk.to(tl.int64) * table_stride, kv_head, positions, context, begin, end,
+        scale, softcap, KV_HEADS, DIM, BLOCK, PAGE, CAUSAL, WINDOW, CAPPED, PRECISION, ROWS, COLUMNS,
+    )  # fmt: skip
+    if context <= SPLIT:
+        tl.store(out_at + at, (sums / total[:, None]).to(out_at.dtype.element_ty), mask=full)
+    elif MOST > 1:
+        place = (chunk.to(tl.int64) * MOST + split) * HEADS + head
+        tl.store(sums_at + place[:, None] * DIM + d[None, :], sums, mask=full)
+        tl.store(tops_at + place, top, mask=row < GROUP)
+        tl.store(tops_at + chunks.to(tl.int64) * MOST * HEADS + place, total, mask=row < GROUP)
+
+
+@triton.jit
+def _merge(
+    sums_at, tops_at, out_at, query_start, context_len, chunks,
+    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr, MOST: tl.constexpr,
+):  # fmt: skip
+    chunk, head = tl.program_id(0), tl.program_id(1)
+    token = tl.load(query_start + chunk).to(tl.int64)
+    context = tl.load(context_len + chunk)
+    if tl.load(query_start + chunk + 1) - token != 1 or context <= SPLIT:
+        return
+    d = tl.arange(0, BLOCK)
+    sums = tl.zeros([BLOCK], tl.float32)
+    top = float("-inf")
+    total = 0.0
+    for split in range(tl.cdiv(context, SPLIT)):
+        place = (chunk.to(tl.int64) * MOST + split) * HEADS + head
+        theirs = tl.load(tops_at + place)
+        if theirs > float("-inf"):  # else it lies before the window
+            higher = tl.maximum(top, theirs)
+            before, now = tl.exp2(top - higher), tl.exp2(theirs - higher)
+            sums = sums * before + tl.load(sums_at + place * DIM + d, mask=d < DIM, other=0.0) * now
+            total = total * before + tl.load(tops_at + chunks.to(tl.int64) * MOST * HEADS + place) * now
+            top = higher
+    tl.store(out_at + (token * HEADS + head) * DIM + d, (sums / total).to(out_at.dtype.element_ty), mask=d < DIM)
+
+
+@triton.jit
+def _prefill(
+    query_at, keys_at, values_at, out_at, query_start, context_len, tables, table_stride,
+    scale, softcap, chunks,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
+    PAGE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr,
+    TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    tile, kv_head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
+    chunk = 0
+    beyond = chunks
+    while beyond - chunk > 1:  # the last chunk that begins at this tile or before
+        middle = (chunk + beyond) // 2
+        if tl.load(query_start + middle) // TOKENS + middle <= tile:
+            chunk = middle
+        else:
+            beyond = middle
+    start = tl.load(query_start + chunk)
+    count = tl.load(query_start + chunk + 1) - start
+    context = tl.load(context_len + chunk)
+    first = (tile - (start // TOKENS + chunk)) * TOKENS
+    if count == 1 or first >= count:
+        return
+    row, d = tl.arange(0, ROWS), tl.arange(0, BLOCK)
+    local = first + row // GROUP
+    there = (local < count) & (row < TOKENS * GROUP)
+    positions = tl.where(there, context - count + local, -1)
+    at = ((start + local).to(tl.int64) * HEADS + kv_head * GROUP + row % GROUP)[:, None] * DIM + d[None, :]
+    full = there[:, None] & (d < DIM)[None, :]
+    query = tl.load(query_at + at, mask=full, other=0.0)
+    lowest = context - count + first
+    highest = context - count + tl.minimum(first + TOKENS, count)  # one too many
+    begin = 0
+    end = context
+    if CAUSAL:
+        end = highest
+    if WINDOW > 0:
+        begin = tl.maximum(0, lowest - WINDOW + 1)
+        if not CAUSAL:
+            end = tl.minimum(context, highest + WINDOW - 1)
+    sums, _, total = _attend(
+        query, keys_at, values_at, tables + chunk.to(tl.int64) * table_stride, kv_head, positions, context, begin, end,
+        scale, softcap, KV_HEADS, DIM, BLOCK, PAGE, CAUSAL, WINDOW, CAPPED, PRECISION, ROWS, COLUMNS,
+    )  # fmt: skip
+    tl.store(out_at + at, (sums / total[:, None]).to(out_at.dtype.element_ty), mask=full)

@@ -1,0 +1,171 @@
+"""The kernels for GPUs, without one: their values in Triton's interpreter (conftest.py), and whether they compile.
+
+The interpreter knows no bfloat16, and is slow: few shapes, each with a reason.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fakes.attending import ATTENTION_FORMS, Scene, batch_of, empty_cache, form_of
+from torch import Tensor
+from triton.runtime import interpreter
+
+from quire_engine.ops import Activation, AttentionForm
+from quire_engine.ops.reference import reference_ops
+from quire_engine.ops.triton import attend, triton_ops
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities that are meant
+
+REFERENCE, OURS = reference_ops(), triton_ops()
+SHARED_BYTES = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}  # a program may have, by architecture
+SPILLED_BYTES = 400
+
+
+@pytest.fixture(autouse=True)
+def _scalars_are_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.6 makes a loop's bounds of arrays with one number, which numpy 2.4 does not take for a number any more."""
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
+
+
+@pytest.fixture(params=[torch.float32, torch.float16], ids=str)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    torch.manual_seed(0)
+    chosen: torch.dtype = request.param
+    return chosen
+
+
+def assert_close(ours: Tensor, theirs: Tensor) -> None:
+    """Within two roundings of the format."""
+    step = max(torch.finfo(ours.dtype).eps, 1e-6)
+    torch.testing.assert_close(ours, theirs, rtol=2 * step, atol=2 * step * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("width", [1, 300, 1024])
+def test_norms(dtype: torch.dtype, width: int) -> None:
+    x, residual = torch.randn(2, 5, width).to(dtype)
+    weight, bias = torch.randn(2, width)
+
+    assert_close(OURS.rms_norm(x, weight, 1e-5), REFERENCE.rms_norm(x, weight, 1e-5))
+    if width > 1:  # else all is zero
+        assert_close(OURS.layer_norm(x, weight, bias, 1e-5), REFERENCE.layer_norm(x, weight, bias, 1e-5))
+    expected = REFERENCE.add_rms_norm(x.clone(), residual.clone(), weight, 1e-5)
+    for ours, theirs in zip(OURS.add_rms_norm(x, residual, weight, 1e-5), expected, strict=True):
+        assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("activation", Activation)
+def test_activations(dtype: torch.dtype, activation: Activation) -> None:
+    x = (5 * torch.randn(3, 2500)).to(dtype)
+
+    assert_close(OURS.activate(x, activation), REFERENCE.activate(x, activation))
+    assert_close(OURS.gate(x, activation), REFERENCE.gate(x, activation))
+
+
+@pytest.mark.parametrize("width", [1, 64, 5000])
+def test_best(width: int) -> None:
+    logits = torch.randn(12, width)
+    logits[3] = -torch.inf
+    logits[4, width // 2] = torch.nan
+    logits[5, -1] = torch.inf
+    logits[6] = 0.0  # all alike: the first
+    logits[7, : width // 2] = -torch.inf
+
+    assert torch.equal(OURS.best(logits), REFERENCE.best(logits))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        form_of(4, 2, 64),
+        form_of(3, 1, 48, rotary=torch.randn(60, 32)),
+        form_of(2, 2, 10, rotary=torch.randn(60, 10), q_norm=torch.randn(10), k_norm=torch.randn(10)),
+        form_of(2, 1, 32, q_norm=torch.randn(32)),
+    ],
+    ids=["as they are", "part of a head turns", "odd, normed and turned", "queries alone are normed"],
+)
+def test_store_kv(dtype: torch.dtype, form: AttentionForm) -> None:
+    batch = batch_of(8, ([3, 1], 5, 7), ([2], 0, 1), ([4, 5, 6, 0, 9], 33, 6))
+    qkv = torch.randn(14, (form.heads + 2 * form.kv_heads) * form.head_dim).to(dtype)
+    ours, theirs = empty_cache(10, 8, form, dtype), empty_cache(10, 8, form, dtype)
+
+    queries = OURS.store_kv(qkv, form, ours, batch)
+    exact = REFERENCE.store_kv(qkv.float(), form, empty_cache(10, 8, form, torch.float32), batch)
+    REFERENCE.store_kv(qkv, form, theirs, batch)
+
+    assert_close(queries, exact.to(dtype))
+    torch.testing.assert_close(ours[0], theirs[0], rtol=4e-3, atol=4e-3)  # the reference rounds between norm and turn
+    assert torch.equal(ours[1], theirs[1])
+
+
+PIECES = [(0, 100, 150), (1, 0, 1), (2, 76, 77)]  # a piece of a prompt, and single tokens: in one split, and in some
+SINGLE = [(0, 149, 150), (1, 0, 1), (2, 63, 64)]
+
+
+@pytest.mark.parametrize(
+    ("which", "chunks", "split"),
+    [
+        ("wide group", PIECES, 512),
+        ("wide group", SINGLE, 64),
+        ("odd", PIECES, 64),
+        ("window", PIECES, 64),
+        ("window", SINGLE, 64),
+        ("soft cap", PIECES, 64),
+        ("both ways in a window", PIECES, 64),
+    ],
+)
+def test_attention(monkeypatch: pytest.MonkeyPatch, which: str, chunks: list[tuple[int, int, int]], split: int) -> None:
+    monkeypatch.setattr(attend, "SPLIT", split)
+    torch.manual_seed(0)
+    scene = Scene(ATTENTION_FORMS[which], 16)
+
+    ours, theirs = (scene.attend(ops, torch.float32, *chunks) for ops in (OURS, REFERENCE))
+
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_attention_of_a_row_does_not_depend_on_its_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit: alone, and beside a longer context, which has more splits, and a prompt."""
+    monkeypatch.setattr(attend, "SPLIT", 64)
+    torch.manual_seed(0)
+    scene = Scene(form_of(4, 2, 32), 16)
+
+    alone = scene.attend(OURS, torch.float16, (2, 76, 77))
+
+    assert torch.equal(scene.attend(OURS, torch.float16, (0, 149, 150), (2, 76, 77))[1:], alone)
+    assert torch.equal(scene.attend(OURS, torch.float16, (0, 3, 150), (1, 0, 1), (2, 76, 77))[-1:], alone)
+
+
+def compiled(capability: int, dtype: str) -> Iterator[dict[str, Any]]:
+    tests = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tests), os.environ.get("PYTHONPATH", "")))}
+    del environment["TRITON_INTERPRET"]
+    command = [sys.executable, "-m", "fakes.compiling", str(capability), dtype]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    yield from map(json.loads, done.stdout.splitlines())
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("capability", SHARED_BYTES)
+def test_every_kernel_compiles_for_each_architecture(capability: int) -> None:
+    """Fits its shared memory, and keeps what it works with in registers."""
+    kernels = list(compiled(capability, "bfloat16"))
+
+    assert {each["kernel"] for each in kernels} == {
+        "_norm", "_activate", "_best", "_store", "_decode", "_merge", "_prefill",
+    }  # fmt: skip
+    assert [each for each in kernels if each["shared"] > SHARED_BYTES[capability]] == []
+    assert [each for each in kernels if each["spilled"] > SPILLED_BYTES] == []
