@@ -8,7 +8,7 @@ from torch import Tensor
 
 from quire_engine.ops import Activation
 
-__all__ = ["activate", "add_rms_norm", "gate", "layer_norm", "rms_norm"]
+__all__ = ["activate", "add_rms_norm", "gate", "layer_norm", "rms_norm", "tanh"]
 
 BLOCK = 1024
 SILU, GELU, GELU_TANH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
