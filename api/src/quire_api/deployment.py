@@ -15,6 +15,7 @@ from quire_api.autoscaling import Autoscaling
 from quire_api.base import Duration, Rule, Strict, seconds
 from quire_api.engine import EngineOptions
 from quire_api.errors import InvalidInput, explain
+from quire_api.placement import Disruption, Scheduling
 
 __all__ = [
     "API_VERSION",
@@ -149,9 +150,13 @@ class WeightsOptions(Strict):
 class Accelerator(Strict):
     """What the engine computes on."""
 
-    profile: Literal["nvidia", "cpu"] = Field(
+    profile: str = Field(
         "nvidia",
-        description="`nvidia` asks for a GPU (`nvidia.com/gpu`); `cpu` asks for none. Default: nvidia.",
+        min_length=1,
+        max_length=63,
+        pattern=r"^[a-z0-9]+([.-]+[a-z0-9]+)*$",
+        description="`nvidia` asks for a GPU (`nvidia.com/gpu`); `cpu` asks for none; a cluster may have more, for parts of a GPU (MIG) "
+        "or for nodes of one kind: `acceleratorProfiles` of the chart. Default: nvidia.",
         examples=["cpu"],
     )
 
@@ -225,6 +230,19 @@ class Spec(Strict):
     autoscaling: Autoscaling = Field(default_factory=Autoscaling, description="Who decides how many engines there are.")
     health: Health = Field(default_factory=Health, description="How long the engine may take to show that it works.")
     drain: Drain = Field(default_factory=Drain, description="How an engine ends.")
+    scheduling: Scheduling = Field(
+        default_factory=Scheduling, description="Where the pods may run; of no use to `quire up`."
+    )
+    disruption: Disruption = Field(
+        default_factory=Disruption, description="What node drains may take away at a time; of no use to `quire up`."
+    )
+    pod_template: dict[str, Any] = Field(
+        default_factory=dict,
+        description="What else the pods are to have, as in a pod template: labels, annotations, more variables, volumes, containers, pull secrets. "
+        "It is merged over what Quire makes: the engine's container is `engine`, the one that fetches is the init container `weights`. "
+        "What Quire needs as it is, is refused. Of no use to `quire up`. Default: nothing.",
+        examples=[{"spec": {"imagePullSecrets": [{"name": "registry"}]}}],
+    )
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from quire_api.parser import FlagParser, port
-from quire_operator.documents import load
+from quire_operator.documents import load, load_profiles
 from quire_operator.local.client import STATE_HELP
 from quire_operator.local.detach import detach
 from quire_operator.local.state import StateFolder, default_folder
@@ -35,8 +35,9 @@ def plan(argv: list[str]) -> int:
         default=OperatorSettings().engine_image,
         help="image of engines that name none (default: %(default)s)",
     )
+    _add_profiles(parser)
     arguments = parser.parse_args(argv)
-    settings = OperatorSettings(engine_image=arguments.engine_image)
+    settings = OperatorSettings(engine_image=arguments.engine_image, profiles=load_profiles(arguments.profiles))
     documents = []
     for deployment in load(arguments.file):
         if arguments.local:
@@ -91,6 +92,10 @@ def operator(argv: list[str]) -> int:
     parser.add_argument(
         "--cluster-domain", default=defaults.cluster_domain, help="for `status.url` (default: %(default)s)"
     )
+    parser.add_argument(
+        "--own-namespace", default=defaults.own_namespace, help="where this operator runs (default: %(default)s)"
+    )
+    _add_profiles(parser)
     parser.add_argument("--port", type=port, default=8080, help="port of /livez and /metrics (default: %(default)s)")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
@@ -99,7 +104,12 @@ def operator(argv: list[str]) -> int:
 
     from quire_operator.handlers import run
 
-    settings = OperatorSettings(engine_image=arguments.engine_image, cluster_domain=arguments.cluster_domain)
+    settings = OperatorSettings(
+        engine_image=arguments.engine_image,
+        cluster_domain=arguments.cluster_domain,
+        own_namespace=arguments.own_namespace,
+        profiles=load_profiles(arguments.profiles),
+    )
 
     async def until_signalled() -> None:
         running = asyncio.create_task(run(settings, arguments.namespace, arguments.port))
@@ -112,6 +122,15 @@ def operator(argv: list[str]) -> int:
 
     asyncio.run(until_signalled())
     return 0
+
+
+def _add_profiles(parser: FlagParser) -> None:
+    parser.add_argument(
+        "--profiles",
+        type=Path,
+        metavar="FILE",
+        help="YAML with accelerator profiles besides nvidia and cpu, by name",
+    )
 
 
 def _add_files(parser: FlagParser) -> None:

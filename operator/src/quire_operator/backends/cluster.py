@@ -34,7 +34,13 @@ __all__ = ["OWNED", "ClusterBackend", "observe"]
 
 MANAGER, SCALE_MANAGER, STATUS_MANAGER = "quire", "quire-scale", "quire-status"
 
-OWNED: dict[str, str] = {"ServiceAccount": "v1", "Service": "v1", "Deployment": "apps/v1"}  # kind -> apiVersion
+OWNED: dict[str, str] = {  # kind -> apiVersion
+    "ServiceAccount": "v1",
+    "Service": "v1",
+    "NetworkPolicy": "networking.k8s.io/v1",
+    "PodDisruptionBudget": "policy/v1",
+    "Deployment": "apps/v1",
+}
 
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"  # the pod with the lowest goes first
 

@@ -90,13 +90,12 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
         verdict = Verdict.unknown()
         return Plan(actions=(), status=write_status(DeploymentStatus(), verdict, generation, now), requeue_after=0.0)
     try:
-        deployment = LLMDeployment.parse(resource)
+        deployment, standing = _scaled(LLMDeployment.parse(resource), observed, now)
+        desired = render(deployment)
     except InvalidInput as error:
         verdict = Verdict.stalled(Reason.INVALID_SPEC, str(error).replace("\n", "; "))
         return Plan(actions=(), status=write_status(observed.status, verdict, generation, now))
 
-    deployment, standing = _scaled(deployment, observed, now)
-    desired = render(deployment)
     if any(state.of_predecessor for state in observed.objects.values()):
         verdict = Verdict.working(Reason.STARTING, "waiting until what a deleted resource of this name left is gone")
         return Plan(actions=(), status=write_status(standing, verdict, generation, now), requeue_after=2.0)

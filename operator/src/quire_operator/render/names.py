@@ -2,12 +2,13 @@
 
 from quire_api.deployment import GROUP, LLMDeployment
 
-__all__ = ["MANAGED", "OWNER_LABEL", "REVISION_LABEL", "ROLE_LABEL", "labels", "selector"]
+__all__ = ["MANAGED", "OPERATOR", "OWNER_LABEL", "REVISION_LABEL", "ROLE_LABEL", "labels", "selector"]
 
 OWNER_LABEL = f"{GROUP}/llmdeployment"
 ROLE_LABEL = f"{GROUP}/role"
 REVISION_LABEL = f"{GROUP}/revision"  # of a pod: digest of the template it came from
 MANAGED = {"app.kubernetes.io/managed-by": "quire"}  # what the operator's watches select
+OPERATOR = {"app.kubernetes.io/name": "quire-operator"}  # its own pods: the chart labels them so
 
 
 def selector(deployment: LLMDeployment) -> dict[str, str]:

@@ -7,14 +7,14 @@ from quire_api.deployment import LLMDeployment, seconds
 from quire_operator.planner.plan import Desired
 from quire_operator.render.engine import engine_argv
 from quire_operator.render.names import selector
-from quire_operator.settings import PROFILES
+from quire_operator.settings import PROFILES, profile_of
 
 __all__ = ["render"]
 
 
 def render(deployment: LLMDeployment, url: str) -> Desired:
     """`url` is the router's."""
-    profile = PROFILES[deployment.spec.accelerator.profile]
+    profile = profile_of(deployment.spec.accelerator.profile, PROFILES)
     template = {
         "apiVersion": "quire.dev/local",
         "kind": "Deployment",

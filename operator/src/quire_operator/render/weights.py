@@ -9,13 +9,11 @@ Only the container that fetches gets the secret.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from quire_api.deployment import LLMDeployment
+from quire_operator.render.objects import Manifest
 
 __all__ = ["WeightsPlan", "plan_weights"]
-
-Manifest = dict[str, Any]
 
 STORE, LINKS = "/weights", "/run/quire"
 MODEL = f"{LINKS}/model"
