@@ -179,13 +179,25 @@ def test_a_container_that_fetches_weights_may_fail_too() -> None:
     seen = pod()
     starting = {"state": {"waiting": {"reason": "PodInitializing"}}}
     seen["status"] = {
-        "initContainerStatuses": [{"state": ended(21, "log\nModelAccessDenied: no token")}],
+        "initContainerStatuses": [{"name": "weights", "state": ended(21, "log\nModelAccessDenied: no token")}],
         "containerStatuses": [starting],
     }
 
     failure = snapshot(seen).instances[0].failure
 
-    assert failure == Failure(message="ModelAccessDenied: no token", exit_code=21, cause="Error")
+    assert failure == Failure(message="ModelAccessDenied: no token", exit_code=21, cause="Error", container="weights")
+
+
+def test_why_no_pod_can_be_made_is_read_from_the_deployment() -> None:
+    refusal = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota"}
+    mended = {**refusal, "status": "False"}
+
+    workloads = [
+        snapshot(child("Deployment", spec={"replicas": 1}, status={"conditions": [c]})).workload
+        for c in (refusal, mended)
+    ]
+
+    assert [w.refused for w in workloads] == ["exceeded quota", ""]
 
 
 def test_a_deployment_whose_controller_lags_is_not_current() -> None:

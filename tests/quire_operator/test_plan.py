@@ -293,6 +293,12 @@ def test_a_name_that_is_taken_is_a_condition_and_no_action(seen_by_watch: bool) 
             "Stalled",
         ),
         (
+            Workload(current=True, replicas=2, updated=1, refused="pods are forbidden: exceeded quota: gpus"),
+            (),
+            ("False", "QuotaExceeded"),
+            "Stalled",
+        ),
+        (
             Workload(current=True, replicas=2, updated=2),
             (Failure(message="boom", exit_code=1),),
             ("False", "Restarting"),
@@ -355,7 +361,7 @@ def test_a_name_that_is_taken_is_a_condition_and_no_action(seen_by_watch: bool) 
         (
             Workload(current=True, replicas=2, updated=2),
             (Failure(message="SourceUnreachable: no answer", exit_code=24),),
-            ("False", "Restarting"),
+            ("False", "SourceUnreachable"),
             "Reconciling",
         ),
     ],

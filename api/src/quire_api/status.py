@@ -47,6 +47,9 @@ class Reason(StrEnum):
     ROLLING_OUT = "RollingOut"
     SCALING = "Scaling"
     RESTARTING = "Restarting"
+    ENGINE_HUNG = "EngineHung"
+    SOURCE_UNREACHABLE = "SourceUnreachable"
+    INTERRUPTED = "Interrupted"
     WRITE_REFUSED = "WriteRefused"
     # Stalled (and Ready=False with the same reason)
     INVALID_SPEC = "InvalidSpec"
@@ -59,6 +62,10 @@ class Reason(StrEnum):
     ENGINE_REJECTED_CONFIG = "EngineRejectedConfig"
     DEVICE_UNAVAILABLE = "DeviceUnavailable"
     IMAGE_PULL_DENIED = "ImagePullDenied"
+    IMAGE_UNUSABLE = "ImageUnusable"
+    REFERENCE_NOT_FOUND = "ReferenceNotFound"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    POD_REFUSED = "PodRefused"
     PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"
     # AutoscalingActive
     FOLLOWING_DEMAND = "FollowingDemand"
@@ -121,6 +128,21 @@ REASONS: dict[Reason, ReasonDoc] = {
         "An engine ended and is being started again.",
         "If it repeats, read the engine's log; the message has its last words.",
     ),
+    Reason.ENGINE_HUNG: ReasonDoc(
+        (_READY, _RECONCILING),
+        "An engine gave no sign of life for too long, was ended, and is started again (exit code 15).",
+        "If it repeats, look at the node: its GPU (`nvidia-smi`, `dmesg`), whether it swaps.",
+    ),
+    Reason.SOURCE_UNREACHABLE: ReasonDoc(
+        (_READY, _RECONCILING),
+        "The source of the weights does not answer, or only with errors (exit code 24).",
+        "Wait, or mend the network, the proxy or the endpoint; what arrived is kept.",
+    ),
+    Reason.INTERRUPTED: ReasonDoc(
+        (_READY, _RECONCILING),
+        "A signal ended the fetch of the weights (exit code 25); what arrived is kept.",
+        "Wait: it goes on where it was.",
+    ),
     Reason.WRITE_REFUSED: ReasonDoc(
         (_READY, _RECONCILING),
         "The API server refused an object: a quota, an admission webhook, a missing right, an outage.",
@@ -172,7 +194,27 @@ REASONS: dict[Reason, ReasonDoc] = {
     Reason.IMAGE_PULL_DENIED: ReasonDoc(
         (_READY, _STALLED),
         "The image of the engine cannot be pulled.",
-        "Correct `spec.image`, or give the cluster access to it.",
+        "Correct `spec.image`, or name a pull secret of this namespace in `spec.podTemplate.spec.imagePullSecrets`.",
+    ),
+    Reason.IMAGE_UNUSABLE: ReasonDoc(
+        (_READY, _STALLED),
+        "The image is there, but no container can be made of it: it has no `quire`, or wants to be root.",
+        "Correct `spec.image`: Dockerfile.engine makes such an image.",
+    ),
+    Reason.REFERENCE_NOT_FOUND: ReasonDoc(
+        (_READY, _STALLED),
+        "The pod names a Secret, a ConfigMap, a key of one, or a ServiceAccount which does not exist in its namespace.",
+        "Create it, or correct its name in `spec.model.source.secretRef` or `spec.podTemplate`. It is tried again by itself.",
+    ),
+    Reason.QUOTA_EXCEEDED: ReasonDoc(
+        (_READY, _STALLED),
+        "The namespace's ResourceQuota has no room for the pods.",
+        "Raise the quota, lower `spec.replicas`, or give room elsewhere in the namespace. It is tried again by itself.",
+    ),
+    Reason.POD_REFUSED: ReasonDoc(
+        (_READY, _STALLED),
+        "The API server will not have the pods: Pod Security, a LimitRange, an admission webhook.",
+        "Mend what the message names, most often in `spec.podTemplate`. It is tried again by itself.",
     ),
     Reason.PROGRESS_DEADLINE_EXCEEDED: ReasonDoc(
         (_READY, _STALLED),

@@ -297,7 +297,13 @@ def _workload(deployment: Object) -> Workload:
             0, min(updated, ready - (replicas - updated))
         ),  # at least so many: the others may all be old ones
         deadline_exceeded=any(c.get("reason") == "ProgressDeadlineExceeded" for c in conditions),
+        refused=next((c.get("message", "") for c in conditions if _is_refusal(c)), ""),
     )
+
+
+def _is_refusal(condition: Mapping[str, Any]) -> bool:
+    """Of the pods of the newest ReplicaSet: the Deployment controller hands its condition on."""
+    return (condition["type"], condition.get("status")) == ("ReplicaFailure", "True")
 
 
 def _revision(template: Mapping[str, Any]) -> str | None:
@@ -321,12 +327,13 @@ def _instance(pod: Object, revision: str | None) -> Instance:
 
 def _failure(container: Mapping[str, Any]) -> Failure | None:
     """How a container ended last, or why it cannot start; None while it runs and never ended."""
-    state = container.get("state") or {}
+    name, state = container.get("name", "engine"), container.get("state") or {}
     waiting = state.get("waiting") or {}
     ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated")
     if ended and ended.get("exitCode"):
         message = (ended.get("message") or "").strip().rpartition("\n")[2]
-        return Failure(message=message, exit_code=ended["exitCode"], cause=ended.get("reason") or "")
+        cause = ended.get("reason") or ""
+        return Failure(message=message, exit_code=ended["exitCode"], cause=cause, container=name)
     if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
-        return Failure(message=waiting.get("message") or "", cause=waiting["reason"])
+        return Failure(message=waiting.get("message") or "", cause=waiting["reason"], container=name)
     return None

@@ -33,6 +33,7 @@ class Failure:
     message: str
     exit_code: int | None = None  # None: it never ran
     cause: str = ""  # the machine's word for it: OOMKilled, ImagePullBackOff, ...
+    container: str = "engine"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,7 @@ class Workload:
     ready: int = 0  # ... of any revision, serving
     updated_ready: int = 0  # ... of the wanted one, serving
     deadline_exceeded: bool = False
+    refused: str = ""  # why the API server will not have one more pod
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
