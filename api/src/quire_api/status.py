@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import Field
 
 from quire_api.base import Strict
+from quire_api.resolved import ModelStatus
 
 __all__ = [
     "REASONS",
@@ -43,6 +44,7 @@ class Reason(StrEnum):
     SCALED_TO_ZERO = "ScaledToZero"
     NOT_OBSERVED = "NotObserved"
     # Ready=False, Reconciling
+    RESOLVING = "Resolving"
     STARTING = "Starting"
     ROLLING_OUT = "RollingOut"
     SCALING = "Scaling"
@@ -56,6 +58,7 @@ class Reason(StrEnum):
     NAME_CONFLICT = "NameConflict"
     MODEL_NOT_FOUND = "ModelNotFound"
     MODEL_ACCESS_DENIED = "ModelAccessDenied"
+    DOES_NOT_FIT = "DoesNotFit"
     INSUFFICIENT_STORAGE = "InsufficientStorage"
     WEIGHTS_CORRUPT = "WeightsCorrupt"
     OUT_OF_MEMORY = "OutOfMemory"
@@ -112,6 +115,11 @@ REASONS: dict[Reason, ReasonDoc] = {
         "The operator has seen the resource and has not yet looked at what runs.",
         "Wait a second; if it stays, look at the operator's log.",
     ),
+    Reason.RESOLVING: ReasonDoc(
+        (_READY, _RECONCILING),
+        "The source of the weights is asked what it has, by a Job; engines of an older source serve on.",
+        "Wait; if it stays, look at the Job: `kubectl describe job -l quire.dev/llmdeployment=NAME`.",
+    ),
     Reason.STARTING: ReasonDoc(
         (_READY, _RECONCILING),
         "Engines are starting: scheduling, pulling the image, loading weights.",
@@ -165,6 +173,11 @@ REASONS: dict[Reason, ReasonDoc] = {
         (_READY, _STALLED),
         "The source wants a token or key, or refuses the one it got (exit code 21).",
         "Correct the Secret of `spec.model.source.secretRef`; of a gated model accept the terms on its page. It is tried again by itself.",
+    ),
+    Reason.DOES_NOT_FIT: ReasonDoc(
+        (_READY, _STALLED),
+        "Weights and KV cache need more memory than one device, or the memory limit of the container, has; nothing was changed.",
+        "Lower `maxModelLen` or `kvCacheGiB`, take a smaller model, or another `accelerator.profile`; the message has the numbers.",
     ),
     Reason.INSUFFICIENT_STORAGE: ReasonDoc(
         (_READY, _STALLED),
@@ -318,6 +331,7 @@ class DeploymentStatus(Strict):
     ready_replicas: int = Field(0, ge=0, description="Engines that serve.")
     serving: str = Field("", max_length=16, description="Engines that serve of those wanted, for people: `2/3`.")
     image: str = Field("", max_length=512, description="Image which the engines run.")
+    model: ModelStatus | None = Field(None, description="What was found at the source, of a model that is fetched.")
     autoscaling: AutoscalingStatus | None = Field(None, description="Of mode Builtin.")
     children: tuple[Child, ...] = Field((), max_length=32, description="The objects made for this resource.")
     conditions: tuple[Condition, ...] = Field(

@@ -44,7 +44,7 @@ def plan(argv: list[str]) -> int:
             desired: Desired = process.render(deployment, "http://127.0.0.1:8000/v1")
         else:
             desired = kubernetes.render(deployment, settings)
-        for manifest in desired.objects:
+        for manifest in (*desired.objects, *([desired.resolve] if desired.resolve else [])):
             if manifest["kind"] == "Deployment":  # set through /scale, so that an autoscaler may own it
                 manifest = {**manifest, "spec": {"replicas": desired.replicas, **manifest["spec"]}}
             documents.append(manifest)

@@ -12,7 +12,7 @@ from quire_api.status import REASONS, Condition, ConditionType, DeploymentStatus
 from quire_operator.planner.failures import lasting, passing, refusal, told
 from quire_operator.planner.observed import Instance, Observed
 
-__all__ = ["Verdict", "judge", "refused", "with_standing", "write_status"]
+__all__ = ["MESSAGE_MAX", "Verdict", "judge", "refused", "with_standing", "write_status"]
 
 MESSAGE_MAX = 2000
 OF_A_VERDICT = (ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED)

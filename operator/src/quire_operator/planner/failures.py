@@ -11,7 +11,7 @@ from quire_api.fetching import FETCH_OUTCOMES
 from quire_api.status import REASONS, Reason
 from quire_operator.planner.observed import Failure
 
-__all__ = ["EXIT_CODES", "PASSING", "lasting", "passing", "refusal", "told"]
+__all__ = ["EXIT_CODES", "FETCHER", "PASSING", "lasting", "passing", "refusal", "told"]
 
 ENGINE, FETCHER = "engine", "weights"  # containers of ours; what exit codes of others mean, we do not know
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from quire_api.status import DeploymentStatus
 from quire_operator.planner.autoscale import ScaleDecision
 
-__all__ = ["Failure", "Instance", "Key", "ObjectState", "Observed", "Workload", "key_of"]
+__all__ = ["Failure", "Instance", "Key", "ObjectState", "Observed", "ResolveJob", "Workload", "key_of"]
 
 
 class Key(NamedTuple):
@@ -60,11 +60,23 @@ class Workload:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResolveJob:
+    """A Job that asks the source of the weights what it has."""
+
+    template: str  # digest of its pod's template
+    attempt: int
+    answer: str | None = None  # what it said at a good end
+    failure: Failure | None = None  # how it ended otherwise, or why it cannot start
+    ended: str = ""  # when; empty while it may still say something
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
     status: DeploymentStatus | None  # what we wrote last
     objects: Mapping[Key, ObjectState] = field(default_factory=dict)
     workload: Workload = Workload()
     instances: tuple[Instance, ...] = ()
+    jobs: tuple[ResolveJob, ...] = ()
     conflicts: Mapping[Key, str] = field(default_factory=dict)  # names that somebody else has, and who
     decision: ScaleDecision | None = None  # of the autoscaler, once it has looked
 

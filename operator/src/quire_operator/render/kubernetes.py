@@ -6,13 +6,16 @@ The pod is ours (`_pod`), then the user's (`patch.py`); its revision is the dige
 from collections.abc import Mapping
 
 from quire_api.deployment import LLMDeployment, seconds
+from quire_operator.planner.failures import FETCHER
+from quire_operator.planner.fit import GIB, Room, quantity_bytes
 from quire_operator.planner.plan import Desired, digest
 from quire_operator.render.around import ADMIN, around
 from quire_operator.render.engine import engine_argv
+from quire_operator.render.job import resolve_job
 from quire_operator.render.names import REVISION_LABEL, labels, selector
 from quire_operator.render.objects import Manifest, owned
 from quire_operator.render.patch import patched
-from quire_operator.render.place import place_engine
+from quire_operator.render.place import place, place_engine
 from quire_operator.render.weights import WeightsPlan, plan_weights
 from quire_operator.settings import AcceleratorProfile, OperatorSettings, profile_of
 
@@ -33,7 +36,11 @@ def render(deployment: LLMDeployment, settings: OperatorSettings) -> Desired:
     """
     profile = profile_of(deployment.spec.accelerator.profile, settings.profiles)
     template = _template(deployment, settings, profile)
+    asks = deployment.spec.model.source.is_fetched
+    common = {**_any_pod(deployment), **place(deployment)}
     return Desired(
+        resolve=resolve_job(deployment, common, _fetcher(deployment, settings)) if asks else None,
+        room=_room(deployment.spec.accelerator.profile, profile, template["spec"]),
         objects=(*around(deployment, template["spec"], settings.own_namespace), _workload(deployment, template)),
         replicas=deployment.spec.replicas,
         url=service_url(deployment, settings),
@@ -73,19 +80,10 @@ def _template(deployment: LLMDeployment, settings: OperatorSettings, profile: Ac
 
 def _pod(deployment: LLMDeployment, settings: OperatorSettings, profile: AcceleratorProfile) -> Manifest:
     drain, weights = seconds(deployment.spec.drain.timeout), plan_weights(deployment)
-    fetching = [_fetcher(deployment, settings, weights)] if weights.command else []
+    fetching = [_fetching(deployment, settings, weights)] if weights.command else []
     return {
-        "serviceAccountName": deployment.metadata.name,
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
+        **_any_pod(deployment),
         "terminationGracePeriodSeconds": PRESTOP_S + drain + MARGIN_S,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
         **({"initContainers": fetching} if fetching else {}),
         "containers": [_engine(deployment, settings, profile, weights)],
         "volumes": [
@@ -97,17 +95,41 @@ def _pod(deployment: LLMDeployment, settings: OperatorSettings, profile: Acceler
     }
 
 
-def _fetcher(deployment: LLMDeployment, settings: OperatorSettings, weights: WeightsPlan) -> Manifest:
+def _any_pod(deployment: LLMDeployment) -> Manifest:
     return {
-        "name": "weights",
+        "serviceAccountName": deployment.metadata.name,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+
+
+def _fetcher(deployment: LLMDeployment, settings: OperatorSettings) -> Manifest:
+    """What asks a source and what fetches from it have in common."""
+    return {
+        "name": FETCHER,
         "image": _image(deployment, settings),
         "imagePullPolicy": "IfNotPresent",
-        "command": weights.command,
         "env": _variables(ENVIRONMENT),
-        **({"envFrom": weights.env_from} if weights.env_from else {}),
         "resources": {"requests": {"cpu": "250m", "memory": "256Mi"}},
         "securityContext": _security(read_only_root=True),
-        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, *map(dict, weights.mounts)],
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    }
+
+
+def _fetching(deployment: LLMDeployment, settings: OperatorSettings, weights: WeightsPlan) -> Manifest:
+    fetcher = _fetcher(deployment, settings)
+    return {
+        **fetcher,
+        "command": weights.command,
+        **({"envFrom": weights.env_from} if weights.env_from else {}),
+        "volumeMounts": [*fetcher["volumeMounts"], *map(dict, weights.mounts)],
     }
 
 
@@ -150,6 +172,16 @@ def _engine(
             *map(dict, weights.mounts),
         ],
     }
+
+
+def _room(name: str, profile: AcceleratorProfile, pod: Manifest) -> Room | None:
+    """None where nobody has said how much memory there is; then only the engine can say that it is too little."""
+    if profile.resource is not None:
+        memory = int((profile.memory_gib or 0) * GIB) * _devices(profile)
+        return Room(bytes=memory, of=f"a {profile.resource} of profile {name}", on_device=True) if memory else None
+    engine = next(container for container in pod["containers"] if container["name"] == "engine")
+    limit = quantity_bytes(engine["resources"].get("limits", {}).get("memory"))
+    return Room(bytes=limit, of="the memory limit of its container", on_device=False) if limit else None
 
 
 def _devices(profile: AcceleratorProfile) -> int:
