@@ -13,7 +13,8 @@ from quire_operator.planner.observed import Failure
 
 __all__ = ["EXIT_CODES", "FETCHER", "PASSING", "lasting", "passing", "refusal", "told"]
 
-ENGINE, FETCHER = "engine", "weights"  # containers of ours; what exit codes of others mean, we do not know
+ENGINE = "engine"  # containers of ours; what exit codes of others mean, we do not know
+FETCHER = "weights"
 
 EXIT_CODES: dict[int, Reason] = {  # starting again will not cure these
     10: Reason.MODEL_NOT_FOUND,

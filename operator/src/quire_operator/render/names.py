@@ -17,7 +17,8 @@ __all__ = [
 
 OWNER_LABEL = f"{GROUP}/llmdeployment"
 ROLE_LABEL = f"{GROUP}/role"
-ENGINE, RESOLVER = "engine", "resolve"  # roles of pods
+ENGINE = "engine"  # roles of pods
+RESOLVER = "resolve"
 REVISION_LABEL = f"{GROUP}/revision"  # of a pod: digest of the template it came from
 ATTEMPT_LABEL = f"{GROUP}/attempt"  # of a Job: how many before it failed
 MANAGED = {"app.kubernetes.io/managed-by": "quire"}  # what the operator's watches select
