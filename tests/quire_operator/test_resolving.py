@@ -139,6 +139,7 @@ def test_the_answer_is_written_down_before_anything_is_made_of_it() -> None:
     assert pinned.status.model is not None
     assert pinned.status.model.model_dump(by_alias=True) == {
         "source": "hf://acme/model",
+        "include": (),
         "revision": "c0ffee",
         "bytes": 16 << 30,
         "parameters": 8 << 30,
@@ -162,6 +163,20 @@ def test_engines_fetch_the_revision_that_was_found_and_no_other(uri: str, fetche
     command = resolved(resource(uri)).fetcher
 
     assert command == ["quire", "fetch", *fetched, "/weights", "--link=/run/quire/model"]
+
+
+def test_a_choice_of_files_is_asked_for_and_fetched_and_another_one_is_asked_for_anew() -> None:
+    chosen = resource(spec__model={"source": {"uri": "hf://acme/model", "include": ["a*", "b"]}})
+    world = resolved(chosen)
+
+    other = world.turn(resource())
+
+    assert world.fetcher[-2:] == ["--include=a*", "--include=b"]
+    assert job_of(spec__model=chosen["spec"]["model"])["spec"]["template"]["spec"]["containers"][0]["command"][-2:] == [
+        "--include=a*",
+        "--include=b",
+    ]
+    assert names(other) == ["Create Job"]
 
 
 def test_what_is_not_fetched_is_not_asked_for() -> None:

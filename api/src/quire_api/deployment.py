@@ -46,6 +46,7 @@ PLURAL = "llmdeployments"
 NAME_MAX = 45  # what we append to it must still fit a DNS label of 63
 
 ModelName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")]
+Pattern = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^-].*$")]
 
 
 class SecretRef(Strict):
@@ -78,7 +79,19 @@ class Source(Strict):
         description="Its keys (`HF_TOKEN`, `HF_ENDPOINT`, `AWS_ACCESS_KEY_ID`, ...) become the environment of the container that fetches, and of "
         "nothing else. `quire up` takes them from its own environment. Default: none.",
     )
+    include: tuple[Pattern, ...] = Field(
+        (),
+        max_length=32,
+        description="Files to fetch, as patterns of the shell, in place of those chosen by rule; configuration and tokenizer come along. "
+        "Default: the safetensors.",
+        examples=[["model-fp16*.safetensors"]],
+    )
     rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.include) || size(self.include) == 0 || self.uri.matches('^(hf|s3|https)://')",
+            message="include is for what is fetched: hf://, s3:// or https://",
+            holds=lambda s: not s.include or s.is_fetched,
+        ),
         Rule(
             cel="!has(self.secretRef) || self.uri.matches('^(hf|s3|https)://')",
             message="secretRef is for what is fetched: hf://, s3:// or https://",

@@ -15,6 +15,7 @@ class ModelStatus(Strict):
     """The model that was found at the source, and stays until the source is another one."""
 
     source: str = Field(max_length=1024, description="`spec.model.source.uri` as it was when it was asked.")
+    include: tuple[str, ...] = Field((), max_length=32, description="`spec.model.source.include` as it was then.")
     revision: str = Field(
         min_length=1, max_length=128, description="What it meant then; engines fetch this and no other."
     )
@@ -26,13 +27,14 @@ class ModelStatus(Strict):
     )
 
     @classmethod
-    def from_answer(cls, source: str, answer: str) -> Self | None:
+    def from_answer(cls, source: str, include: tuple[str, ...], answer: str) -> Self | None:
         """Of the line that `quire fetch resolve` prints; None when that is none."""
         try:
             told = json.loads(answer)
             known = {name: told[name] for name in ("parameters", "dtype", "kvBytesPerToken") if told.get(name)}
             return cls.model_validate(
-                {"source": source, "revision": told["revision"], "bytes": told["bytes"], **known}, by_alias=True
+                {"source": source, "include": include, "revision": told["revision"], "bytes": told["bytes"], **known},
+                by_alias=True,
             )
         except (ValueError, ValidationError, KeyError, TypeError, AttributeError):
             return None

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
-from quire_api.deployment import LLMDeployment
+from quire_api.deployment import LLMDeployment, Source
 from quire_api.resolved import ModelStatus
 from quire_api.status import DeploymentStatus, Reason
 from quire_operator.planner.conditions import MESSAGE_MAX, Verdict
@@ -44,7 +44,8 @@ class Held:
 def pin_of(deployment: LLMDeployment, status: DeploymentStatus | None) -> ModelStatus | None:
     """What was found at the source that is wanted."""
     pin = status.model if status is not None else None
-    return pin if pin is not None and pin.source == deployment.spec.model.source.uri else None
+    source = deployment.spec.model.source
+    return pin if pin is not None and (pin.source, pin.include) == (source.uri, source.include) else None
 
 
 def hold(
@@ -55,19 +56,19 @@ def hold(
         return None
     pin = pin_of(deployment, observed.status)
     if pin is None:
-        return _resolving(deployment.spec.model.source.uri, job, observed.jobs, now)
+        return _resolving(deployment.spec.model.source, job, observed.jobs, now)
     words = misfit(need_of(deployment.spec.engine, pin.footprint), room) if room is not None else None
     return Held(verdict=Verdict.stalled(Reason.DOES_NOT_FIT, words)) if words is not None else None
 
 
-def _resolving(source: str, job: Manifest, jobs: tuple[ResolveJob, ...], now: str) -> Held:
+def _resolving(source: Source, job: Manifest, jobs: tuple[ResolveJob, ...], now: str) -> Held:
     wanted = job["metadata"]["labels"][REVISION_LABEL]
     mine = sorted((_read(source, each) for each in jobs if each.template == wanted), key=lambda each: each.attempt)
     if not mine:
         return Held(jobs=(_numbered(job, 0),), verdict=_asking(source))
     last = mine[-1]
     if last.answer is not None:
-        pin = ModelStatus.from_answer(source, last.answer)
+        pin = ModelStatus.from_answer(source.uri, source.include, last.answer)
         return Held(verdict=_asking(source), pin=pin)
     if last.ended:
         return _again(source, job, last, now)
@@ -77,15 +78,15 @@ def _resolving(source: str, job: Manifest, jobs: tuple[ResolveJob, ...], now: st
     return Held(jobs=kept, verdict=_failed(source, speaks) if speaks is not None else _asking(source))
 
 
-def _read(source: str, job: ResolveJob) -> ResolveJob:
+def _read(source: Source, job: ResolveJob) -> ResolveJob:
     """An answer that is none is a failure."""
-    if job.answer is None or ModelStatus.from_answer(source, job.answer) is not None:
+    if job.answer is None or ModelStatus.from_answer(source.uri, source.include, job.answer) is not None:
         return job
     words = "it ended well and said nothing that can be read: is the image older than the operator?"
     return replace(job, answer=None, failure=Failure(message=words, exit_code=0, container=FETCHER))
 
 
-def _again(source: str, job: Manifest, last: ResolveJob, now: str) -> Held:
+def _again(source: Source, job: Manifest, last: ResolveJob, now: str) -> Held:
     """After a pause; the one that failed stays until the next has ended."""
     verdict = _failed(source, last.failure or Failure(message="its pod is gone", container=FETCHER))
     pause = min(PAUSE_FIRST_S * 2 ** min(last.attempt, 10), PAUSE_MOST_S)
@@ -95,18 +96,18 @@ def _again(source: str, job: Manifest, last: ResolveJob, now: str) -> Held:
     return Held(jobs=(_numbered(job, last.attempt), _numbered(job, last.attempt + 1)), verdict=verdict)
 
 
-def _asking(source: str) -> Verdict:
-    return Verdict.working(Reason.RESOLVING, f"asking {source} what it has, before any engine is made of it")
+def _asking(source: Source) -> Verdict:
+    return Verdict.working(Reason.RESOLVING, f"asking {source.uri} what it has, before any engine is made of it")
 
 
-def _failed(source: str, failure: Failure) -> Verdict:
+def _failed(source: Source, failure: Failure) -> Verdict:
     """The fetch's own reason; whatever it is, it is tried again, for nobody here sees it mended."""
     reason = lasting(failure)
     if reason is not None:
-        return Verdict.stalled(reason, f"{source}: {told(failure, reason)}")
+        return Verdict.stalled(reason, f"{source.uri}: {told(failure, reason)}")
     reason = passing(failure)
     reason = Reason.RESOLVING if reason is Reason.RESTARTING else reason
-    return Verdict.working(reason, f"{source}: {told(failure, reason)}"[:MESSAGE_MAX])
+    return Verdict.working(reason, f"{source.uri}: {told(failure, reason)}"[:MESSAGE_MAX])
 
 
 def _numbered(job: Manifest, attempt: int) -> Manifest:

@@ -13,7 +13,7 @@ from quire_operator.planner.plan import digest
 from quire_operator.render.names import ATTEMPT_LABEL, RESOLVER, REVISION_LABEL, ROLE_LABEL, labels
 from quire_operator.render.objects import Manifest, owned
 from quire_operator.render.patch import patched
-from quire_operator.render.weights import secret_of
+from quire_operator.render.weights import choice_of, secret_of
 
 __all__ = ["resolve_job"]
 
@@ -26,7 +26,7 @@ def resolve_job(deployment: LLMDeployment, pod: Manifest, fetcher: Manifest) -> 
     source = deployment.spec.model.source
     container = {
         **fetcher,
-        "command": ["quire", "fetch", "resolve", source.uri],
+        "command": ["quire", "fetch", "resolve", source.uri, *choice_of(source)],
         **({"envFrom": secret_of(source)} if source.secret_ref else {}),
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }

@@ -15,6 +15,7 @@ __all__ = ["render"]
 def render(deployment: LLMDeployment, url: str) -> Desired:
     """`url` is the router's."""
     profile = profile_of(deployment.spec.accelerator.profile, PROFILES)
+    source = deployment.spec.model.source
     template = {
         "apiVersion": "quire.dev/local",
         "kind": "Deployment",
@@ -22,7 +23,12 @@ def render(deployment: LLMDeployment, url: str) -> Desired:
         "spec": {
             "selector": {"matchLabels": selector(deployment)},
             "template": {
-                "command": engine_argv(deployment, device=profile.device, admin_on_main_port=True),
+                "command": engine_argv(
+                    deployment,
+                    device=profile.device,
+                    admin_on_main_port=True,
+                    **({"include": source.include} if source.include else {}),
+                ),
                 "gpus": 0 if profile.resource is None else 1,
                 "graceSeconds": seconds(deployment.spec.drain.timeout) + 5,
             },

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from quire_api.deployment import LLMDeployment, Source
 from quire_operator.render.objects import Manifest
 
-__all__ = ["WeightsPlan", "pinned", "plan_weights", "secret_of"]
+__all__ = ["WeightsPlan", "choice_of", "pinned", "plan_weights", "secret_of"]
 
 STORE, LINKS = "/weights", "/run/quire"
 MODEL = f"{LINKS}/model"
@@ -58,7 +58,7 @@ def plan_weights(deployment: LLMDeployment) -> WeightsPlan:
     store = {"emptyDir": {}} if cache is None else {"persistentVolumeClaim": {"claimName": cache.claim_name}}
     return WeightsPlan(
         model=MODEL,
-        command=["quire", "fetch", *_at_revision(source), STORE, f"--link={MODEL}"],
+        command=["quire", "fetch", *_at_revision(source), STORE, f"--link={MODEL}", *choice_of(source)],
         env_from=secret_of(source),
         environment={"HF_HUB_OFFLINE": "1"},
         volumes=[{"name": "weights", **store}, {"name": "model", "emptyDir": {}}],
@@ -69,6 +69,11 @@ def plan_weights(deployment: LLMDeployment) -> WeightsPlan:
 def secret_of(source: Source) -> list[Manifest]:
     """For the environment of a container that asks or fetches."""
     return [{"secretRef": {"name": source.secret_ref.name}}] if source.secret_ref else []
+
+
+def choice_of(source: Source) -> list[str]:
+    """Flags of `quire fetch`."""
+    return [f"--include={pattern}" for pattern in source.include]
 
 
 def _at_revision(source: Source) -> list[str]:
