@@ -16,7 +16,7 @@ MIG = AcceleratorProfile(
     tolerations=({"key": "nvidia.com/gpu", "operator": "Exists"},),  # type: ignore[arg-type]  # as it stands in a file
     environment={"NCCL_DEBUG": "WARN"},
 )
-SETTINGS = OperatorSettings(engine_image="engine:1", own_namespace="ours", profiles={**PROFILES, "mig": MIG})
+SETTINGS = OperatorSettings(engine_image="engine:1", profiles={**PROFILES, "mig": MIG})
 
 
 def objects(**changes: Any) -> dict[str, dict[str, Any]]:
@@ -73,22 +73,12 @@ def test_a_node_drain_takes_as_many_as_it_may() -> None:
     assert (budget["maxUnavailable"], budget["selector"]["matchLabels"]) == (2, ENGINE_LABELS)
 
 
-def test_the_admin_port_is_open_to_the_operator_alone_and_the_others_to_all() -> None:
-    sidecar = {"name": "exporter", "image": "exporter:1", "ports": [{"containerPort": 9100}]}
-    policy = objects(
-        spec__autoscaling={"mode": "Builtin", "max": 2}, spec__podTemplate={"spec": {"containers": [sidecar]}}
-    )["NetworkPolicy/good"]["spec"]
+def test_what_the_pods_name_as_a_port_is_open_and_nothing_else() -> None:
+    sidecar = {"name": "exporter", "image": "exporter:1", "ports": [{"containerPort": 9100, "protocol": "UDP"}]}
+    policy = objects(spec__podTemplate={"spec": {"containers": [sidecar]}})["NetworkPolicy/good"]["spec"]
 
-    for_all, for_the_operator = policy["ingress"]
-    assert [port["port"] for port in for_all["ports"]] == [8000, 9100]
-    assert "from" not in for_all
-    assert [port["port"] for port in for_the_operator["ports"]] == [8001]
-    assert for_the_operator["from"] == [
-        {
-            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ours"}},
-            "podSelector": {"matchLabels": {"app.kubernetes.io/name": "quire-operator"}},
-        }
-    ]
+    assert policy["podSelector"]["matchLabels"] == ENGINE_LABELS
+    assert policy["ingress"] == [{"ports": [{"port": 8000, "protocol": "TCP"}, {"port": 9100, "protocol": "UDP"}]}]
 
 
 def test_pods_are_placed_as_the_resource_and_the_profile_ask() -> None:

@@ -92,9 +92,6 @@ def operator(argv: list[str]) -> int:
     parser.add_argument(
         "--cluster-domain", default=defaults.cluster_domain, help="for `status.url` (default: %(default)s)"
     )
-    parser.add_argument(
-        "--own-namespace", default=defaults.own_namespace, help="where this operator runs (default: %(default)s)"
-    )
     _add_profiles(parser)
     parser.add_argument("--port", type=port, default=8080, help="port of /livez and /metrics (default: %(default)s)")
     arguments = parser.parse_args(argv)
@@ -107,7 +104,6 @@ def operator(argv: list[str]) -> int:
     settings = OperatorSettings(
         engine_image=arguments.engine_image,
         cluster_domain=arguments.cluster_domain,
-        own_namespace=arguments.own_namespace,
         profiles=load_profiles(arguments.profiles),
     )
 

@@ -54,9 +54,6 @@ class OperatorSettings(Strict):
     cluster_domain: str = "svc.cluster.local"
     """Only for `status.url`, which people paste."""
 
-    own_namespace: str = "quire-system"
-    """Where the operator runs: nobody else is let to the admin port of engines."""
-
     profiles: dict[str, AcceleratorProfile] = PROFILES
     """What `accelerator.profile` may name."""
 

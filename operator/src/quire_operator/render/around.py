@@ -7,24 +7,20 @@ NetworkPolicy          what the pods open is open to all, but the admin port, wh
 PodDisruptionBudget    where there may be more than one; for one alone it would only hold up node drains
 """
 
-from typing import Any
-
 from quire_api.deployment import LLMDeployment
-from quire_operator.render.names import OPERATOR, selector
+from quire_operator.render.names import selector
 from quire_operator.render.objects import Manifest, owned
 
-__all__ = ["ADMIN", "around"]
-
-ADMIN = "admin"  # name of the port that can drain an engine
+__all__ = ["around"]
 
 
-def around(deployment: LLMDeployment, pod: Manifest, own_namespace: str) -> tuple[Manifest, ...]:
+def around(deployment: LLMDeployment, pod: Manifest) -> tuple[Manifest, ...]:
     """`pod` is the spec of the engines' pods, whose ports are to be reached."""
     return (
         owned(deployment, "v1", "ServiceAccount", automountServiceAccountToken=False),
         _service(deployment, None, 80, {"type": "ClusterIP"}),
         _service(deployment, f"{deployment.metadata.name}-engines", 8000, {"clusterIP": "None"}),
-        _policy(deployment, pod, own_namespace),
+        _policy(deployment, pod),
         *([_budget(deployment)] if most_replicas(deployment) > 1 else []),
     )
 
@@ -39,27 +35,22 @@ def _service(deployment: LLMDeployment, name: str | None, port: int, kind: Manif
     return owned(deployment, "v1", "Service", name, spec={**kind, "selector": selector(deployment), "ports": ports})
 
 
-def _policy(deployment: LLMDeployment, pod: Manifest, own_namespace: str) -> Manifest:
-    ports = [port for container in pod["containers"] for port in container.get("ports", ())]
-    for_all = [_port(port) for port in ports if port.get("name") != ADMIN]
-    for_us = [_port(port) for port in ports if port.get("name") == ADMIN]
-    operator = {
-        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": own_namespace}},
-        "podSelector": {"matchLabels": OPERATOR},
-    }
-    rules: list[Manifest] = [{"ports": for_all}] if for_all else []
-    if for_us:
-        rules.append({"from": [operator], "ports": for_us})
+def _policy(deployment: LLMDeployment, pod: Manifest) -> Manifest:
+    named = [
+        {"port": port["containerPort"], "protocol": port.get("protocol", "TCP")}
+        for container in pod["containers"]
+        for port in container.get("ports", ())
+    ]
     return owned(
         deployment,
         "networking.k8s.io/v1",
         "NetworkPolicy",
-        spec={"podSelector": {"matchLabels": selector(deployment)}, "policyTypes": ["Ingress"], "ingress": rules},
+        spec={
+            "podSelector": {"matchLabels": selector(deployment)},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"ports": named}],  # the engine has one at least: no ports would mean all of them
+        },
     )
-
-
-def _port(port: dict[str, Any]) -> Manifest:
-    return {"port": port["containerPort"], "protocol": port.get("protocol", "TCP")}
 
 
 def _budget(deployment: LLMDeployment) -> Manifest:

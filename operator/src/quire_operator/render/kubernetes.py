@@ -9,7 +9,7 @@ from quire_api.deployment import LLMDeployment, seconds
 from quire_operator.planner.failures import FETCHER
 from quire_operator.planner.fit import GIB, Room, quantity_bytes
 from quire_operator.planner.plan import Desired, digest
-from quire_operator.render.around import ADMIN, around
+from quire_operator.render.around import around
 from quire_operator.render.engine import engine_argv
 from quire_operator.render.job import resolve_job
 from quire_operator.render.names import REVISION_LABEL, labels, selector
@@ -41,7 +41,7 @@ def render(deployment: LLMDeployment, settings: OperatorSettings) -> Desired:
     return Desired(
         resolve=resolve_job(deployment, common, _fetcher(deployment, settings)) if asks else None,
         room=_room(deployment.spec.accelerator.profile, profile, template["spec"]),
-        objects=(*around(deployment, template["spec"], settings.own_namespace), _workload(deployment, template)),
+        objects=(*around(deployment, template["spec"]), _workload(deployment, template)),
         replicas=deployment.spec.replicas,
         url=service_url(deployment, settings),
         image=_image(deployment, settings),
@@ -156,7 +156,7 @@ def _engine(
         "env": _variables({**ENVIRONMENT, **profile.environment, **weights.environment}),
         "ports": [
             {"name": "http", "containerPort": PORT, "protocol": "TCP"},
-            *([{"name": ADMIN, "containerPort": ADMIN_PORT, "protocol": "TCP"}] if scraped else []),
+            *([{"name": "admin", "containerPort": ADMIN_PORT, "protocol": "TCP"}] if scraped else []),
         ],
         "resources": resources,
         "startupProbe": _probe("/readyz", period=2, failures=-(-startup // 2)),

@@ -6,7 +6,6 @@ __all__ = [
     "ATTEMPT_LABEL",
     "ENGINE",
     "MANAGED",
-    "OPERATOR",
     "OWNER_LABEL",
     "RESOLVER",
     "REVISION_LABEL",
@@ -22,7 +21,6 @@ RESOLVER = "resolve"
 REVISION_LABEL = f"{GROUP}/revision"  # of a pod: digest of the template it came from
 ATTEMPT_LABEL = f"{GROUP}/attempt"  # of a Job: how many before it failed
 MANAGED = {"app.kubernetes.io/managed-by": "quire"}  # what the operator's watches select
-OPERATOR = {"app.kubernetes.io/name": "quire-operator"}  # its own pods: the chart labels them so
 
 
 def selector(deployment: LLMDeployment) -> dict[str, str]:
