@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from fakes.resources import good
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire_api import LLMDeployment
@@ -84,6 +84,10 @@ class World:
 
     def serve(self) -> None:
         self.observed = replace(self.observed, workload=SERVING)
+
+    def forget(self) -> None:
+        objects = {key: replace(state, applied=None) for key, state in self.observed.objects.items()}
+        self.observed = replace(self.observed, objects=objects)
 
     def wait(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
@@ -310,6 +314,57 @@ def test_on_a_cpu_the_limit_of_the_container_is_what_there_is() -> None:
     assert reason(decided) == ("DoesNotFit", "Stalled")
     assert "the memory limit of its container has 12.00 GiB" in decided.status.conditions[0].message
     assert "Create Deployment" not in names(decided)
+
+
+EVENTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("source"), st.sampled_from(["hf://acme/model", "s3://bucket/m", "builtin://quire-tiny"])),
+        st.tuples(st.just("length"), st.sampled_from([1024, 100_000])),
+        st.tuples(st.just("replicas"), st.integers(0, 3)),
+        st.tuples(st.just("end"), st.sampled_from([ANSWER, "nonsense", DENIED, UNREACHABLE])),
+        st.tuples(st.just("wait"), st.sampled_from([1, 60, 400])),
+        st.tuples(st.just("restart"), st.none()),
+    ),
+    max_size=12,
+)
+
+
+@given(EVENTS)
+@settings(deadline=None)  # a busy machine is no fault of a plan
+def test_whatever_happens_engines_are_never_taken_away_and_all_comes_to_rest(events: list[tuple[str, Any]]) -> None:
+    world, what = World(), resource()
+    for kind, value in events:
+        if kind == "source":
+            what = {**what, "spec": {**what["spec"], "model": {"source": {"uri": value}}}}
+        elif kind == "length":
+            what = {**what, "spec": {**what["spec"], "engine": {"maxModelLen": value}}}
+        elif kind == "replicas":
+            what = {**what, "spec": {**what["spec"], "replicas": value}}
+        elif kind == "end" and world.jobs:
+            world.end(**({"answer": value} if isinstance(value, str) else {"failure": value}))
+        elif kind == "wait":
+            world.wait(value)
+        elif kind == "restart":  # of the operator, which then does not know what it has applied
+            world.forget()
+        decided = world.turn(what)
+        assert "Delete Deployment" not in names(decided)
+        assert len(world.jobs) <= 2
+        assert (reason(decided)[0] == "DoesNotFit") <= (names(decided).count("Apply Deployment") == 0)
+
+    fitting = {**what, "spec": {**what["spec"], "engine": {"maxModelLen": 1024}}}
+    for _ in range(3):
+        world.turn(fitting)
+        if world.jobs:
+            world.end(answer=ANSWER, failure=None)
+    world.turn(fitting)
+
+    assert world.turn(fitting).actions == ()
+    assert not world.jobs
+    status, source = world.observed.status, what["spec"]["model"]["source"]["uri"]
+    assert status is not None
+    assert (status.model.source if status.model else "builtin://quire-tiny") == source
+    template = world.manifests[Key("Deployment", "good")]["spec"]["template"]["spec"]
+    assert ("c0ffee" in str(template.get("initContainers"))) == (source != "builtin://quire-tiny")
 
 
 BIG = Footprint(parameters=1000, kv_values_per_token=10, dtype="bfloat16")
