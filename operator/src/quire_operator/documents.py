@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from quire_api.deployment import API_VERSION, KIND, LLMDeployment
 from quire_api.errors import InvalidInput, explain
-from quire_operator.settings import PROFILES, AcceleratorProfile, OperatorSettings
+from quire_operator.settings import PROFILES, AcceleratorProfile
 
 __all__ = ["dump", "files_of", "load", "load_profiles", "load_resource"]
 
@@ -40,13 +40,17 @@ def load_profiles(path: Path | None) -> dict[str, AcceleratorProfile]:
     """The profiles that there are: those of the file go before the built-in ones."""
     if path is None:
         return PROFILES
-    told = [document for file in files_of([str(path)]) for document in _documents(file)]
+    told: Any = next((document for file in files_of([str(path)]) for document in _documents(file)), {})
+    if not isinstance(told, dict):
+        raise InvalidInput([f"{path}: profiles are a mapping from names, not {told!r:.60}"])
+    return {**PROFILES, **{str(name): _profile(f"{path}: {name}", value) for name, value in told.items()}}
+
+
+def _profile(where: str, value: object) -> AcceleratorProfile:
     try:
-        return OperatorSettings.model_validate({"profiles": {**PROFILES, **(told[0] if told else {})}}).profiles
+        return AcceleratorProfile.model_validate(value)
     except ValidationError as error:
-        raise explain(error, OperatorSettings, lambda place: ".".join([str(path), *map(str, place[1:])])) from None
-    except TypeError:
-        raise InvalidInput([f"{path}: profiles are a mapping from names, not {told[0]!r:.60}"]) from None
+        raise explain(error, AcceleratorProfile, lambda place: ".".join([where, *map(str, place)])) from None
 
 
 def load_resource(document: Any) -> dict[str, Any]:
