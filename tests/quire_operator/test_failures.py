@@ -27,7 +27,7 @@ NO_SECRET = Failure(cause="CreateContainerConfigError", message='secret "hf-toke
         (replace(NO_SECRET, message="container has runAsNonRoot and image will run as root"), Reason.IMAGE_UNUSABLE),
         (Failure(message="no command specified", cause="CreateContainerError"), Reason.IMAGE_UNUSABLE),
         (
-            Failure(message='exec: "quire": executable file not found in $PATH', exit_code=128, cause="StartError"),
+            Failure(message='exec "quire": executable file not found in $PATH', exit_code=128, cause="StartError"),
             Reason.IMAGE_UNUSABLE,
         ),
     ],
@@ -47,6 +47,10 @@ def test_what_only_somebody_outside_can_mend_has_a_reason(failure: Failure, reas
         (Failure(exit_code=24, message="no answer", container="weights"), Reason.SOURCE_UNREACHABLE),
         (Failure(exit_code=25, message="SIGTERM", container="weights"), Reason.INTERRUPTED),
         (Failure(exit_code=10, message="mine", container="sidecar"), Reason.RESTARTING),
+        (
+            Failure(message="error unpacking image: no space left on device", cause="CreateContainerError"),
+            Reason.RESTARTING,
+        ),
         (Failure(exit_code=24, message="mine", container="sidecar"), Reason.RESTARTING),
     ],
 )

@@ -1,7 +1,8 @@
 """What went wrong in a pod, in the words of our reasons. Pure: a table, and how a failure is told.
 
     exit code      of a container of ours: quire_engine.errors and quire_api.fetching say what each one means
-    cause          the kubelet's word, with what its message must hold (`CAUSES`); the first that fits
+    cause          the kubelet's word, with what its message must hold (`CAUSES`); the first that fits. Of what it could not
+                   start for another reason, as a disk of the node that is full, it says the words and tries again
     refusal        of the API server to make a pod at all (`REFUSALS`)
 
 Rule: who has a word of its own, the engine or the fetch, is quoted; where only the machine speaks, the fix follows.
@@ -35,11 +36,17 @@ CAUSES: tuple[tuple[str, str, Reason], ...] = (
     ("ErrImageNeverPull", "", Reason.IMAGE_PULL_DENIED),
     ("CreateContainerConfigError", "not found", Reason.REFERENCE_NOT_FOUND),
     ("CreateContainerConfigError", "couldn't find key", Reason.REFERENCE_NOT_FOUND),
-    ("CreateContainerConfigError", "", Reason.IMAGE_UNUSABLE),
-    ("CreateContainerError", "", Reason.IMAGE_UNUSABLE),
-    ("RunContainerError", "", Reason.IMAGE_UNUSABLE),
-    ("StartError", "", Reason.IMAGE_UNUSABLE),
-    ("ContainerCannotRun", "", Reason.IMAGE_UNUSABLE),
+    ("CreateContainerConfigError", "runAsNonRoot", Reason.IMAGE_UNUSABLE),
+    ("", "no command specified", Reason.IMAGE_UNUSABLE),
+    ("", "executable file not found", Reason.IMAGE_UNUSABLE),
+    ("", "exec format error", Reason.IMAGE_UNUSABLE),
+)
+NOT_STARTED = (
+    "CreateContainerError",
+    "CreateContainerConfigError",
+    "RunContainerError",
+    "StartError",
+    "ContainerCannotRun",
 )
 REFUSALS: tuple[tuple[str, Reason], ...] = (
     ("exceeded quota", Reason.QUOTA_EXCEEDED),
@@ -51,7 +58,7 @@ REFUSALS: tuple[tuple[str, Reason], ...] = (
 def lasting(failure: Failure) -> Reason | None:
     """Why only somebody outside can help; None where starting again may."""
     for cause, words, reason in CAUSES:
-        if failure.cause == cause and words in failure.message:
+        if words in failure.message and (failure.cause == cause or (not cause and failure.cause in NOT_STARTED)):
             return reason
     return EXIT_CODES.get(failure.exit_code or 0) if failure.container in (ENGINE, FETCHER) else None
 
