@@ -76,8 +76,8 @@ class Source(Strict):
     )
     secret_ref: SecretRef | None = Field(
         None,
-        description="Its keys (`HF_TOKEN`, `HF_ENDPOINT`, `AWS_ACCESS_KEY_ID`, ...) become the environment of the container that fetches, and of "
-        "nothing else. `quire up` takes them from its own environment. Default: none.",
+        description="Its keys (`HF_TOKEN`, `HF_ENDPOINT`, `AWS_ACCESS_KEY_ID`, ...) become the environment of the Job that asks the source and of the container "
+        "that fetches, and of nothing else. `quire up` takes them from its own environment. Default: none.",
     )
     include: tuple[Pattern, ...] = Field(
         (),
