@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from fakes.kstatus import kstatus
 from fakes.resources import good
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -294,6 +295,8 @@ def test_what_does_not_fit_changes_nothing_and_says_the_numbers() -> None:
 
     assert decided.actions == ()
     assert reason(decided) == ("DoesNotFit", "Stalled")
+    assert kstatus(decided.status, generation=1) == "Failed"
+    assert kstatus(decided.status, generation=2) == "InProgress"
     assert decided.status.conditions[0].message == (
         "an engine needs 16.00 GiB for the weights and 5.00 GiB for the KV cache, and a nvidia.com/gpu of profile small has "
         "20.00 GiB: lower maxModelLen or kvCacheGiB, take a smaller model, or give it more memory"
@@ -316,6 +319,7 @@ def test_on_a_cpu_the_limit_of_the_container_is_what_there_is() -> None:
     assert "Create Deployment" not in names(decided)
 
 
+TO_TOOLS = {"": "Current", "Reconciling": "InProgress", "Stalled": "Failed"}
 EVENTS = st.lists(
     st.one_of(
         st.tuples(st.just("source"), st.sampled_from(["hf://acme/model", "s3://bucket/m", "builtin://quire-tiny"])),
@@ -349,6 +353,7 @@ def test_whatever_happens_engines_are_never_taken_away_and_all_comes_to_rest(eve
         decided = world.turn(what)
         assert "Delete Deployment" not in names(decided)
         assert len(world.jobs) <= 2
+        assert kstatus(decided.status, generation=1) == TO_TOOLS[reason(decided)[1]]
         assert (reason(decided)[0] == "DoesNotFit") <= (names(decided).count("Apply Deployment") == 0)
 
     fitting = {**what, "spec": {**what["spec"], "engine": {"maxModelLen": 1024}}}
