@@ -25,6 +25,7 @@ from dashboard import dashboard_in_a_browser  # noqa: E402
 from fetching import WITH_IMAGES  # noqa: E402
 from one_machine import LOCAL  # noqa: E402
 from readme import first_answer  # noqa: E402
+from rights import rights_are_those_that_are_used  # noqa: E402
 from scenarios import SCENARIOS  # noqa: E402
 from soak import SOAK  # noqa: E402
 from target import RELEASE, SYSTEM, Images, Target, choose  # noqa: E402
@@ -108,6 +109,13 @@ def _run_on(target: Target, stages: Stages) -> None:
         stages.run(check.__doc__ or "", lambda check=check: check(world))
     for scenario in SCENARIOS:
         stages.run(f"conformance, {scenario.__doc__}", lambda scenario=scenario: scenario(ClusterWorld(world)))
+    if (log := target.audit_log) is not None:
+        stages.run(rights_are_those_that_are_used.__doc__ or "", lambda: rights_are_those_that_are_used(world, log))
+    else:
+        print(
+            f"== {target.name} keeps no audit log that could be read: the operator's rights are not compared",
+            flush=True,
+        )
     stages.run(last.__doc__ or "", lambda: last(world))
     if stages.failed:
         _show_the_scene(world)

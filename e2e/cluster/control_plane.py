@@ -42,6 +42,8 @@ def start_control_plane(layout: Layout, pki: Path) -> None:
             f"--service-account-signing-key-file={pki / 'sa.key'}",
             f"--kubelet-client-certificate={pki / 'kubelet-client.crt'}",
             f"--kubelet-client-key={pki / 'kubelet-client.key'}",
+            f"--audit-policy-file={Path(__file__).with_name('audit.yaml')}",
+            f"--audit-log-path={layout.audit_log}",
             "--kubelet-preferred-address-types=InternalIP",  # else logs and exec look up the node's name
         ],
     )

@@ -47,6 +47,11 @@ class Layout:
         return self.folder / "admin.kubeconfig"
 
     @property
+    def audit_log(self) -> Path:
+        """What was asked of the API server, and by whom (audit.yaml)."""
+        return self.folder / "audit.log"
+
+    @property
     def containerd_socket(self) -> Path:
         return self.run / "containerd.sock"
 

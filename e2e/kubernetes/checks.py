@@ -6,6 +6,8 @@ resource `tiny` of config/samples/tiny-cpu.yaml lives from `apply` to `delete`.
 
 import json
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,6 +82,34 @@ def samples_pass_dry_run(world: World) -> None:
         world.tools.kubectl("apply", "-n", NAMESPACE, "--dry-run=server", "--validate=strict", "-f", str(sample))
 
 
+def plans_pass_dry_run(world: World) -> None:
+    """every object that a sample becomes, and one with all there is to say of its pods, passes server dry-run"""
+    full = good(
+        spec__replicas=3,
+        spec__accelerator={"profile": "nvidia"},
+        spec__scheduling={
+            "nodeSelector": {"pool": "a"},
+            "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+            "priorityClassName": "",
+        },
+        spec__disruption={"maxUnavailable": 2},
+        spec__podTemplate={
+            "metadata": {"annotations": {"a": "b"}},
+            "spec": {
+                "imagePullSecrets": [{"name": "registry"}],
+                "containers": [{"name": "engine", "args": ["--seed=1"]}],
+            },
+        },
+    )
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(full, file)
+        file.flush()
+        for path in (*sorted(SAMPLES.glob("*.yaml")), file.name):
+            command = [sys.executable, "-m", "quire_api", "plan", "-f", str(path)]
+            planned = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            world.tools.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=planned)
+
+
 def bad_resources_are_refused(world: World) -> None:
     """bad resources are refused with the expected message"""
     cases = bad_resources()
@@ -136,8 +166,9 @@ def apply_becomes_ready(world: World) -> None:
     status = world.tiny()["status"]
     assert status["serving"] == "1/1", status
     assert {c["type"] for c in status["conditions"]} == {"Ready"}, status
-    assert {(c["kind"], c["name"]) for c in status["children"]} == {
-        (k, "tiny") for k in ("Deployment", "Service", "ServiceAccount")
+    assert {f"{c['kind']}/{c['name']}" for c in status["children"]} == {
+        *(f"{kind}/tiny" for kind in ("Deployment", "Service", "ServiceAccount", "NetworkPolicy")),
+        "Service/tiny-engines",
     }
 
 
@@ -150,7 +181,7 @@ def chat_through_the_service(world: World) -> None:
 
 def versions(world: World) -> dict[str, str]:
     """Of everything that an operator may write."""
-    objects = world.get("llmd,deployments,services,serviceaccounts")["items"]
+    objects = world.get("llmd,deployments,services,serviceaccounts,networkpolicies,poddisruptionbudgets")["items"]
     return {f"{o['kind']}/{o['metadata']['name']}": o["metadata"]["resourceVersion"] for o in objects}
 
 
@@ -288,7 +319,7 @@ def delete_leaves_nothing(world: World) -> None:
     """delete: every child goes, with no finalizer on anything"""
     assert not world.tiny()["metadata"].get("finalizers")
     world.tools.kubectl("delete", "-n", NAMESPACE, "llmd/tiny", "--timeout=60s")
-    kinds = "llmd,deployments,replicasets,pods,services,serviceaccounts,configmaps,secrets"
+    kinds = "llmd,deployments,replicasets,pods,services,serviceaccounts,networkpolicies,poddisruptionbudgets,jobs,configmaps,secrets"
 
     def left() -> list[str]:
         items = world.get(kinds)["items"]
@@ -307,7 +338,7 @@ def helm_uninstall_keeps_the_crd(world: World) -> None:
     world.tools.kubectl("get", "crd", "llmdeployments.quire.dev")
 
 
-BEFORE_IMAGES = (crd_is_structural, samples_pass_dry_run, bad_resources_are_refused)
+BEFORE_IMAGES = (crd_is_structural, samples_pass_dry_run, plans_pass_dry_run, bad_resources_are_refused)
 WITH_IMAGES = (
     helm_install,
     operator_image_has_no_torch,

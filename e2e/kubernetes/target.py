@@ -31,6 +31,7 @@ class Images:
 
 class Target(Protocol):
     name: str
+    audit_log: Path | None  # of the API server, where it keeps one
 
     def build(self) -> None:
         """Programs and images; nothing is running yet."""
@@ -80,6 +81,10 @@ class OwnCluster:
     name: str = "a cluster built here"
     archives: dict[str, Path] = field(default_factory=dict)
 
+    @property
+    def audit_log(self) -> Path | None:
+        return self.layout.audit_log
+
     def build(self) -> None:
         subprocess.run([str(ROOT / "scripts/system-packages.sh"), "e2e"], check=True)
         ensure_binaries()
@@ -107,6 +112,7 @@ class Kind:
     cluster: str
     folder: Path
     name: str = "kind"
+    audit_log: Path | None = None
 
     def build(self) -> None:
         for part in ("engine", "operator"):
@@ -144,6 +150,7 @@ class Given:
     kubeconfig: Path
     images: Images
     name: str = "the cluster of E2E_KUBECONFIG"
+    audit_log: Path | None = None
 
     def build(self) -> None:
         """Its images are built already."""

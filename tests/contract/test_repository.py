@@ -11,7 +11,7 @@ from quire_api.command import SUBCOMMANDS
 from quire_api.fetching import FETCH_OUTCOMES
 from quire_api.generate import outputs
 from quire_engine import errors
-from quire_operator.planner.conditions import EXIT_CODES
+from quire_operator.planner.failures import EXIT_CODES, PASSING
 
 DOCUMENTS = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").rglob("*.md"))]
 
@@ -29,8 +29,10 @@ def test_every_exit_code_of_the_engine_and_of_the_fetch_has_a_reason() -> None:
     classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.EngineFailure)]
     engine = {c.exit_code for c in classes if c is not errors.EngineFailure}
     lasting = {outcome.exit_code for outcome in FETCH_OUTCOMES.values() if not outcome.passing}
+    passing = {outcome.exit_code for outcome in FETCH_OUTCOMES.values() if outcome.passing}
 
     assert engine | lasting == set(EXIT_CODES)
+    assert {errors.EXIT_HUNG} | passing == set(PASSING)
 
 
 def test_every_subcommand_is_there() -> None:

@@ -26,6 +26,7 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "enable_prefix_caching": st.booleans(),
     "swap_space_gib": st.floats(0, 4096),
     "download_dir": st.none() | text,
+    "include": st.lists(text, max_size=3).map(tuple),
     "verify_weights": st.sampled_from(["manifest", "always"]),
     "load_format": st.sampled_from(["auto", "dummy"]),
     "seed": st.integers(0, 2**32 - 1),

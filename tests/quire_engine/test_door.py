@@ -22,6 +22,7 @@ from fastapi import FastAPI
 from starlette.types import Message
 
 from quire_engine import cli
+from quire_engine.errors import EXIT_HUNG
 from quire_engine.locate import locate_model
 from quire_engine.server import door, errors
 
@@ -364,7 +365,7 @@ def test_an_engine_that_hangs_is_found_out_and_ended(tmp_path: Path, busy: bool)
                 break
             assert time.monotonic() - stopped < 7, "nobody noticed"
             time.sleep(0.1)
-        assert server.process.wait(5) == 1
+        assert server.process.wait(5) == EXIT_HUNG
         assert "has not answered for" in server.log.read_text()
         assert not Path(f"/proc/{engine}").exists()
         if busy:

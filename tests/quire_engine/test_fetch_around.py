@@ -16,6 +16,7 @@ from fakes.hub import Repo, hub
 from fakes.serving import free_port, quire
 
 from quire_api.errors import InvalidInput
+from quire_engine.arrive import arrive
 from quire_engine.errors import WeightsFailure
 from quire_engine.fetch import cli
 from quire_engine.fetch.errors import SourceUnreachable
@@ -130,3 +131,15 @@ def test_a_process_without_standard_error_fetches(tmp_path: Path) -> None:
 def test_a_status_file_that_cannot_be_is_said_before_anything_is_asked(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"--status-file: .*/none/x cannot be written: No such file"):
         cli.fetch(["hf://org/model", str(tmp_path), "--status-file", str(tmp_path / "none" / "x")])
+
+
+def test_an_engine_fetches_the_files_that_it_is_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hub() as fake:
+        fake.repos["org/model"] = Repo({"config.json": b"{}", "model.safetensors": b"x", "half.safetensors": b"y"})
+        monkeypatch.setenv("HF_ENDPOINT", fake.url)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+
+        folder = arrive("org/model", str(tmp_path), ("half*",)).folder
+
+    assert {path.name for path in folder.iterdir()} >= {"config.json", "half.safetensors"}
+    assert not (folder / "model.safetensors").exists()

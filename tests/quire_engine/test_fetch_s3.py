@@ -56,6 +56,18 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     client.close()
 
 
+def test_the_revision_that_was_asked_for_comes_or_none(bucket: Any, tmp_path: Path) -> None:
+    revision = list_s3(S3Source(bucket="models", prefix="team/m")).revision
+    there = fetch_here("s3://models/team/m", tmp_path / "one", revision=revision)
+    bucket.put_object(Bucket="models", Key="team/m/model.safetensors", Body=b"another")
+
+    again = fetch_here("s3://models/team/m", tmp_path / "one", revision=revision)
+
+    assert again == there
+    with pytest.raises(ModelNotFound, match=f"was {revision} when it was asked for"):
+        fetch_here("s3://models/team/m", tmp_path / "two", revision=revision)
+
+
 def test_a_prefix_arrives_whole_and_only_once(bucket: Any, tmp_path: Path) -> None:
     folder = fetch_here("s3://models/team/m", tmp_path)
 

@@ -10,7 +10,7 @@ from fakes.resources import good
 from quire_api import DeploymentStatus
 from quire_operator.backends.cluster import observe
 from quire_operator.backends.store import Store
-from quire_operator.planner.observed import Failure, Key, Workload
+from quire_operator.planner.observed import Failure, Key, ResolveJob, Workload
 from quire_operator.reconcile import ResourceKey
 from quire_operator.worker import Worker
 
@@ -21,7 +21,7 @@ OWNER = {"kind": "LLMDeployment", "name": "good", "uid": "u1", "controller": Tru
 def child(kind: str, version: int = 1, name: str = "good", owner: Any = OWNER, **parts: Any) -> dict[str, Any]:
     metadata = {
         "name": name, "namespace": "default", "uid": f"{kind}-{name}", "resourceVersion": str(version), "generation": 1,
-        "labels": {"quire.dev/llmdeployment": "good"}, "ownerReferences": [owner] if owner else [],
+        "labels": {"quire.dev/llmdeployment": "good", "quire.dev/role": "engine"}, "ownerReferences": [owner] if owner else [],
     }  # fmt: skip
     return {"kind": kind, "metadata": metadata, "spec": {}, **parts}
 
@@ -179,13 +179,25 @@ def test_a_container_that_fetches_weights_may_fail_too() -> None:
     seen = pod()
     starting = {"state": {"waiting": {"reason": "PodInitializing"}}}
     seen["status"] = {
-        "initContainerStatuses": [{"state": ended(21, "log\nModelAccessDenied: no token")}],
+        "initContainerStatuses": [{"name": "weights", "state": ended(21, "log\nModelAccessDenied: no token")}],
         "containerStatuses": [starting],
     }
 
     failure = snapshot(seen).instances[0].failure
 
-    assert failure == Failure(message="ModelAccessDenied: no token", exit_code=21, cause="Error")
+    assert failure == Failure(message="ModelAccessDenied: no token", exit_code=21, cause="Error", container="weights")
+
+
+def test_why_no_pod_can_be_made_is_read_from_the_deployment() -> None:
+    refusal = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota"}
+    mended = {**refusal, "status": "False"}
+
+    workloads = [
+        snapshot(child("Deployment", spec={"replicas": 1}, status={"conditions": [c]})).workload
+        for c in (refusal, mended)
+    ]
+
+    assert [w.refused for w in workloads] == ["exceeded quota", ""]
 
 
 def test_a_deployment_whose_controller_lags_is_not_current() -> None:
@@ -298,3 +310,73 @@ def test_what_is_gone_is_not_looked_at_again() -> None:
         return worker
 
     assert asyncio.run(main()).due == {}
+
+
+# Jobs that ask a source
+
+
+def job(*conditions: dict[str, str]) -> dict[str, Any]:
+    made = child("Job", name="good-resolve-1", status={"conditions": list(conditions)})
+    made["metadata"]["labels"].update(
+        {"quire.dev/role": "resolve", "quire.dev/revision": "t", "quire.dev/attempt": "2"}
+    )
+    return made
+
+
+def pod_of_the_job(**state: Any) -> dict[str, Any]:
+    made = child("Pod", name="good-resolve-1-x", owner={"kind": "Job", "name": "good-resolve-1", "uid": "j"})
+    made["metadata"]["labels"]["quire.dev/role"] = "resolve"
+    made["status"] = {"containerStatuses": [{"name": "weights", **state}]}
+    return made
+
+
+FAILED = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "lastTransitionTime": "T"}
+
+
+@pytest.mark.parametrize(
+    ("objects", "seen"),
+    [
+        ((job(),), ResolveJob(template="t", attempt=2)),
+        ((job(), pod_of_the_job(state={"running": {}})), ResolveJob(template="t", attempt=2)),
+        (
+            (job(), pod_of_the_job(state={"terminated": {"exitCode": 0, "message": "{}", "finishedAt": "T"}})),
+            ResolveJob(template="t", attempt=2, answer="{}", ended="T"),
+        ),
+        (
+            (
+                job(),
+                pod_of_the_job(state={"waiting": {"reason": "CreateContainerConfigError", "message": "no secret"}}),
+            ),
+            ResolveJob(
+                template="t",
+                attempt=2,
+                failure=Failure(message="no secret", cause="CreateContainerConfigError", container="weights"),
+            ),
+        ),
+        (
+            (job(FAILED), pod_of_the_job(state=ended(21, "ModelAccessDenied: gated"))),
+            ResolveJob(
+                template="t",
+                attempt=2,
+                failure=Failure(message="ModelAccessDenied: gated", exit_code=21, cause="Error", container="weights"),
+                ended="T",
+            ),
+        ),
+        (
+            (job({**FAILED, "reason": "DeadlineExceeded", "message": "too long"}),),
+            ResolveJob(
+                template="t",
+                attempt=2,
+                failure=Failure(message="too long", cause="DeadlineExceeded", container="weights"),
+                ended="T",
+            ),
+        ),
+    ],
+)
+def test_what_a_job_has_found_out_is_read_from_it_and_its_pod(
+    objects: tuple[dict[str, Any], ...], seen: ResolveJob
+) -> None:
+    snap = snapshot(*objects)
+
+    assert snap.jobs == (seen,)
+    assert snap.instances == ()

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from quire_api.deployment import LLMDeployment
 from quire_api.errors import InvalidInput
+from quire_operator.documents import load_profiles
 from quire_operator.local.devices import free_gpus, gpus, threads
-from quire_operator.local.fit import engine_bytes, misfits
+from quire_operator.local.fit import misfits
 from quire_operator.local.logs import KEPT, RotatingLog, follow, last_lines
 from quire_operator.local.rolling import Member, next_steps
 from quire_operator.local.state import MARK, FolderTaken, StateFolder, process_start
@@ -194,15 +195,35 @@ def test_a_model_that_does_not_fit_is_a_sentence_with_numbers() -> None:
     ]
 
 
-def test_weights_are_counted_from_the_checkpoint_in_the_format_that_is_asked_for() -> None:
-    import json
+# profiles
 
-    config = json.loads(Path("models/quire-tiny/config.json").read_text())
 
-    half, _ = engine_bytes(LLMDeployment.parse(good(spec__engine={"dtype": "bfloat16"})), config)
-    whole, _ = engine_bytes(LLMDeployment.parse(good(spec__engine={"dtype": "float32"})), config)
+def test_profiles_of_a_file_stand_beside_those_that_are_built_in(tmp_path: Path) -> None:
+    (tmp_path / "profiles.yaml").write_text("mig-20: {resource: nvidia.com/mig-3g.20gb, memoryGiB: 20}")
 
-    assert whole == 2 * half > 0
+    profiles = load_profiles(tmp_path / "profiles.yaml")
+
+    assert set(profiles) == {"cpu", "nvidia", "mig-20"}
+    assert (profiles["mig-20"].memory_gib, profiles["mig-20"].device) == (20, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("mig: {resorce: x}", 'profiles.yaml: mig.resorce: unknown field; did you mean "resource"?'),
+        ("mig: {memoryGiB: 0}", "profiles.yaml: mig.memoryGiB: must be greater than 0"),
+        ("mig: 20", "profiles.yaml: mig: "),
+        ("[mig]", "profiles are a mapping from names, not ['mig']"),
+        ("mig: {", "not YAML"),
+    ],
+)
+def test_a_mistake_in_a_profile_is_named(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "profiles.yaml").write_text(text)
+
+    with pytest.raises(InvalidInput) as refused:
+        load_profiles(tmp_path / "profiles.yaml")
+
+    assert says in str(refused.value)
 
 
 # the state folder

@@ -139,7 +139,8 @@ def test_a_new_resource_is_created_and_scaled_in_order() -> None:
     decided = cluster.turn(resource(spec__replicas=2))
 
     assert [(type(a).__name__, a.key.kind) for a in decided.actions] == [
-        ("Create", "ServiceAccount"), ("Create", "Service"), ("Create", "Deployment"), ("Scale", "Deployment"),
+        ("Create", "ServiceAccount"), ("Create", "Service"), ("Create", "Service"), ("Create", "NetworkPolicy"),
+        ("Create", "PodDisruptionBudget"), ("Create", "Deployment"), ("Scale", "Deployment"),
     ]  # fmt: skip
     assert conditions(decided.status) == {"Ready": ("False", "Starting"), "Reconciling": ("True", "Starting")}
 
@@ -157,6 +158,7 @@ changes = st.fixed_dictionaries(
         "spec.engine.maxNumSeqs": st.integers(1, 256),
         "spec.model.aliases": st.lists(st.sampled_from("abc"), unique=True),
         "spec.accelerator.profile": st.sampled_from(["cpu", "nvidia"]),
+        "spec.podTemplate": st.sampled_from([{}, {"metadata": {"annotations": {"a": "b"}}}]),
         "spec.drain.timeout": st.sampled_from(["10s", "5m"]),
     },
 )
@@ -229,6 +231,23 @@ def test_a_bad_spec_is_a_condition_and_no_action(case: dict[str, Any]) -> None:
     assert decided.status.observed_generation == 2
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"spec.accelerator.profile": "tpu"}, "there is no profile 'tpu' here"),
+        ({"spec.podTemplate": {"spec": {"containers": 1}}}, "spec.podTemplate.spec.containers: must be a list"),
+    ],
+)
+def test_what_cannot_be_rendered_is_a_condition_and_no_action(change: dict[str, Any], says: str) -> None:
+    cluster, _ = settled()
+
+    decided = decide(spoiled({**change, "metadata.uid": UID, "metadata.generation": 2}), cluster.observed, LATER)
+
+    assert decided.actions == ()
+    assert conditions(decided.status)["Stalled"] == ("True", "InvalidSpec")
+    assert says in decided.status.conditions[0].message
+
+
 @pytest.mark.parametrize("seen_by_watch", [True, False])
 def test_a_name_that_is_taken_is_a_condition_and_no_action(seen_by_watch: bool) -> None:
     cluster = FakeCluster()
@@ -271,6 +290,12 @@ def test_a_name_that_is_taken_is_a_condition_and_no_action(seen_by_watch: bool) 
             Workload(current=True, replicas=2, updated=2, deadline_exceeded=True),
             (),
             ("False", "ProgressDeadlineExceeded"),
+            "Stalled",
+        ),
+        (
+            Workload(current=True, replicas=2, updated=1, refused="pods are forbidden: exceeded quota: gpus"),
+            (),
+            ("False", "QuotaExceeded"),
             "Stalled",
         ),
         (
@@ -336,7 +361,7 @@ def test_a_name_that_is_taken_is_a_condition_and_no_action(seen_by_watch: bool) 
         (
             Workload(current=True, replicas=2, updated=2),
             (Failure(message="SourceUnreachable: no answer", exit_code=24),),
-            ("False", "Restarting"),
+            ("False", "SourceUnreachable"),
             "Reconciling",
         ),
     ],
@@ -387,7 +412,7 @@ def test_a_restart_of_the_operator_applies_again_and_says_nothing_new() -> None:
 
     again = cluster.reconcile(what)
 
-    assert [type(a).__name__ for a in cluster.actions] == ["Apply"] * 3
+    assert [type(a).__name__ for a in cluster.actions] == ["Apply"] * 5
     assert cluster.statuses == []
     assert again is None
 

@@ -6,7 +6,8 @@ import pytest
 from fakes.resources import good
 
 from quire_api import LLMDeployment
-from quire_operator.render import kubernetes
+from quire_api.flags import from_argv
+from quire_operator.render import kubernetes, process
 from quire_operator.settings import OperatorSettings
 
 
@@ -48,6 +49,15 @@ def test_a_volume_that_has_them_is_mounted_where_the_engine_looks() -> None:
     assert "initContainers" not in pod
     assert "--model=pvc://models/llama/3" in pod["containers"][0]["command"]
     assert {"name": "weights", "mountPath": "/pvc/models", "readOnly": True} in pod["containers"][0]["volumeMounts"]
+
+
+def test_one_machine_fetches_the_files_that_were_chosen_too() -> None:
+    source = {"uri": "hf://org/model", "include": ["a*", "b"]}
+    (template,) = process.render(LLMDeployment.parse(good(spec__model={"source": source})), "http://here").objects
+
+    command = template["spec"]["template"]["command"]
+
+    assert from_argv(command[2:]).include == ("a*", "b")
 
 
 def test_every_hash_is_compared_where_that_is_wished() -> None:

@@ -15,6 +15,7 @@ from quire_api.autoscaling import Autoscaling
 from quire_api.base import Duration, Rule, Strict, seconds
 from quire_api.engine import EngineOptions
 from quire_api.errors import InvalidInput, explain
+from quire_api.placement import Disruption, Scheduling
 
 __all__ = [
     "API_VERSION",
@@ -45,6 +46,7 @@ PLURAL = "llmdeployments"
 NAME_MAX = 45  # what we append to it must still fit a DNS label of 63
 
 ModelName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")]
+Pattern = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^-].*$")]
 
 
 class SecretRef(Strict):
@@ -74,10 +76,22 @@ class Source(Strict):
     )
     secret_ref: SecretRef | None = Field(
         None,
-        description="Its keys (`HF_TOKEN`, `HF_ENDPOINT`, `AWS_ACCESS_KEY_ID`, ...) become the environment of the container that fetches, and of "
-        "nothing else. `quire up` takes them from its own environment. Default: none.",
+        description="Its keys (`HF_TOKEN`, `HF_ENDPOINT`, `AWS_ACCESS_KEY_ID`, ...) become the environment of the Job that asks the source and of the container "
+        "that fetches, and of nothing else. `quire up` takes them from its own environment. Default: none.",
+    )
+    include: tuple[Pattern, ...] = Field(
+        (),
+        max_length=32,
+        description="Files to fetch, as patterns of the shell, in place of those chosen by rule; configuration and tokenizer come along. "
+        "Default: the safetensors.",
+        examples=[["model-fp16*.safetensors"]],
     )
     rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.include) || size(self.include) == 0 || self.uri.matches('^(hf|s3|https)://')",
+            message="include is for what is fetched: hf://, s3:// or https://",
+            holds=lambda s: not s.include or s.is_fetched,
+        ),
         Rule(
             cel="!has(self.secretRef) || self.uri.matches('^(hf|s3|https)://')",
             message="secretRef is for what is fetched: hf://, s3:// or https://",
@@ -149,9 +163,13 @@ class WeightsOptions(Strict):
 class Accelerator(Strict):
     """What the engine computes on."""
 
-    profile: Literal["nvidia", "cpu"] = Field(
+    profile: str = Field(
         "nvidia",
-        description="`nvidia` asks for a GPU (`nvidia.com/gpu`); `cpu` asks for none. Default: nvidia.",
+        min_length=1,
+        max_length=63,
+        pattern=r"^[a-z0-9]+([.-]+[a-z0-9]+)*$",
+        description="`nvidia` asks for a GPU (`nvidia.com/gpu`); `cpu` asks for none; a cluster may have more, for parts of a GPU (MIG) "
+        "or for nodes of one kind: `acceleratorProfiles` of the chart. Default: nvidia.",
         examples=["cpu"],
     )
 
@@ -225,6 +243,19 @@ class Spec(Strict):
     autoscaling: Autoscaling = Field(default_factory=Autoscaling, description="Who decides how many engines there are.")
     health: Health = Field(default_factory=Health, description="How long the engine may take to show that it works.")
     drain: Drain = Field(default_factory=Drain, description="How an engine ends.")
+    scheduling: Scheduling = Field(
+        default_factory=Scheduling, description="Where the pods may run; of no use to `quire up`."
+    )
+    disruption: Disruption = Field(
+        default_factory=Disruption, description="What node drains may take away at a time; of no use to `quire up`."
+    )
+    pod_template: dict[str, Any] = Field(
+        default_factory=dict,
+        description="What else the pods are to have, as in a pod template: labels, annotations, more variables, volumes, containers, pull secrets. "
+        "It is merged over what Quire makes: the engine's container is `engine`, the one that fetches is the init container `weights`. "
+        "What Quire needs as it is, is refused. Of no use to `quire up`. Default: nothing.",
+        examples=[{"spec": {"imagePullSecrets": [{"name": "registry"}]}}],
+    )
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(

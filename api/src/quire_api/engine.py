@@ -171,6 +171,12 @@ class EngineConfig(EngineOptions):
         description="Where models are fetched to, and looked for. Unset: `$XDG_CACHE_HOME/quire/models`.",
         examples=["/models"],
     )
+    include: tuple[str, ...] = Field(
+        (),
+        description="Files to fetch, as patterns of the shell, in place of those chosen by rule; configuration and tokenizer come along. "
+        "Unset: the safetensors.",
+        examples=[("*.safetensors",)],
+    )
     verify_weights: Literal["manifest", "always"] = Field(
         "manifest",
         description="What is compared before a fetched model is loaded: `manifest` that every file has its size, "

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-__all__ = ["DTYPE_BYTES", "FAMILIES", "ModelShape"]
+__all__ = ["DTYPE_BYTES", "FAMILIES", "Footprint", "ModelShape"]
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -131,3 +131,23 @@ class ModelShape:
 
     def kv_bytes_per_token(self, dtype: str) -> int:
         return 2 * self.layers * self.kv_heads * self.head_dim * DTYPE_BYTES[dtype]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """As much of a model's shape as it takes to say how much memory it needs."""
+
+    parameters: int
+    kv_values_per_token: int
+    dtype: str  # of the checkpoint
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self | None:
+        """None where config.json does not tell; the engine says what is wrong with it."""
+        dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+        try:
+            shape = ModelShape.from_config(config)
+        except (KeyError, TypeError, ValueError):
+            return None
+        values = shape.kv_bytes_per_token("float16") // DTYPE_BYTES["float16"]
+        return cls(parameters=shape.parameters, kv_values_per_token=values, dtype=dtype)

@@ -18,13 +18,13 @@ Schema = dict[str, Any]
 
 _KEPT = {
     "type", "description", "enum", "pattern", "format", "default", "minimum", "maximum", "minLength", "maxLength",
-    "minItems", "maxItems", "properties", "required", "items", "x-kubernetes-list-type", "x-kubernetes-list-map-keys",
+    "minItems", "maxItems", "maxProperties", "properties", "required", "items", "x-kubernetes-list-type", "x-kubernetes-list-map-keys",
 }  # fmt: skip
 _DROPPED = {
     "title",
     "examples",
     "additionalProperties",
-}  # structure implies the last one: unknown fields are pruned or refused
+}  # where a type has properties, the last one is implied: unknown fields are pruned or refused
 
 
 def structural(model: type[BaseModel]) -> Schema:
@@ -81,7 +81,13 @@ def _convert(node: Schema, definitions: dict[str, Schema], model: type[BaseModel
             result.pop("default", None)
     if "items" in result:
         result["items"] = _convert(node["items"], definitions, _child(model, None), f"{path}[]")
-    if model is not None and issubclass(model, Strict) and model.rules:
+        result["items"].pop("default", None)  # there is no item before somebody writes one
+    values = node.get("additionalProperties", False)
+    if values is True:  # anything goes, and is kept as it is
+        result["x-kubernetes-preserve-unknown-fields"] = True
+    elif isinstance(values, dict):
+        result["additionalProperties"] = _convert(values, definitions, None, f"{path}{{}}")
+    if model is not None and issubclass(model, Strict) and model.rules and "items" not in result:
         result["x-kubernetes-validations"] = [{"rule": rule.cel, "message": rule.message} for rule in model.rules]
     return result
 

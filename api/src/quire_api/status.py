@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import Field
 
 from quire_api.base import Strict
+from quire_api.resolved import ModelStatus
 
 __all__ = [
     "REASONS",
@@ -43,22 +44,31 @@ class Reason(StrEnum):
     SCALED_TO_ZERO = "ScaledToZero"
     NOT_OBSERVED = "NotObserved"
     # Ready=False, Reconciling
+    RESOLVING = "Resolving"
     STARTING = "Starting"
     ROLLING_OUT = "RollingOut"
     SCALING = "Scaling"
     RESTARTING = "Restarting"
+    ENGINE_HUNG = "EngineHung"
+    SOURCE_UNREACHABLE = "SourceUnreachable"
+    INTERRUPTED = "Interrupted"
     WRITE_REFUSED = "WriteRefused"
     # Stalled (and Ready=False with the same reason)
     INVALID_SPEC = "InvalidSpec"
     NAME_CONFLICT = "NameConflict"
     MODEL_NOT_FOUND = "ModelNotFound"
     MODEL_ACCESS_DENIED = "ModelAccessDenied"
+    DOES_NOT_FIT = "DoesNotFit"
     INSUFFICIENT_STORAGE = "InsufficientStorage"
     WEIGHTS_CORRUPT = "WeightsCorrupt"
     OUT_OF_MEMORY = "OutOfMemory"
     ENGINE_REJECTED_CONFIG = "EngineRejectedConfig"
     DEVICE_UNAVAILABLE = "DeviceUnavailable"
     IMAGE_PULL_DENIED = "ImagePullDenied"
+    IMAGE_UNUSABLE = "ImageUnusable"
+    REFERENCE_NOT_FOUND = "ReferenceNotFound"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    POD_REFUSED = "PodRefused"
     PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"
     # AutoscalingActive
     FOLLOWING_DEMAND = "FollowingDemand"
@@ -105,6 +115,11 @@ REASONS: dict[Reason, ReasonDoc] = {
         "The operator has seen the resource and has not yet looked at what runs.",
         "Wait a second; if it stays, look at the operator's log.",
     ),
+    Reason.RESOLVING: ReasonDoc(
+        (_READY, _RECONCILING),
+        "The source of the weights is asked what it has, by a Job; engines of an older source serve on.",
+        "Wait; if it stays, look at the Job: `kubectl describe job -l quire.dev/llmdeployment=NAME`.",
+    ),
     Reason.STARTING: ReasonDoc(
         (_READY, _RECONCILING),
         "Engines are starting: scheduling, pulling the image, loading weights.",
@@ -120,6 +135,21 @@ REASONS: dict[Reason, ReasonDoc] = {
         (_READY, _RECONCILING),
         "An engine ended and is being started again.",
         "If it repeats, read the engine's log; the message has its last words.",
+    ),
+    Reason.ENGINE_HUNG: ReasonDoc(
+        (_READY, _RECONCILING),
+        "An engine gave no sign of life for too long, was ended, and is started again (exit code 15).",
+        "If it repeats, look at the node: its GPU (`nvidia-smi`, `dmesg`), whether it swaps.",
+    ),
+    Reason.SOURCE_UNREACHABLE: ReasonDoc(
+        (_READY, _RECONCILING),
+        "The source of the weights does not answer, or only with errors (exit code 24).",
+        "Wait, or mend the network, the proxy or the endpoint; what arrived is kept.",
+    ),
+    Reason.INTERRUPTED: ReasonDoc(
+        (_READY, _RECONCILING),
+        "A signal ended the fetch of the weights (exit code 25); what arrived is kept.",
+        "Wait: it goes on where it was.",
     ),
     Reason.WRITE_REFUSED: ReasonDoc(
         (_READY, _RECONCILING),
@@ -143,6 +173,11 @@ REASONS: dict[Reason, ReasonDoc] = {
         (_READY, _STALLED),
         "The source wants a token or key, or refuses the one it got (exit code 21).",
         "Correct the Secret of `spec.model.source.secretRef`; of a gated model accept the terms on its page. It is tried again by itself.",
+    ),
+    Reason.DOES_NOT_FIT: ReasonDoc(
+        (_READY, _STALLED),
+        "Weights and KV cache need more memory than one device, or the memory limit of the container, has; nothing was changed.",
+        "Lower `maxModelLen` or `kvCacheGiB`, take a smaller model, or another `accelerator.profile`; the message has the numbers.",
     ),
     Reason.INSUFFICIENT_STORAGE: ReasonDoc(
         (_READY, _STALLED),
@@ -172,7 +207,27 @@ REASONS: dict[Reason, ReasonDoc] = {
     Reason.IMAGE_PULL_DENIED: ReasonDoc(
         (_READY, _STALLED),
         "The image of the engine cannot be pulled.",
-        "Correct `spec.image`, or give the cluster access to it.",
+        "Correct `spec.image`, or name a pull secret of this namespace in `spec.podTemplate.spec.imagePullSecrets`.",
+    ),
+    Reason.IMAGE_UNUSABLE: ReasonDoc(
+        (_READY, _STALLED),
+        "The image is there, but no container can be made of it: it has no `quire`, or wants to be root.",
+        "Correct `spec.image`: Dockerfile.engine makes such an image.",
+    ),
+    Reason.REFERENCE_NOT_FOUND: ReasonDoc(
+        (_READY, _STALLED),
+        "The pod names a Secret, a ConfigMap, a key of one, or a ServiceAccount which does not exist in its namespace.",
+        "Create it, or correct its name in `spec.model.source.secretRef` or `spec.podTemplate`. It is tried again by itself.",
+    ),
+    Reason.QUOTA_EXCEEDED: ReasonDoc(
+        (_READY, _STALLED),
+        "The namespace's ResourceQuota has no room for the pods.",
+        "Raise the quota, lower `spec.replicas`, or give room elsewhere in the namespace. It is tried again by itself.",
+    ),
+    Reason.POD_REFUSED: ReasonDoc(
+        (_READY, _STALLED),
+        "The API server will not have the pods: Pod Security, a LimitRange, an admission webhook.",
+        "Mend what the message names, most often in `spec.podTemplate`. It is tried again by itself.",
     ),
     Reason.PROGRESS_DEADLINE_EXCEEDED: ReasonDoc(
         (_READY, _STALLED),
@@ -276,6 +331,7 @@ class DeploymentStatus(Strict):
     ready_replicas: int = Field(0, ge=0, description="Engines that serve.")
     serving: str = Field("", max_length=16, description="Engines that serve of those wanted, for people: `2/3`.")
     image: str = Field("", max_length=512, description="Image which the engines run.")
+    model: ModelStatus | None = Field(None, description="What was found at the source, of a model that is fetched.")
     autoscaling: AutoscalingStatus | None = Field(None, description="Of mode Builtin.")
     children: tuple[Child, ...] = Field((), max_length=32, description="The objects made for this resource.")
     conditions: tuple[Condition, ...] = Field(

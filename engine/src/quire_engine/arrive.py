@@ -6,6 +6,7 @@ from pathlib import Path
 
 from quire_engine.errors import WeightsFailure
 from quire_engine.fetch.bring import Fetch, bring
+from quire_engine.fetch.choose import Choice
 from quire_engine.fetch.errors import FetchFailure
 from quire_engine.fetch.halt import Halt
 from quire_engine.fetch.leases import hold
@@ -24,11 +25,11 @@ class Arrival:
     names: tuple[str, ...]  # by which clients may call it; empty: by its folder
 
 
-def arrive(model: str, download_dir: str | None) -> Arrival:
+def arrive(model: str, download_dir: str | None, include: tuple[str, ...]) -> Arrival:
     """WeightsFailure, with the fetch's own reason before it, if it cannot be had."""
     scheme, separator, _ = model.partition("://")
     fetched = scheme in FETCHED if separator else is_hub_name(model) and not Path(model).expanduser().exists()
-    folder = _fetched(model, download_dir) if fetched else locate_model(model)
+    folder = _fetched(model, download_dir, include) if fetched else locate_model(model)
     if manifest_of(folder) is None:
         return Arrival(folder=folder, names=())
     hold(folder)
@@ -37,11 +38,11 @@ def arrive(model: str, download_dir: str | None) -> Arrival:
     return Arrival(folder=folder, names=tuple(dict.fromkeys([name, model])) if name else ())
 
 
-def _fetched(model: str, download_dir: str | None) -> Path:
+def _fetched(model: str, download_dir: str | None, include: tuple[str, ...]) -> Path:
     store = Path(download_dir).expanduser() if download_dir else default_store()
     meter, halt = Meter(), Halt()
     try:
-        wanted = Fetch(source=parse_source(model), store=store, stale=True)
+        wanted = Fetch(source=parse_source(model), store=store, choice=Choice(include=include), stale=True)
         with Teller(meter, every_s=10.0):
             folder = bring(wanted, meter, halt)
     except FetchFailure as failure:

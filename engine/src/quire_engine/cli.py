@@ -47,7 +47,9 @@ def serve(argv: list[str]) -> int:
     from quire_engine.server.serve import serve as run
 
     try:
-        arrival = arrive(config.model, config.download_dir)  # before the event loop: Ctrl-C ends a download at once
+        arrival = arrive(
+            config.model, config.download_dir, config.include
+        )  # before the event loop: Ctrl-C ends a download at once
         if arrival.names:  # the engine process gets the folder: what a branch means must not differ between the two
             names = config.served_model_name or arrival.names
             config = config.model_copy(update={"model": str(arrival.folder), "served_model_name": names})

@@ -12,6 +12,7 @@ The operator maps the exit codes to condition reasons; quire_api.status document
 
 __all__ = [
     "EXIT_ADDRESS",
+    "EXIT_HUNG",
     "ConfigFailure",
     "DeviceFailure",
     "EngineFailure",
@@ -21,6 +22,7 @@ __all__ = [
 ]
 
 EXIT_ADDRESS = 14  # the address to listen on is taken: local to the API process, so no class of its own
+EXIT_HUNG = 15  # the engine process was silent for too long and was ended: the API process says so in its place
 
 
 class EngineFailure(Exception):

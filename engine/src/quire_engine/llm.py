@@ -52,7 +52,9 @@ class LLM:
             config = EngineConfig(model=str(model), **options)
         except ValidationError as error:
             raise explain(error, EngineConfig, lambda path: str(path[0]) if path else "options") from None
-        config = config.model_copy(update={"model": str(arrive(config.model, config.download_dir).folder)})
+        config = config.model_copy(
+            update={"model": str(arrive(config.model, config.download_dir, config.include).folder)}
+        )
         self._built = build_model(config, with_tokenizer=not skip_tokenizer_init)
         self._streaming = False  # one at a time: each step brings news of all that is open
         self._ids = count()

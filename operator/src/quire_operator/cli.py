@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from quire_api.parser import FlagParser, port
-from quire_operator.documents import load
+from quire_operator.documents import load, load_profiles
 from quire_operator.local.client import STATE_HELP
 from quire_operator.local.detach import detach
 from quire_operator.local.state import StateFolder, default_folder
@@ -35,15 +35,16 @@ def plan(argv: list[str]) -> int:
         default=OperatorSettings().engine_image,
         help="image of engines that name none (default: %(default)s)",
     )
+    _add_profiles(parser)
     arguments = parser.parse_args(argv)
-    settings = OperatorSettings(engine_image=arguments.engine_image)
+    settings = OperatorSettings(engine_image=arguments.engine_image, profiles=load_profiles(arguments.profiles))
     documents = []
     for deployment in load(arguments.file):
         if arguments.local:
             desired: Desired = process.render(deployment, "http://127.0.0.1:8000/v1")
         else:
             desired = kubernetes.render(deployment, settings)
-        for manifest in desired.objects:
+        for manifest in (*desired.objects, *([desired.resolve] if desired.resolve else [])):
             if manifest["kind"] == "Deployment":  # set through /scale, so that an autoscaler may own it
                 manifest = {**manifest, "spec": {"replicas": desired.replicas, **manifest["spec"]}}
             documents.append(manifest)
@@ -91,6 +92,7 @@ def operator(argv: list[str]) -> int:
     parser.add_argument(
         "--cluster-domain", default=defaults.cluster_domain, help="for `status.url` (default: %(default)s)"
     )
+    _add_profiles(parser)
     parser.add_argument("--port", type=port, default=8080, help="port of /livez and /metrics (default: %(default)s)")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
@@ -99,7 +101,11 @@ def operator(argv: list[str]) -> int:
 
     from quire_operator.handlers import run
 
-    settings = OperatorSettings(engine_image=arguments.engine_image, cluster_domain=arguments.cluster_domain)
+    settings = OperatorSettings(
+        engine_image=arguments.engine_image,
+        cluster_domain=arguments.cluster_domain,
+        profiles=load_profiles(arguments.profiles),
+    )
 
     async def until_signalled() -> None:
         running = asyncio.create_task(run(settings, arguments.namespace, arguments.port))
@@ -112,6 +118,15 @@ def operator(argv: list[str]) -> int:
 
     asyncio.run(until_signalled())
     return 0
+
+
+def _add_profiles(parser: FlagParser) -> None:
+    parser.add_argument(
+        "--profiles",
+        type=Path,
+        metavar="FILE",
+        help="YAML with accelerator profiles besides nvidia and cpu, by name",
+    )
 
 
 def _add_files(parser: FlagParser) -> None:

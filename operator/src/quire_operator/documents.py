@@ -1,14 +1,16 @@
-"""Reads LLMDeployments from YAML files; every mistake names the file, the document and the field. And writes YAML."""
+"""Reads resources and profiles from YAML files; every mistake names the file and the field. And writes YAML."""
 
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from quire_api.deployment import API_VERSION, KIND, LLMDeployment
-from quire_api.errors import InvalidInput
+from quire_api.errors import InvalidInput, explain
+from quire_operator.settings import PROFILES, AcceleratorProfile
 
-__all__ = ["dump", "files_of", "load", "load_resource"]
+__all__ = ["dump", "files_of", "load", "load_profiles", "load_resource"]
 
 
 def load(paths: list[str], *, may_be_none: bool = False) -> list[LLMDeployment]:
@@ -32,6 +34,23 @@ def load(paths: list[str], *, may_be_none: bool = False) -> list[LLMDeployment]:
     if not found and not may_be_none:
         raise InvalidInput([f"{', '.join(paths)}: no {KIND} in it"])
     return found
+
+
+def load_profiles(path: Path | None) -> dict[str, AcceleratorProfile]:
+    """The profiles that there are: those of the file go before the built-in ones."""
+    if path is None:
+        return PROFILES
+    told: Any = next((document for file in files_of([str(path)]) for document in _documents(file)), {})
+    if not isinstance(told, dict):
+        raise InvalidInput([f"{path}: profiles are a mapping from names, not {told!r:.60}"])
+    return {**PROFILES, **{str(name): _profile(f"{path}: {name}", value) for name, value in told.items()}}
+
+
+def _profile(where: str, value: object) -> AcceleratorProfile:
+    try:
+        return AcceleratorProfile.model_validate(value)
+    except ValidationError as error:
+        raise explain(error, AcceleratorProfile, lambda place: ".".join([where, *map(str, place)])) from None
 
 
 def load_resource(document: Any) -> dict[str, Any]:

@@ -38,6 +38,9 @@ WATCHED: tuple[tuple[str, str, str, str], ...] = (  # group, version, plural, ki
     ("apps", "v1", "deployments", "Deployment"),
     ("", "v1", "services", "Service"),
     ("", "v1", "serviceaccounts", "ServiceAccount"),
+    ("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy"),
+    ("batch", "v1", "jobs", "Job"),
+    ("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget"),
     ("", "v1", "pods", "Pod"),
 )
 OURS = ",".join(f"{name}={value}" for name, value in MANAGED.items())

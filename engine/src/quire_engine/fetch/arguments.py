@@ -69,6 +69,7 @@ def _add_fetch(parser: argparse.ArgumentParser) -> None:
         "--verify", action="store_true", help="compare the hashes of what is there already, and mend it"
     )
     parser.add_argument("--connections", metavar="N", default="8", help="requests at a time (default: 8)")
+    parser.add_argument("--revision", metavar="REVISION", default="", help="what `resolve` said; if the source is another one by now, it is an error")  # fmt: skip
     parser.add_argument("--link", metavar="PATH", help="make this a link to the model's folder once it is finished")
     parser.add_argument("--status-file", metavar="PATH", help="keep the progress there, as a line of JSON")
     parser.add_argument("--status-port", metavar="PORT", help="answer the same line there over HTTP")

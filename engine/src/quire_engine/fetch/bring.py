@@ -13,7 +13,7 @@ from quire_engine.fetch.client import Client
 from quire_engine.fetch.errors import InsufficientStorage, Interrupted, ModelNotFound, SourceUnreachable
 from quire_engine.fetch.halt import Halt
 from quire_engine.fetch.hub import list_hub
-from quire_engine.fetch.layout import Place, model_folder
+from quire_engine.fetch.layout import Place, is_revision, model_folder
 from quire_engine.fetch.listing import Listing, RemoteFile
 from quire_engine.fetch.lock import Lock, Watch
 from quire_engine.fetch.manifest import Manifest
@@ -39,6 +39,7 @@ class Fetch:
     connections: int = 8
     verify: bool = False  # hash what is there already
     policy: Policy = field(default_factory=Policy)
+    revision: str = ""  # the only one that will do
     stale: bool = False  # take what a branch meant when it was last asked for, when its source does not answer
 
 
@@ -68,6 +69,10 @@ def bring(fetch: Fetch, meter: Meter, halt: Halt) -> Path:
         raise SourceUnreachable(
             f"{fetch.source} is not in {fetch.store}, and HF_HUB_OFFLINE forbids to ask the hub: fetch it while online"
         )
+    if fetch.revision and is_revision(fetch.revision):
+        asked_for = Place(model=model_folder(fetch.store, fetch.source), name=fetch.revision + fetch.choice.mark)
+        if _is_good(asked_for, fetch, halt):
+            return _done(asked_for, meter)
     client = Client(wire=Wire(), halt=halt, policy=fetch.policy)
     try:
         with halt.cut_off():
@@ -80,6 +85,11 @@ def bring(fetch: Fetch, meter: Meter, halt: Halt) -> Path:
         return known.final
     finally:
         client.wire.close()
+    if fetch.revision not in ("", listing.revision):
+        raise ModelNotFound(
+            f"{fetch.source} was {fetch.revision[:40]} when it was asked for, and is {listing.revision} now: "
+            "put back what was there, or give the new one another place and name that"
+        )
     place = Place(model=model_folder(fetch.store, fetch.source), name=listing.revision + fetch.choice.mark)
     if not _is_good(place, fetch, halt):
         files = choose(listing.files, fetch.choice, str(fetch.source))

@@ -59,6 +59,7 @@ def _fetch(arguments: argparse.Namespace, halt: Halt) -> int:
         choice=choice_of(arguments),
         connections=between("--connections", arguments.connections, 1, 64),
         verify=arguments.verify,
+        revision=arguments.revision,
     )
     meter = Meter()
     with ExitStack() as stack:

@@ -23,7 +23,7 @@ from typing import cast
 from quire_engine.core.request import Request, RequestId, TokenParams
 from quire_engine.core.scheduler import Load
 from quire_engine.core.step import Finish, TokenLogprob
-from quire_engine.errors import RequestRejected
+from quire_engine.errors import EXIT_HUNG, RequestRejected
 from quire_engine.process.link import HEADER, Embedded, Ended, Expect, Ping, Pong, Ready, Report, Work, pack
 from quire_engine.process.pulse import PERIOD_S, Pulse
 
@@ -263,7 +263,7 @@ class EngineClient:
                 reason = f"the engine process has not answered for {self.silent_for:.1f} s: it hangs"
                 log.error(reason)
                 self._kill()
-                self._conclude(Ended(exit_code=1, reason=reason))
+                self._conclude(Ended(exit_code=EXIT_HUNG, reason=reason))
 
     def _kill(self) -> None:
         if self._process is not None and self._process.poll() is None:

@@ -20,13 +20,14 @@ from pydantic import ValidationError
 from quire_api.deployment import API_VERSION, KIND, LLMDeployment
 from quire_api.errors import InvalidInput
 from quire_api.status import DeploymentStatus
+from quire_operator.backends.jobs import pods_of_role, resolve_jobs
 from quire_operator.backends.store import Object, Store
 from quire_operator.planner.autoscale import ScaleDecision
 from quire_operator.planner.observed import Failure, Instance, Key, ObjectState, Observed, Workload
 from quire_operator.planner.plan import Action, Apply, Create, Delete, Desired, Scale, Weigh, digest
 from quire_operator.reconcile import NameTaken, Refused, ResourceKey
 from quire_operator.render import kubernetes
-from quire_operator.render.names import REVISION_LABEL
+from quire_operator.render.names import ENGINE, RESOLVER, REVISION_LABEL
 from quire_operator.scrape import Target
 from quire_operator.settings import OperatorSettings
 
@@ -34,7 +35,14 @@ __all__ = ["OWNED", "ClusterBackend", "observe"]
 
 MANAGER, SCALE_MANAGER, STATUS_MANAGER = "quire", "quire-scale", "quire-status"
 
-OWNED: dict[str, str] = {"ServiceAccount": "v1", "Service": "v1", "Deployment": "apps/v1"}  # kind -> apiVersion
+OWNED: dict[str, str] = {  # kind -> apiVersion
+    "ServiceAccount": "v1",
+    "Service": "v1",
+    "NetworkPolicy": "networking.k8s.io/v1",
+    "PodDisruptionBudget": "policy/v1",
+    "Job": "batch/v1",
+    "Deployment": "apps/v1",
+}
 
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"  # the pod with the lowest goes first
 
@@ -111,7 +119,7 @@ class ClusterBackend:
                 self._store.put(live.to_dict())  # the answer was the scale, and the watch may take a moment
             case Delete(child, uid):
                 try:
-                    body = {"preconditions": {"uid": uid}}
+                    body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}  # a Job's pods, too
                     await api.delete(name=child.name, namespace=key.namespace, body=body, _request_timeout=TIMEOUT_S)
                 except (NotFoundError, ConflictError):
                     pass  # gone, or another one by now
@@ -211,14 +219,16 @@ def observe(key: ResourceKey, resource: Object, store: Store, applied: Applied) 
     )
     deployment = next(ours, None)
     revision = _revision(deployment["spec"].get("template") or {}) if deployment is not None else None
+    pods = list(store.children(key, "Pod"))
     return Observed(
         status=_read_status(written) if written else None,
         objects=objects,
         workload=_workload(deployment) if deployment is not None else Workload(),
-        instances=tuple(
-            _instance(pod, revision)
-            for pod in store.children(key, "Pod")
-            if not pod["metadata"].get("deletionTimestamp")
+        instances=tuple(_instance(pod, revision) for pod in pods_of_role(pods, ENGINE)),
+        jobs=resolve_jobs(
+            (job for job in store.children(key, "Job") if _controller(job).get("uid") == uid),
+            pods_of_role(pods, RESOLVER),
+            _failure,
         ),
     )
 
@@ -235,7 +245,7 @@ def _target(key: ResourceKey, store: Store) -> Target | None:
     if deployment.spec.autoscaling.mode != "Builtin":
         return None
     workload = next((d for d in store.children(key, "Deployment") if d["metadata"]["name"] == key.name), None)
-    pods = [p for p in store.children(key, "Pod") if not p["metadata"].get("deletionTimestamp")]
+    pods = pods_of_role(store.children(key, "Pod"), ENGINE)
     return Target(
         key=key,
         deployment=deployment,
@@ -291,7 +301,13 @@ def _workload(deployment: Object) -> Workload:
             0, min(updated, ready - (replicas - updated))
         ),  # at least so many: the others may all be old ones
         deadline_exceeded=any(c.get("reason") == "ProgressDeadlineExceeded" for c in conditions),
+        refused=next((c.get("message", "") for c in conditions if _is_refusal(c)), ""),
     )
+
+
+def _is_refusal(condition: Mapping[str, Any]) -> bool:
+    """Of the pods of the newest ReplicaSet: the Deployment controller hands its condition on."""
+    return (condition["type"], condition.get("status")) == ("ReplicaFailure", "True")
 
 
 def _revision(template: Mapping[str, Any]) -> str | None:
@@ -315,12 +331,13 @@ def _instance(pod: Object, revision: str | None) -> Instance:
 
 def _failure(container: Mapping[str, Any]) -> Failure | None:
     """How a container ended last, or why it cannot start; None while it runs and never ended."""
-    state = container.get("state") or {}
+    name, state = container.get("name", "engine"), container.get("state") or {}
     waiting = state.get("waiting") or {}
     ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated")
     if ended and ended.get("exitCode"):
         message = (ended.get("message") or "").strip().rpartition("\n")[2]
-        return Failure(message=message, exit_code=ended["exitCode"], cause=ended.get("reason") or "")
+        cause = ended.get("reason") or ""
+        return Failure(message=message, exit_code=ended["exitCode"], cause=cause, container=name)
     if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
-        return Failure(message=waiting.get("message") or "", cause=waiting["reason"])
+        return Failure(message=waiting.get("message") or "", cause=waiting["reason"], container=name)
     return None

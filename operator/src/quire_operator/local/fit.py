@@ -1,20 +1,18 @@
-"""Do the models fit this machine? Arithmetic from the checkpoints' config.json, before anything is started.
+"""Do the models fit this machine, all engines together? From the checkpoints' config.json, before anything is started.
 
-Only what is certain to fail is refused: weights and the KV cache that was asked for, of all engines together. The engine
-itself knows the rest, and says so (exit code 11). GPUs have memory of their own, which the engine looks at.
+What one engine needs says `planner/fit.py`. GPUs have memory of their own, which the engine looks at.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from quire_api.deployment import LLMDeployment
-from quire_api.footprint import DTYPE_BYTES, ModelShape
+from quire_api.footprint import Footprint
+from quire_operator.planner.fit import GIB, need_of
 
-__all__ = ["available_bytes", "engine_bytes", "misfits"]
-
-GIB = 1 << 30
+__all__ = ["available_bytes", "misfits"]
 
 
 def misfits(deployments: Iterable[LLMDeployment], available: int) -> list[str]:
@@ -23,8 +21,9 @@ def misfits(deployments: Iterable[LLMDeployment], available: int) -> list[str]:
     for deployment in deployments:
         if deployment.spec.accelerator.profile != "cpu" or not deployment.spec.replicas:
             continue
-        weights, cache = engine_bytes(deployment, _config(deployment.spec.model.source.uri))
-        replicas = deployment.spec.replicas
+        config = _config(deployment.spec.model.source.uri)
+        one = need_of(deployment.spec.engine, Footprint.from_config(config) if config else None)
+        weights, cache, replicas = one.weights, one.cache + one.swap, deployment.spec.replicas
         need = replicas * (weights + cache)
         if used + need > available:
             what = f"{replicas} engine{'s' if replicas > 1 else ''} with {weights / GIB:.2f} GiB of weights"
@@ -36,20 +35,6 @@ def misfits(deployments: Iterable[LLMDeployment], available: int) -> list[str]:
             )
         used += need
     return problems
-
-
-def engine_bytes(deployment: LLMDeployment, config: Mapping[str, Any] | None) -> tuple[int, int]:
-    """Of weights and KV cache; weights are 0 where the checkpoint cannot be read from here."""
-    engine = deployment.spec.engine
-    weights = 0
-    if config is not None:
-        own = config.get("dtype") or config.get("torch_dtype") or "float32"
-        dtype = own if engine.dtype == "auto" else engine.dtype
-        try:
-            weights = ModelShape.from_config(config).weight_bytes(dtype if dtype in DTYPE_BYTES else "float32")
-        except (KeyError, TypeError, ValueError):  # the engine says what is wrong with it
-            weights = 0
-    return weights, int((engine.kv_cache_gib or 0) * GIB) + int(engine.swap_space_gib * GIB)
 
 
 def available_bytes(meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys/fs/cgroup")) -> int:

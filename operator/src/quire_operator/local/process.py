@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from quire_operator.local.logs import RotatingLog
-from quire_operator.planner.conditions import EXIT_CODES
+from quire_operator.planner.failures import EXIT_CODES
 from quire_operator.planner.observed import Failure
 
 __all__ = ["EngineProcess", "Launch", "Witness"]

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from quire_api.deployment import LLMDeployment
-from quire_api.fetching import FETCH_OUTCOMES
-from quire_api.status import Condition, ConditionType, DeploymentStatus, Reason
-from quire_operator.planner.observed import Failure, Instance, Observed
+from quire_api.status import REASONS, Condition, ConditionType, DeploymentStatus, Reason
+from quire_operator.planner.failures import lasting, passing, refusal, told
+from quire_operator.planner.observed import Instance, Observed
 
-__all__ = ["EXIT_CODES", "Verdict", "judge", "refused", "with_standing", "write_status"]
+__all__ = ["MESSAGE_MAX", "Verdict", "judge", "refused", "with_standing", "write_status"]
 
 MESSAGE_MAX = 2000
 OF_A_VERDICT = (ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED)
@@ -42,24 +42,6 @@ class Verdict:
         return cls("False", reason, message[:MESSAGE_MAX], ConditionType.STALLED)
 
 
-EXIT_CODES: dict[int, Reason] = {  # quire_engine.errors says what each one means
-    10: Reason.MODEL_NOT_FOUND,
-    11: Reason.OUT_OF_MEMORY,
-    12: Reason.ENGINE_REJECTED_CONFIG,
-    13: Reason.DEVICE_UNAVAILABLE,
-    **{  # of the container that fetches
-        outcome.exit_code: Reason(reason.value) for reason, outcome in FETCH_OUTCOMES.items() if not outcome.passing
-    },
-}
-CAUSES: dict[str, Reason] = {
-    "OOMKilled": Reason.OUT_OF_MEMORY,
-    "ImagePullBackOff": Reason.IMAGE_PULL_DENIED,
-    "ErrImagePull": Reason.IMAGE_PULL_DENIED,
-    "InvalidImageName": Reason.IMAGE_PULL_DENIED,
-    "ErrImageNeverPull": Reason.IMAGE_PULL_DENIED,
-}
-
-
 def judge(deployment: LLMDeployment, observed: Observed, pending: bool) -> Verdict:
     """`pending`: there is still something to apply."""
     wanted, workload = deployment.spec.replicas, observed.workload
@@ -70,6 +52,9 @@ def judge(deployment: LLMDeployment, observed: Observed, pending: bool) -> Verdi
         return Verdict.serving(Reason.SERVING, f"{wanted} of {wanted} engines serve {deployment.model_names[0]}")
     if verdict := _permanent(observed.instances):
         return verdict
+    if settled and workload.refused:
+        reason = refusal(workload.refused)
+        return Verdict.stalled(reason, f"no pod can be made: {workload.refused}. {REASONS[reason].fix}")
     if settled and workload.deadline_exceeded:
         return Verdict.stalled(
             Reason.PROGRESS_DEADLINE_EXCEEDED,
@@ -80,10 +65,11 @@ def judge(deployment: LLMDeployment, observed: Observed, pending: bool) -> Verdi
 
 def _work_in_progress(wanted: int, observed: Observed, settled: bool) -> Verdict:
     workload = observed.workload
-    failed = next((i for i in observed.instances if i.current and i.failure is not None), None)
-    if failed is not None:
-        words = f"{failed.name} ended and is started again: {_words(failed.failure)}"
-        return Verdict.working(Reason.RESTARTING, words[:MESSAGE_MAX])
+    for instance in observed.instances:
+        if instance.current and instance.failure is not None:
+            reason = passing(instance.failure)
+            words = f"{instance.name} ended and is started again: {told(instance.failure, reason)}"
+            return Verdict.working(reason, words[:MESSAGE_MAX])
     count = f"{workload.updated_ready} of {wanted} engines serve"
     if settled and workload.replicas > workload.updated:
         old = workload.replicas - workload.updated
@@ -101,19 +87,9 @@ def _permanent(instances: Iterable[Instance]) -> Verdict | None:
         failure = instance.failure
         if failure is None or not instance.current:
             continue
-        reason = CAUSES.get(failure.cause) or (
-            EXIT_CODES.get(failure.exit_code) if failure.exit_code is not None else None
-        )
-        if reason is not None:
-            return Verdict.stalled(reason, f"{instance.name}: {_words(failure)}")
+        if (reason := lasting(failure)) is not None:
+            return Verdict.stalled(reason, f"{instance.name}: {told(failure, reason)}")
     return None
-
-
-def _words(failure: Failure | None) -> str:
-    if failure is None:
-        return ""
-    code = f" (exit code {failure.exit_code})" if failure.exit_code is not None else ""
-    return (failure.message or failure.cause or "no message") + code
 
 
 def refused(status: DeploymentStatus, words: str, now: str) -> DeploymentStatus:

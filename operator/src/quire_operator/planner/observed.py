@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from quire_api.status import DeploymentStatus
 from quire_operator.planner.autoscale import ScaleDecision
 
-__all__ = ["Failure", "Instance", "Key", "ObjectState", "Observed", "Workload", "key_of"]
+__all__ = ["Failure", "Instance", "Key", "ObjectState", "Observed", "ResolveJob", "Workload", "key_of"]
 
 
 class Key(NamedTuple):
@@ -33,6 +33,7 @@ class Failure:
     message: str
     exit_code: int | None = None  # None: it never ran
     cause: str = ""  # the machine's word for it: OOMKilled, ImagePullBackOff, ...
+    container: str = "engine"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,18 @@ class Workload:
     ready: int = 0  # ... of any revision, serving
     updated_ready: int = 0  # ... of the wanted one, serving
     deadline_exceeded: bool = False
+    refused: str = ""  # why the API server will not have one more pod
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolveJob:
+    """A Job that asks the source of the weights what it has."""
+
+    template: str  # digest of its pod's template
+    attempt: int
+    answer: str | None = None  # what it said at a good end
+    failure: Failure | None = None  # how it ended otherwise, or why it cannot start
+    ended: str = ""  # when; empty while it may still say something
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +76,7 @@ class Observed:
     objects: Mapping[Key, ObjectState] = field(default_factory=dict)
     workload: Workload = Workload()
     instances: tuple[Instance, ...] = ()
+    jobs: tuple[ResolveJob, ...] = ()
     conflicts: Mapping[Key, str] = field(default_factory=dict)  # names that somebody else has, and who
     decision: ScaleDecision | None = None  # of the autoscaler, once it has looked
 

@@ -17,8 +17,11 @@ from quire_api.deployment import LLMDeployment
 from quire_api.errors import InvalidInput
 from quire_api.status import Child, DeploymentStatus, Reason
 from quire_operator.planner.conditions import Verdict, judge, with_standing, write_status
+from quire_operator.planner.fit import Room
 from quire_operator.planner.observed import Key, Observed, key_of
+from quire_operator.planner.resolving import Held, hold, pin_of
 from quire_operator.planner.scaling import condition, replicas, tell
+from quire_operator.render.weights import pinned
 
 __all__ = ["Action", "Apply", "Create", "Delete", "Desired", "Plan", "Scale", "Weigh", "digest", "plan"]
 
@@ -35,6 +38,8 @@ class Desired:
     replicas: int | None  # of the scalable object among them; None where each replica is an object
     url: str
     image: str
+    resolve: Manifest | None = None  # the Job that asks the source, where there is somebody to ask
+    room: Room | None = None  # memory of one engine, where it is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +95,13 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
         verdict = Verdict.unknown()
         return Plan(actions=(), status=write_status(DeploymentStatus(), verdict, generation, now), requeue_after=0.0)
     try:
-        deployment = LLMDeployment.parse(resource)
+        deployment, standing = _scaled(LLMDeployment.parse(resource), observed, now)
+        pin = pin_of(deployment, observed.status)
+        desired = render(deployment if pin is None else pinned(deployment, pin.revision))
     except InvalidInput as error:
         verdict = Verdict.stalled(Reason.INVALID_SPEC, str(error).replace("\n", "; "))
         return Plan(actions=(), status=write_status(observed.status, verdict, generation, now))
 
-    deployment, standing = _scaled(deployment, observed, now)
-    desired = render(deployment)
     if any(state.of_predecessor for state in observed.objects.values()):
         verdict = Verdict.working(Reason.STARTING, "waiting until what a deleted resource of this name left is gone")
         return Plan(actions=(), status=write_status(standing, verdict, generation, now), requeue_after=2.0)
@@ -105,8 +110,13 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
         status = write_status(standing, verdict, generation, now)
         return Plan(actions=(), status=status, requeue_after=RETRY_CONFLICT_S)
 
-    actions = diff(desired, observed, deployment.metadata.uid)
-    verdict = judge(deployment, observed, pending=any(not isinstance(action, Delete) for action in actions))
+    held = hold(deployment, desired.resolve, desired.room, observed, now)
+    if held is not None and held.pin is not None:
+        told = standing.model_copy(update={"model": held.pin})
+        return Plan(actions=(), status=write_status(told, held.verdict, generation, now), requeue_after=0.0)
+    actions = diff(desired, observed, deployment.metadata.uid, held)
+    pending = any(not isinstance(action, Delete) for action in actions)
+    verdict = judge(deployment, observed, pending) if held is None else held.verdict
     workload, wanted = observed.workload, deployment.spec.replicas
     facts = DeploymentStatus(
         url=desired.url,
@@ -117,10 +127,12 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
         ready_replicas=workload.ready,
         serving=f"{workload.updated_ready}/{wanted}",
         children=tuple(Child(kind=key.kind, name=key.name) for key in sorted(map(key_of, desired.objects))),
+        model=standing.model if desired.resolve is not None else None,
         autoscaling=standing.autoscaling,
         conditions=standing.conditions,
     )
-    return Plan(actions=tuple(actions), status=write_status(facts, verdict, generation, now))
+    again = held.requeue_after if held is not None else None
+    return Plan(actions=tuple(actions), status=write_status(facts, verdict, generation, now), requeue_after=again)
 
 
 def _scaled(deployment: LLMDeployment, observed: Observed, now: str) -> tuple[LLMDeployment, DeploymentStatus]:
@@ -136,22 +148,26 @@ def _scaled(deployment: LLMDeployment, observed: Observed, now: str) -> tuple[LL
     return deployment.model_copy(update={"spec": spec}), standing
 
 
-def diff(desired: Desired, observed: Observed, uid: str) -> list[Action]:
+def diff(desired: Desired, observed: Observed, uid: str, held: Held | None = None) -> list[Action]:
     """Create what is missing, apply what differs, set the scale, delete what is no longer wanted; in that order.
+
+    While engines are held they are scaled, and nothing else; Jobs are made and never changed.
 
     Only what the resource controls is deleted: copies of our labels on somebody else's object make it not ours.
     """
     actions: list[Action] = []
-    wanted = {key_of(manifest): manifest for manifest in desired.objects}
+    wanted = {key_of(manifest): manifest for manifest in (*desired.objects, *(held.jobs if held else ()))}
     for key, manifest in wanted.items():
         state = observed.objects.get(key)
-        if state is None:
+        stays = held is not None and _scalable(manifest)
+        if state is None and not stays:
             actions.append(Create(key, manifest))
-        elif state.applied != digest(manifest):
+        elif state is not None and not stays and key.kind != "Job" and state.applied != digest(manifest):
             actions.append(Apply(key, manifest))
         if (
             desired.replicas is not None
             and _scalable(manifest)
+            and (state is not None or not stays)
             and (state is None or state.replicas != desired.replicas)
         ):
             if state is not None and (state.replicas or 0) > desired.replicas and observed.decision is not None:

@@ -1,18 +1,25 @@
-"""A resource as Kubernetes objects: ServiceAccount, Service, Deployment, in the order of creation."""
+"""A resource as Kubernetes objects, in the order of creation: what stands around the engines, then their Deployment.
+
+The pod is ours (`_pod`), then the user's (`patch.py`); its revision is the digest of both.
+"""
 
 from collections.abc import Mapping
-from typing import Any
 
-from quire_api.deployment import API_VERSION, KIND, LLMDeployment, seconds
+from quire_api.deployment import LLMDeployment, seconds
+from quire_operator.planner.failures import FETCHER
+from quire_operator.planner.fit import GIB, Room, quantity_bytes
 from quire_operator.planner.plan import Desired, digest
+from quire_operator.render.around import around
 from quire_operator.render.engine import engine_argv
+from quire_operator.render.job import resolve_job
 from quire_operator.render.names import REVISION_LABEL, labels, selector
+from quire_operator.render.objects import Manifest, owned
+from quire_operator.render.patch import patched
+from quire_operator.render.place import place, place_engine
 from quire_operator.render.weights import WeightsPlan, plan_weights
-from quire_operator.settings import PROFILES, AcceleratorProfile, OperatorSettings
+from quire_operator.settings import AcceleratorProfile, OperatorSettings, profile_of
 
 __all__ = ["ADMIN_PORT", "render", "service_url"]
-
-Manifest = dict[str, Any]
 
 PORT = 8000
 ADMIN_PORT = 8001  # the operator reads /load there
@@ -23,9 +30,18 @@ ENVIRONMENT = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}
 
 
 def render(deployment: LLMDeployment, settings: OperatorSettings) -> Desired:
-    """Everything but the number of replicas stands in the objects; that is applied through /scale."""
+    """Everything but the number of replicas stands in the objects; that is applied through /scale.
+
+    InvalidInput where the resource asks for what this installation has not, or what must stay as it is.
+    """
+    profile = profile_of(deployment.spec.accelerator.profile, settings.profiles)
+    template = _template(deployment, settings, profile)
+    asks = deployment.spec.model.source.is_fetched
+    common = {**_any_pod(deployment), **place(deployment)}
     return Desired(
-        objects=(_service_account(deployment), _service(deployment), _workload(deployment, settings)),
+        resolve=resolve_job(deployment, common, _fetcher(deployment, settings)) if asks else None,
+        room=_room(deployment.spec.accelerator.profile, profile, template["spec"]),
+        objects=(*around(deployment, template["spec"]), _workload(deployment, template)),
         replicas=deployment.spec.replicas,
         url=service_url(deployment, settings),
         image=_image(deployment, settings),
@@ -37,38 +53,9 @@ def service_url(deployment: LLMDeployment, settings: OperatorSettings) -> str:
     return f"http://{metadata.name}.{metadata.namespace}.{settings.cluster_domain}/v1"
 
 
-def _object(deployment: LLMDeployment, api_version: str, kind: str, **parts: Any) -> Manifest:
-    """Named after the resource, and owned by it: the API server deletes it with its owner."""
-    name, uid = deployment.metadata.name, deployment.metadata.uid
-    metadata: Manifest = {"name": name, "namespace": deployment.metadata.namespace, "labels": labels(deployment)}
-    if uid:  # none yet in `quire plan`
-        owner = {
-            "apiVersion": API_VERSION,
-            "kind": KIND,
-            "name": name,
-            "uid": uid,
-            "controller": True,
-            "blockOwnerDeletion": False,
-        }
-        metadata["ownerReferences"] = [owner]
-    return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **parts}
-
-
-def _service_account(deployment: LLMDeployment) -> Manifest:
-    return _object(deployment, "v1", "ServiceAccount", automountServiceAccountToken=False)
-
-
-def _service(deployment: LLMDeployment) -> Manifest:
-    ports = [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}]
-    return _object(
-        deployment, "v1", "Service", spec={"type": "ClusterIP", "selector": selector(deployment), "ports": ports}
-    )
-
-
-def _workload(deployment: LLMDeployment, settings: OperatorSettings) -> Manifest:
-    spec, pod = deployment.spec, _pod(deployment, settings)
-    template = {"metadata": {"labels": {**labels(deployment), REVISION_LABEL: digest(pod)[:12]}}, "spec": pod}
-    return _object(
+def _workload(deployment: LLMDeployment, template: Manifest) -> Manifest:
+    spec = deployment.spec
+    return owned(
         deployment,
         "apps/v1",
         "Deployment",
@@ -82,14 +69,37 @@ def _workload(deployment: LLMDeployment, settings: OperatorSettings) -> Manifest
     )
 
 
-def _pod(deployment: LLMDeployment, settings: OperatorSettings) -> Manifest:
+def _template(deployment: LLMDeployment, settings: OperatorSettings, profile: AcceleratorProfile) -> Manifest:
+    """Of the engines' pods, with what the user wants of them."""
+    ours = {"metadata": {"labels": labels(deployment)}, "spec": _pod(deployment, settings, profile)}
+    template = patched(ours, deployment.spec.pod_template)
+    metadata: Manifest = template["metadata"]
+    revision = {REVISION_LABEL: digest(template)[:12]}
+    return {**template, "metadata": {**metadata, "labels": {**metadata["labels"], **revision}}}
+
+
+def _pod(deployment: LLMDeployment, settings: OperatorSettings, profile: AcceleratorProfile) -> Manifest:
     drain, weights = seconds(deployment.spec.drain.timeout), plan_weights(deployment)
-    fetching = [_fetcher(deployment, settings, weights)] if weights.command else []
+    fetching = [_fetching(deployment, settings, weights)] if weights.command else []
+    return {
+        **_any_pod(deployment),
+        "terminationGracePeriodSeconds": PRESTOP_S + drain + MARGIN_S,
+        **({"initContainers": fetching} if fetching else {}),
+        "containers": [_engine(deployment, settings, profile, weights)],
+        "volumes": [
+            {"name": "tmp", "emptyDir": {}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{_shared_gib(profile)}Gi"}},
+            *weights.volumes,
+        ],
+        **place_engine(deployment, profile),
+    }
+
+
+def _any_pod(deployment: LLMDeployment) -> Manifest:
     return {
         "serviceAccountName": deployment.metadata.name,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": PRESTOP_S + drain + MARGIN_S,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER,
@@ -97,27 +107,29 @@ def _pod(deployment: LLMDeployment, settings: OperatorSettings) -> Manifest:
             "fsGroup": USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        **({"initContainers": fetching} if fetching else {}),
-        "containers": [_engine(deployment, settings, PROFILES[deployment.spec.accelerator.profile], weights)],
-        "volumes": [
-            {"name": "tmp", "emptyDir": {}},
-            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
-            *weights.volumes,
-        ],
     }
 
 
-def _fetcher(deployment: LLMDeployment, settings: OperatorSettings, weights: WeightsPlan) -> Manifest:
+def _fetcher(deployment: LLMDeployment, settings: OperatorSettings) -> Manifest:
+    """What asks a source and what fetches from it have in common."""
     return {
-        "name": "weights",
+        "name": FETCHER,
         "image": _image(deployment, settings),
         "imagePullPolicy": "IfNotPresent",
-        "command": weights.command,
         "env": _variables(ENVIRONMENT),
-        **({"envFrom": weights.env_from} if weights.env_from else {}),
         "resources": {"requests": {"cpu": "250m", "memory": "256Mi"}},
         "securityContext": _security(read_only_root=True),
-        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, *map(dict, weights.mounts)],
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    }
+
+
+def _fetching(deployment: LLMDeployment, settings: OperatorSettings, weights: WeightsPlan) -> Manifest:
+    fetcher = _fetcher(deployment, settings)
+    return {
+        **fetcher,
+        "command": weights.command,
+        **({"envFrom": weights.env_from} if weights.env_from else {}),
+        "volumeMounts": [*fetcher["volumeMounts"], *map(dict, weights.mounts)],
     }
 
 
@@ -128,7 +140,7 @@ def _engine(
     scraped = deployment.spec.autoscaling.mode == "Builtin"  # who reaches that port can drain: open it for no less
     resources: Manifest = {"requests": dict(profile.requests)}
     if profile.resource is not None:
-        resources["limits"] = {profile.resource: "1"}
+        resources["limits"] = {profile.resource: str(_devices(profile))}
     return {
         "name": "engine",
         "image": _image(deployment, settings),
@@ -141,7 +153,7 @@ def _engine(
             port=PORT,
             **({"admin_host": "0.0.0.0", "admin_port": ADMIN_PORT} if scraped else {}),
         ),
-        "env": _variables({**ENVIRONMENT, **weights.environment}),
+        "env": _variables({**ENVIRONMENT, **profile.environment, **weights.environment}),
         "ports": [
             {"name": "http", "containerPort": PORT, "protocol": "TCP"},
             *([{"name": "admin", "containerPort": ADMIN_PORT, "protocol": "TCP"}] if scraped else []),
@@ -160,6 +172,26 @@ def _engine(
             *map(dict, weights.mounts),
         ],
     }
+
+
+def _room(name: str, profile: AcceleratorProfile, pod: Manifest) -> Room | None:
+    """None where nobody has said how much memory there is; then only the engine can say that it is too little."""
+    if profile.resource is not None:
+        memory = int((profile.memory_gib or 0) * GIB) * _devices(profile)
+        return Room(bytes=memory, of=f"a {profile.resource} of profile {name}", on_device=True) if memory else None
+    engine = next(container for container in pod["containers"] if container["name"] == "engine")
+    limit = quantity_bytes(engine["resources"].get("limits", {}).get("memory"))
+    return Room(bytes=limit, of="the memory limit of its container", on_device=False) if limit else None
+
+
+def _devices(profile: AcceleratorProfile) -> int:
+    """Of one pod: an engine computes on one."""
+    return 0 if profile.resource is None else 1
+
+
+def _shared_gib(profile: AcceleratorProfile) -> int:
+    """Of /dev/shm, which processes and drivers share; it counts as memory only as far as it is used."""
+    return max(1, 2 * _devices(profile))
 
 
 def _security(*, read_only_root: bool) -> Manifest:

@@ -2,17 +2,30 @@
 
 from quire_api.deployment import GROUP, LLMDeployment
 
-__all__ = ["MANAGED", "OWNER_LABEL", "REVISION_LABEL", "ROLE_LABEL", "labels", "selector"]
+__all__ = [
+    "ATTEMPT_LABEL",
+    "ENGINE",
+    "MANAGED",
+    "OWNER_LABEL",
+    "RESOLVER",
+    "REVISION_LABEL",
+    "ROLE_LABEL",
+    "labels",
+    "selector",
+]
 
 OWNER_LABEL = f"{GROUP}/llmdeployment"
 ROLE_LABEL = f"{GROUP}/role"
+ENGINE = "engine"  # roles of pods
+RESOLVER = "resolve"
 REVISION_LABEL = f"{GROUP}/revision"  # of a pod: digest of the template it came from
+ATTEMPT_LABEL = f"{GROUP}/attempt"  # of a Job: how many before it failed
 MANAGED = {"app.kubernetes.io/managed-by": "quire"}  # what the operator's watches select
 
 
 def selector(deployment: LLMDeployment) -> dict[str, str]:
     """Selects the engine pods; immutable once a Deployment has it, so never add to it."""
-    return {OWNER_LABEL: deployment.metadata.name, ROLE_LABEL: "engine"}
+    return {OWNER_LABEL: deployment.metadata.name, ROLE_LABEL: ENGINE}
 
 
 def labels(deployment: LLMDeployment) -> dict[str, str]:

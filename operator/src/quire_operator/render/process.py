@@ -7,14 +7,15 @@ from quire_api.deployment import LLMDeployment, seconds
 from quire_operator.planner.plan import Desired
 from quire_operator.render.engine import engine_argv
 from quire_operator.render.names import selector
-from quire_operator.settings import PROFILES
+from quire_operator.settings import PROFILES, profile_of
 
 __all__ = ["render"]
 
 
 def render(deployment: LLMDeployment, url: str) -> Desired:
     """`url` is the router's."""
-    profile = PROFILES[deployment.spec.accelerator.profile]
+    profile = profile_of(deployment.spec.accelerator.profile, PROFILES)
+    source = deployment.spec.model.source
     template = {
         "apiVersion": "quire.dev/local",
         "kind": "Deployment",
@@ -22,7 +23,12 @@ def render(deployment: LLMDeployment, url: str) -> Desired:
         "spec": {
             "selector": {"matchLabels": selector(deployment)},
             "template": {
-                "command": engine_argv(deployment, device=profile.device, admin_on_main_port=True),
+                "command": engine_argv(
+                    deployment,
+                    device=profile.device,
+                    admin_on_main_port=True,
+                    **({"include": source.include} if source.include else {}),
+                ),
                 "gpus": 0 if profile.resource is None else 1,
                 "graceSeconds": seconds(deployment.spec.drain.timeout) + 5,
             },

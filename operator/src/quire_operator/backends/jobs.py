@@ -1,0 +1,56 @@
+"""The Jobs that ask sources what they have, read out of the store. Pure: objects in, `ResolveJob`s out."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from quire_operator.backends.store import Object
+from quire_operator.planner.failures import FETCHER
+from quire_operator.planner.observed import Failure, ResolveJob
+from quire_operator.render.names import ATTEMPT_LABEL, REVISION_LABEL, ROLE_LABEL
+
+__all__ = ["pods_of_role", "resolve_jobs"]
+
+FailureOf = Callable[[Mapping[str, Any]], Failure | None]
+
+
+def pods_of_role(pods: Iterable[Object], role: str) -> Iterator[Object]:
+    """Those which are not about to go."""
+    for pod in pods:
+        metadata = pod["metadata"]
+        if metadata.get("labels", {}).get(ROLE_LABEL) == role and not metadata.get("deletionTimestamp"):
+            yield pod
+
+
+def resolve_jobs(jobs: Iterable[Object], pods: Iterable[Object], failure_of: FailureOf) -> tuple[ResolveJob, ...]:
+    """`pods` are those of the Jobs; `failure_of` reads the state of a container."""
+    by_job = {owner["name"]: pod for pod in pods for owner in pod["metadata"].get("ownerReferences") or ()}
+    return tuple(
+        _read(job, by_job.get(job["metadata"]["name"]), failure_of)
+        for job in jobs
+        if not job["metadata"].get("deletionTimestamp")
+    )
+
+
+def _read(job: Object, pod: Object | None, failure_of: FailureOf) -> ResolveJob:
+    labels = job["metadata"].get("labels", {})
+    attempt = labels.get(ATTEMPT_LABEL, "0")
+    known = {"template": labels.get(REVISION_LABEL, ""), "attempt": int(attempt) if attempt.isdigit() else 0}
+    container = _fetcher(pod)
+    end = (container.get("state") or {}).get("terminated") or {}
+    if end and end.get("exitCode") == 0:
+        return ResolveJob(**known, answer=end.get("message") or "", ended=end.get("finishedAt") or "")
+    conditions = (job.get("status") or {}).get("conditions") or []
+    over = next((c for c in conditions if c["type"] in ("Failed", "Complete") and c["status"] == "True"), None)
+    failure = failure_of(container) if container else None
+    if over is None:
+        return ResolveJob(**known, failure=failure)
+    if failure is None:
+        failure = Failure(
+            message=over.get("message") or "its pod is gone", cause=over.get("reason") or "", container=FETCHER
+        )
+    return ResolveJob(**known, failure=failure, ended=over.get("lastTransitionTime") or "")
+
+
+def _fetcher(pod: Object | None) -> Mapping[str, Any]:
+    statuses = ((pod or {}).get("status") or {}).get("containerStatuses") or []
+    return next((status for status in statuses if status.get("name") == FETCHER), {})

@@ -1,0 +1,66 @@
+"""What stands around the engines: who they are, how they are reached and by whom, how many a node drain may take.
+
+ServiceAccount         without a token: engines talk to no API server
+Service                one address for all that serve
+Service NAME-engines   headless: the address of each one
+NetworkPolicy          what the pods open is open to all, but the admin port, which is for the operator
+PodDisruptionBudget    where there may be more than one; for one alone it would only hold up node drains
+"""
+
+from quire_api.deployment import LLMDeployment
+from quire_operator.render.names import selector
+from quire_operator.render.objects import Manifest, owned
+
+__all__ = ["around"]
+
+
+def around(deployment: LLMDeployment, pod: Manifest) -> tuple[Manifest, ...]:
+    """`pod` is the spec of the engines' pods, whose ports are to be reached."""
+    return (
+        owned(deployment, "v1", "ServiceAccount", automountServiceAccountToken=False),
+        _service(deployment, None, 80, {"type": "ClusterIP"}),
+        _service(deployment, f"{deployment.metadata.name}-engines", 8000, {"clusterIP": "None"}),
+        _policy(deployment, pod),
+        *([_budget(deployment)] if most_replicas(deployment) > 1 else []),
+    )
+
+
+def most_replicas(deployment: LLMDeployment) -> int:
+    autoscaling = deployment.spec.autoscaling
+    return (autoscaling.max or 1) if autoscaling.mode == "Builtin" else deployment.spec.replicas
+
+
+def _service(deployment: LLMDeployment, name: str | None, port: int, kind: Manifest) -> Manifest:
+    ports = [{"name": "http", "port": port, "targetPort": "http", "protocol": "TCP"}]
+    return owned(deployment, "v1", "Service", name, spec={**kind, "selector": selector(deployment), "ports": ports})
+
+
+def _policy(deployment: LLMDeployment, pod: Manifest) -> Manifest:
+    named = [
+        {"port": port["containerPort"], "protocol": port.get("protocol", "TCP")}
+        for container in pod["containers"]
+        for port in container.get("ports", ())
+    ]
+    return owned(
+        deployment,
+        "networking.k8s.io/v1",
+        "NetworkPolicy",
+        spec={
+            "podSelector": {"matchLabels": selector(deployment)},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"ports": named}],  # the engine has one at least: no ports would mean all of them
+        },
+    )
+
+
+def _budget(deployment: LLMDeployment) -> Manifest:
+    return owned(
+        deployment,
+        "policy/v1",
+        "PodDisruptionBudget",
+        spec={
+            "maxUnavailable": deployment.spec.disruption.max_unavailable,
+            "selector": {"matchLabels": selector(deployment)},
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",  # what does not serve must not hold up a node
+        },
+    )
