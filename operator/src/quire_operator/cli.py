@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import yaml
@@ -91,6 +92,19 @@ def operator(argv: list[str]) -> int:
     parser.add_argument(
         "--cluster-domain", default=defaults.cluster_domain, help="for `status.url` (default: %(default)s)"
     )
+    parser.add_argument(
+        "--router-url",
+        default="",
+        metavar="URL",
+        help="of the routers, for `status.url` (default: the model's Service)",
+    )
+    parser.add_argument(
+        "--routers",
+        type=_service,
+        default="",
+        metavar="HOST:PORT",
+        help="internal port of all routers, by a headless Service; without it nothing goes to zero (default: none)",
+    )
     parser.add_argument("--port", type=port, default=8080, help="port of /livez and /metrics (default: %(default)s)")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
@@ -99,7 +113,12 @@ def operator(argv: list[str]) -> int:
 
     from quire_operator.handlers import run
 
-    settings = OperatorSettings(engine_image=arguments.engine_image, cluster_domain=arguments.cluster_domain)
+    settings = OperatorSettings(
+        engine_image=arguments.engine_image,
+        cluster_domain=arguments.cluster_domain,
+        router_url=arguments.router_url,
+        routers=arguments.routers,
+    )
 
     async def until_signalled() -> None:
         running = asyncio.create_task(run(settings, arguments.namespace, arguments.port))
@@ -112,6 +131,14 @@ def operator(argv: list[str]) -> int:
 
     asyncio.run(until_signalled())
     return 0
+
+
+def _service(text: str) -> str:
+    host, _, number = text.rpartition(":")
+    if not host:
+        raise ArgumentTypeError(f"{text} is not HOST:PORT")
+    port(number)
+    return text
 
 
 def _add_files(parser: FlagParser) -> None:

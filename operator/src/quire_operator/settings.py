@@ -12,6 +12,12 @@ class OperatorSettings(Strict):
     cluster_domain: str = "svc.cluster.local"
     """Only for `status.url`, which people paste."""
 
+    router_url: str = ""
+    """Of the routers, for `status.url`. Without it that is the model's own Service, which holds no requests at zero."""
+
+    routers: str = ""
+    """host:port of all routers' internal ports. Without it nobody holds requests, and nothing goes to zero."""
+
 
 class AcceleratorProfile(Strict):
     """What a profile's name means for a pod."""

@@ -46,8 +46,9 @@ class Look:
     replicas: int  # that exist, loading ones among them
     ready: int
     engines: tuple[EngineLoad, ...]  # those of the ready ones that answered
-    held: int = 0  # requests that wait in the router
-    holds: bool = True  # there is a router that would hold requests for a model without an engine
+    held: int = 0  # requests that wait in routers
+    in_flight: int = 0  # requests that routers have at engines: work, also where an engine does not count it
+    holds: bool | None = True  # routers hold requests for a model without an engine; None: they may, and do not answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +155,7 @@ def remember(memory: Memory, look: Look, now: float, keep_s: float) -> Memory:
         done=memory.done * fade + finished,
         seen=seen,
         tokens=tokens,
-        last_work=now if running + waiting or finished or memory.since is None else memory.last_work,
+        last_work=now if running + waiting + look.in_flight or finished or memory.since is None else memory.last_work,
         learned=memory.learned,
         ready=look.ready,
         complete=look.ready >= look.replicas,

@@ -22,7 +22,7 @@ def render(deployment: LLMDeployment, url: str) -> Desired:
         "spec": {
             "selector": {"matchLabels": selector(deployment)},
             "template": {
-                "command": engine_argv(deployment, device=profile.device, admin_on_main_port=True),
+                "command": engine_argv(deployment, device=profile.device),
                 "gpus": 0 if profile.resource is None else 1,
                 "graceSeconds": seconds(deployment.spec.drain.timeout) + 5,
             },
