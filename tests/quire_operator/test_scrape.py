@@ -10,12 +10,16 @@ from fakes.backend import Backend, plain
 from fakes.resources import good
 
 from quire_api import LLMDeployment
+from quire_api.errors import InvalidInput
 from quire_api.status import AutoscalingStatus, DeploymentStatus, ScaleReason
 from quire_operator.asking import ask
+from quire_operator.cli import operator
 from quire_operator.planner.scaling import condition
 from quire_operator.reconcile import ResourceKey
+from quire_operator.render.kubernetes import render
 from quire_operator.router_state import InProcess, NoRouter, Routers, addresses_of
 from quire_operator.scrape import Demanded, Scraper, Target
+from quire_operator.settings import OperatorSettings
 from quire_router import Demand
 
 KEY = ResourceKey("default", "good")
@@ -376,3 +380,17 @@ def test_the_router_of_this_process_is_asked_by_resource() -> None:
 def test_nobody_there_is_no_answer() -> None:
     assert asyncio.run(ask("127.0.0.1:1", "/load", 1)) is None
     assert asyncio.run(ask("/nowhere.sock", "/load", 1)) is None
+
+
+@pytest.mark.parametrize("flag", ["--routers=here", "--routers=here:x", "--routers=:80", "--port=x"])
+def test_a_bad_address_is_one_sentence(flag: str) -> None:
+    with pytest.raises(InvalidInput, match=f"^{flag.partition('=')[0]}: .* is not "):
+        operator([flag])
+
+
+def test_the_url_is_the_routers_where_there_are_any() -> None:
+    deployment = LLMDeployment.parse(good())
+
+    urls = [render(deployment, OperatorSettings(router_url=url)).url for url in ("", "https://router/v1")]
+
+    assert urls == ["http://good.default.svc.cluster.local/v1", "https://router/v1"]

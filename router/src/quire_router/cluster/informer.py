@@ -75,7 +75,6 @@ class Informer:
                 await self._watch()
             except Expired:
                 self._version = None
-                continue
             except Exception as error:  # whatever one attempt stumbles over, the next one may not
                 self._lost(error)
             if self._clock() - begun > 1:
