@@ -14,7 +14,7 @@ from fakes.routing import Client, until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quire_router import Endpoint, Model, Registry, Router
+from quire_router import Endpoint, Model, Registry, Router, Strategy
 from quire_router.cluster.picture import draw
 from quire_router.cluster.world import ClusterWorld
 
@@ -265,10 +265,12 @@ def test_what_a_resource_declares() -> None:
     scaling = {"mode": "Builtin", "min": 0, "max": 3, "scaleToZero": {"wake": {"maxQueued": 7, "maxWait": "2m"}}}
     event = {"at": "2026-01-01T00:00:00Z", "before": 1, "desired": 3, "reason": "DemandAboveCapacity", "inputs": {}}
     status = {"autoscaling": {"desired": 3, "history": [event]}}
+    more = {"spec__access": {"groups": ["team-a"]}, "spec__routing": {"strategy": "LeastLoaded"}}
 
     async def scenario(api: ApiServer, seen: Seen) -> None:
         await api.put(
-            "llmdeployments", {**good(spec__autoscaling=scaling, spec__model__aliases=["chat"]), "status": status}
+            "llmdeployments",
+            {**good(spec__autoscaling=scaling, spec__model__aliases=["chat"], **more), "status": status},
         )
         async with following(api, seen.take):
             await until(lambda: seen.engines("chat") == [])
@@ -277,6 +279,7 @@ def test_what_a_resource_declares() -> None:
 
         assert (declared.resource, declared.desired, declared.loading) == ("default/good", 3, 3)
         assert (declared.hold_requests, declared.hold_s) == (7, 120)
+        assert (declared.groups, declared.strategy) == (("team-a",), Strategy.LEAST_LOADED)
         assert [(each.before, each.after) for each in declared.history] == [(1, 3)]
 
     with_api(scenario)

@@ -1,4 +1,4 @@
-"""What a resource says of the model that it declares: names, how long a request for it waits, what was decided. Pure.
+"""What a resource says of the model that it declares: names, who may use it, how requests are spread and held. Pure.
 
 The same for a cluster and for one machine. Where its engines are, and how many are on their way, others add.
 """
@@ -9,7 +9,7 @@ from datetime import datetime
 from quire_api.base import seconds
 from quire_api.deployment import LLMDeployment
 from quire_api.status import SCALE_REASONS, DeploymentStatus
-from quire_router.registry import Model, Scaling
+from quire_router.registry import Model, Scaling, Strategy
 
 __all__ = ["declared"]
 
@@ -24,6 +24,8 @@ def declared(deployment: LLMDeployment, status: DeploymentStatus | None) -> Mode
         history=_history(status),
         resource=f"{metadata.namespace}/{metadata.name}",
         desired=_desired(deployment, status),
+        groups=deployment.spec.access.groups,
+        strategy=Strategy(deployment.spec.routing.strategy),
     )
     if zero is None:
         return model

@@ -302,4 +302,5 @@ class LocalBackend:
             endpoints=tuple(sorted(endpoints, key=lambda endpoint: endpoint.address)),
             desired=family.wanted,
             loading=sum(not e.process.ready for e in staying),
+            groups=(),  # there are no keys here
         )
