@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fakes.backend import Backend, plain
 from fakes.resources import good
+from fakes.routing import Client, until
 
 from quire_api import LLMDeployment
 from quire_api.errors import InvalidInput
@@ -20,7 +21,7 @@ from quire_operator.render.kubernetes import render
 from quire_operator.router_state import InProcess, NoRouter, Routers, addresses_of
 from quire_operator.scrape import Demanded, Scraper, Target
 from quire_operator.settings import OperatorSettings
-from quire_router import Demand
+from quire_router import Demand, Model, Registry, Router
 
 KEY = ResourceKey("default", "good")
 LOAD = {
@@ -364,6 +365,41 @@ def test_a_request_that_is_held_is_looked_at_at_once() -> None:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    run(scenario)
+
+
+def test_real_routers_that_hold_one_request_each_wake_once() -> None:
+    async def scenario() -> None:
+        holding = [Router(), Router()]
+        inside = [await router.backstage.start("127.0.0.1", 0) for router in holding]
+        looks: list[int] = []
+
+        async def addresses() -> list[str]:
+            return [f"127.0.0.1:{port}" for port in inside]
+
+        routers = Routers(addresses, lambda: looks.append(1))
+        clients = []
+        for router in holding:
+            router.replace(Registry((Model(name="m", resource="default/good"),)))
+            clients.append(await Client.connect(await router.start("127.0.0.1", 0)))
+            clients[-1].ask()
+        await until(lambda: all(router.demand()["m"].held == 1 for router in holding))
+
+        await routers.look()
+        await routers.look()
+
+        assert (routers.holds, routers.demand(KEY)) == (True, Demanded(held=2, in_flight=0))
+        assert len(looks) == 2  # one for each that was news; the decision is one
+        scene = Scene(routers, DeploymentStatus(autoscaling=AutoscalingStatus(desired=0)))
+        assert [(d := await scene.look()).desired for _ in range(2)] == [1, 1]
+        assert d.reason is ScaleReason.WOKEN
+        for router in holding:
+            await router.stop(0)
+        assert {(await client.answer())[0] for client in clients} == {503}
+        while Client.opened:
+            Client.opened.pop().writer.close()
+        await asyncio.sleep(0.01)
 
     run(scenario)
 
