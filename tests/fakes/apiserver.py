@@ -33,6 +33,7 @@ class ApiServer:
     def __init__(self, *, gone_as_event: bool = True) -> None:
         self.watches = 0  # that were begun
         self.lists = 0
+        self.refuses = 0  # so many watches, with a 500
         self._gone_as_event = gone_as_event
         self._version = 100
         self._compacted = 0  # what happened up to here is forgotten
@@ -129,6 +130,9 @@ class ApiServer:
         self, request: web.Request, plural: str, namespace: str | None, version: int
     ) -> web.StreamResponse:
         self.watches += 1
+        if self.refuses:
+            self.refuses -= 1
+            return web.json_response({"kind": "Status", "code": 500}, status=500)
         if version < self._compacted and not self._gone_as_event:
             return web.json_response({"kind": "Status", "code": 410}, status=410)
         response, cuts = web.StreamResponse(), self._cuts

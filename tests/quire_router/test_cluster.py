@@ -214,6 +214,21 @@ def test_a_version_that_is_forgotten_means_a_list_and_what_vanished_meanwhile_go
     with_api(scenario, gone_as_event=as_event)
 
 
+def test_a_watch_that_is_refused_means_a_list() -> None:
+    async def scenario(api: ApiServer, seen: Seen) -> None:
+        await api.put("llmdeployments", good())
+        api.refuses = 5
+        async with following(api, seen.take) as world:
+            await until(lambda: api.lists == 2 + 5)
+
+            await api.put("endpointslices", slice_of("good", "10.0.0.1"))
+
+            await until(lambda: seen.engines() == ["10.0.0.1:8000"])
+            assert (api.lists, world.silent_s()) == (2 + 5, 0)
+
+    with_api(scenario)
+
+
 def test_while_the_api_server_is_away_what_it_said_last_stays_and_its_silence_shows() -> None:
     async def scenario(api: ApiServer, seen: Seen) -> None:
         await api.put("llmdeployments", good())

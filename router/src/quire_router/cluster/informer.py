@@ -1,7 +1,7 @@
 """The objects of one kind, as the API server tells of them: a list, then a watch from there, for ever.
 
     list --version--> watch --its time is over, or it is cut--> watch again, from the last version
-      ^----------------- 410: that version is forgotten --'
+      ^----------- 410: that version is forgotten; refused --'
 
 What was told last is kept while the API server is away; a list replaces it whole, so that what vanished meanwhile goes.
 The watch asks for bookmarks, so that silence means that the connection is dead, and that a version stays known.
@@ -76,6 +76,8 @@ class Informer:
             except Expired:
                 self._version = None
             except Exception as error:  # whatever one attempt stumbles over, the next one may not
+                if isinstance(error, Refused):  # a server that was set back, say, may never take that version again
+                    self._version = None
                 self._lost(error)
             if self._clock() - begun > 1:
                 self._pause_s = RETRY_FIRST_S
