@@ -18,14 +18,15 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE / name) for name in ("cluster", "kubernetes", "local", "conformance", "../tests")]
 
-from checks import BEFORE_IMAGES, World  # noqa: E402  # after the path above
+from autoscale import engines_follow_the_load  # noqa: E402  # after the path above
+from checks import BEFORE_IMAGES, World  # noqa: E402
 from clients import STAGES  # noqa: E402
 from cluster_world import ClusterWorld  # noqa: E402
 from dashboard import dashboard_in_a_browser  # noqa: E402
-from fetching import WITH_IMAGES  # noqa: E402
 from one_machine import LOCAL  # noqa: E402
 from readme import first_answer  # noqa: E402
 from rights import rights_are_those_that_are_used  # noqa: E402
+from routing import WITH_IMAGES  # noqa: E402
 from scenarios import SCENARIOS  # noqa: E402
 from soak import SOAK  # noqa: E402
 from target import RELEASE, SYSTEM, Images, Target, choose  # noqa: E402
@@ -80,7 +81,7 @@ def main() -> int:
 
 def _run(stages: Stages, *, keep: bool) -> None:
     stages.run("make run, then the README's curl: the first answer", first_answer)
-    for stage in (*STAGES, *LOCAL, dashboard_in_a_browser, *WEIGHTS, *SOAK):
+    for stage in (*STAGES, *LOCAL, engines_follow_the_load, dashboard_in_a_browser, *WEIGHTS, *SOAK):
         stages.run(stage.__doc__ or "", stage)
     with tempfile.TemporaryDirectory() as folder:
         target = choose(f"e2e-{os.getpid()}", Path(folder))
@@ -132,6 +133,7 @@ def _show_the_scene(world: World) -> None:
         ["get", "llmd", "-A", "-o", "yaml"],
         ["get", "events", "-A", "--sort-by=.lastTimestamp"],
         ["logs", "-n", SYSTEM, f"deploy/{RELEASE}-operator", "--tail=40"],
+        ["logs", "-n", SYSTEM, "-l", "app.kubernetes.io/name=quire-router", "--tail=40"],
     ):
         done = world.tools.kubectl(*command, check=False)
         print(f"-- kubectl {' '.join(command)}\n{(done.stdout or done.stderr)[-6000:]}", flush=True)

@@ -49,12 +49,13 @@ class World:
 
 # Runs inside the cluster, with what the operator's image has: DNS, the Service and kube-proxy are all on the way.
 STREAM_CLIENT = (ROOT / "e2e/kubernetes/stream_client.py").read_text()
+OPERATOR = "app.kubernetes.io/name=quire-operator"  # its pods; the router's are others
 HOST = f"tiny.{NAMESPACE}.svc.cluster.local"
 
 
-def ask(world: World, question: str, host: str = HOST) -> tuple[int, str]:
+def ask(world: World, question: str, host: str = HOST, model: str = "quire-tiny") -> tuple[int, str]:
     """Stream an answer through the Service, from a pod; number of events, text."""
-    program = f"{STREAM_CLIENT}\nprint(*ask({host!r}, {question!r}))"
+    program = f"{STREAM_CLIENT}\nprint(*ask({host!r}, {question!r}, {model!r}))"
     command = ["exec", "-n", SYSTEM, f"deploy/{RELEASE}-operator", "--", "python3", "-c", program]
     events, _, text = world.tools.kubectl(*command).stdout.strip().partition(" ")
     return int(events), text
@@ -64,7 +65,10 @@ def crd_is_structural(world: World) -> None:
     """CRD installs; structural, names accepted, explain reads it"""
     world.tools.kubectl("create", "namespace", NAMESPACE)
     world.tools.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
-    world.tools.kubectl("wait", "--for=condition=Established", "crd/llmdeployments.quire.dev", "--timeout=30s")
+    established = ("wait", "--for=condition=Established", "crd/llmdeployments.quire.dev", "--timeout=30s")
+    world.eventually(  # kubectl will not wait for conditions that are not there at all yet
+        "the CRD is established", lambda: world.tools.kubectl(*established, check=False).returncode == 0, 30
+    )
     crd = json.loads(world.tools.kubectl("get", "crd", "llmdeployments.quire.dev", "-o", "json").stdout)
     conditions = {c["type"]: c for c in crd["status"]["conditions"]}
     assert "NonStructuralSchema" not in conditions, conditions
@@ -270,14 +274,15 @@ def operator_killed_and_back(world: World) -> None:
 
 
 def _operator_pods(world: World) -> list[Any]:
-    items: list[Any] = json.loads(world.tools.kubectl("get", "pods", "-n", SYSTEM, "-o", "json").stdout)["items"]
+    found = world.tools.kubectl("get", "pods", "-n", SYSTEM, "-l", OPERATOR, "-o", "json").stdout
+    items: list[Any] = json.loads(found)["items"]
     return items
 
 
 def operator_crash_changes_nothing(world: World) -> None:
     """operator deleted without grace: back, and no object written"""
     before = versions(world)
-    world.tools.kubectl("delete", "pods", "-n", SYSTEM, "--all", "--grace-period=0", "--force")
+    world.tools.kubectl("delete", "pods", "-n", SYSTEM, "-l", OPERATOR, "--grace-period=0", "--force")
     world.tools.kubectl("rollout", "status", "-n", SYSTEM, f"deploy/{RELEASE}-operator", "--timeout=120s")
     time.sleep(5)
     assert versions(world) == before

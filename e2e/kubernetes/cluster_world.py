@@ -9,7 +9,7 @@ import yaml
 from checks import STREAM_CLIENT, World
 from target import NAMESPACE, RELEASE, SYSTEM
 
-__all__ = ["ClusterWorld"]
+__all__ = ["ClusterWorld", "PodStreams"]
 
 # In the engine's pod: a signal to the process that computes, the child of the API process.
 SIGNAL = textwrap.dedent(
@@ -58,15 +58,16 @@ class ClusterWorld:
         return done.stdout.strip()
 
     def stream(self, model: str, count: int) -> "PodStreams":
-        tools = self._world.tools
-        return PodStreams([*tools.prefix, tools.kubectl_path, f"--kubeconfig={tools.kubeconfig}"], model, count)
+        return PodStreams(self._world, _host(model), model, count)
 
 
 class PodStreams:
     """All clients are threads of one process in a pod; it says when each has begun, and ends when its input does."""
 
-    def __init__(self, kubectl: list[str], model: str, count: int) -> None:
-        program = f"many({_host(model)!r}, {model!r}, {count})"
+    def __init__(self, world: World, host: str, model: str, count: int) -> None:
+        tools = world.tools
+        kubectl = [*tools.prefix, tools.kubectl_path, f"--kubeconfig={tools.kubeconfig}"]
+        program = f"many({host!r}, {model!r}, {count})"
         self._process = subprocess.Popen(
             [*kubectl, *_in_a_pod(program, "-i")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

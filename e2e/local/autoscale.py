@@ -99,7 +99,8 @@ def play() -> None:
     print(f"a request at zero was held, and answered: {time.monotonic() - started:.1f} s\npassed")
 
 
-def main() -> None:
+def engines_follow_the_load() -> None:
+    """`quire up` with the autoscaler: load brings a second engine, its end takes both, a request at zero is held and answered"""
     with tempfile.TemporaryDirectory() as folder:
         file, log = Path(folder) / "tiny.yaml", Path(folder) / "up.log"
         file.write_text(yaml.safe_dump(RESOURCE))
@@ -115,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    engines_follow_the_load()

@@ -21,7 +21,10 @@ DIRECTION: dict[str, set[str]] = {
 # Third-party package -> where alone it may be imported; a folder ends with /.
 CONFINED: dict[str, set[str]] = {
     "kopf": {"quire_operator/handlers.py"},
-    "kubernetes": {"quire_operator/handlers.py", "quire_operator/backends/cluster.py"},
+    "kubernetes": {
+        "quire_operator/handlers.py", "quire_operator/backends/cluster.py",
+        "quire_router/cluster/informer.py", "quire_router/cluster/world.py",
+    },
     "yaml": {"quire_operator/documents.py", "quire_operator/cli.py", "quire_api/generate.py", "quire_router/config.py"},
     "torch": {
         "quire_engine/build.py", "quire_engine/ops/", "quire_engine/layers/", "quire_engine/models/", "quire_engine/runtime/",
@@ -64,6 +67,8 @@ PURE: dict[str, set[str]] = {
     "quire_operator/simulate/": {"collections", "dataclasses", "heapq", "html", "itertools", "math", "random"},
     "quire_router/balance.py": {"collections", "hashlib", "math"},
     "quire_router/breaker.py": {"dataclasses", "enum"},
+    "quire_router/cluster/picture.py": {"collections", "dataclasses", "typing"},
+    "quire_router/declared.py": {"dataclasses", "datetime"},
     "quire_router/framing.py": {"dataclasses", "typing"},
     "quire_router/health.py": {"dataclasses", "enum", "json", "typing"},
     "quire_router/hold.py": {"dataclasses", "enum"},

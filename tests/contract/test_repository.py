@@ -90,11 +90,12 @@ def test_the_shipped_model_is_small() -> None:
     assert sum(f.stat().st_size for f in Path("models/quire-tiny").iterdir()) <= 8_000_000
 
 
-def test_the_chart_passes_only_flags_which_the_operator_has() -> None:
-    template = Path("charts/quire/templates/deployment.yaml").read_text()
-    done = subprocess.run([sys.executable, "-m", "quire_api", "operator", "--help"], capture_output=True, text=True)
+@pytest.mark.parametrize(("template", "command"), [("deployment.yaml", "operator"), ("router.yaml", "router")])
+def test_the_chart_passes_only_flags_which_the_command_has(template: str, command: str) -> None:
+    text = Path("charts/quire/templates", template).read_text()
+    done = subprocess.run([sys.executable, "-m", "quire_api", command, "--help"], capture_output=True, text=True)
 
-    flags = set(re.findall(r"- (--[a-z-]+)=", template))
+    flags = set(re.findall(r"- (--[a-z-]+)", text))
 
     assert flags
     assert {flag for flag in flags if flag not in done.stdout} == set()

@@ -81,7 +81,7 @@ def test_without_a_key_nothing_opens(
     assert json.loads(data)["error"]["type"] == "authentication_error"
 
 
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/metrics", "/version"])
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/metrics", "/load", "/version"])
 def test_probes_and_scrapers_need_no_key(guarded: tuple[Running, int], path: str) -> None:
     assert call(guarded[0].port, "GET", path)[0] == 200
 

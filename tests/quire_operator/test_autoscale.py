@@ -201,6 +201,15 @@ def test_idle_long_enough_is_zero_and_a_held_request_wakes_one() -> None:
     assert decide(look(), policy, asleep.memory, 2000).desired == 0
 
 
+def test_the_time_that_an_engine_loads_is_not_idle() -> None:
+    """Else one that loads for longer than idleAfter would go the moment that it is ready."""
+    policy = replace(POLICY, least=0, idle_s=60)
+    loading = [look(replicas=1)] * 50
+
+    assert after(policy, *loading, *[look(engine())] * 11).desired == 1
+    assert after(policy, *loading, *[look(engine())] * 12).desired == 0
+
+
 def test_without_a_router_that_holds_nothing_goes_to_zero() -> None:
     policy = replace(POLICY, least=0, idle_s=60)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from quire_api.deployment import LLMDeployment
 from quire_api.errors import InvalidInput
+from quire_operator.backends.local import LocalBackend
 from quire_operator.documents import load_profiles
 from quire_operator.local.devices import free_gpus, gpus, threads
 from quire_operator.local.fit import misfits
@@ -22,6 +23,22 @@ from quire_operator.local.state import MARK, FolderTaken, StateFolder, process_s
 from quire_operator.local.tables import age, table
 from quire_operator.local.watch import Files
 from quire_operator.local.words import explain, row
+from quire_router import Registry, Strategy
+
+# the router
+
+
+def test_the_router_hears_of_a_resource_at_once_and_lets_everybody_in(tmp_path: Path) -> None:
+    """There are no keys on one machine, so the groups of a resource are left out."""
+    told: list[Registry] = []
+    backend = LocalBackend(StateFolder(tmp_path), told.append, "http://here/v1", lambda key: None)
+
+    backend.put(LLMDeployment.parse(good(spec__access={"groups": ["staff"]}, spec__routing={"strategy": "RoundRobin"})))
+
+    model = told[-1].find("quire-tiny")
+    assert model is not None
+    assert (model.resource, model.groups, model.strategy) == ("default/good", (), Strategy.ROUND_ROBIN)
+
 
 # rolling
 

@@ -1,5 +1,6 @@
 """`quire router` as a process: files read again, TLS, signals, bad input; and before a real engine."""
 
+import asyncio
 import http.client
 import io
 import json
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.apiserver import ApiServer
 from fakes.engines import engines
-from fakes.serving import Running, free_port, quire, serving
+from fakes.resources import good
+from fakes.serving import Running, free_port, quire, run_quire, serving
 
 from quire_api.errors import InvalidInput
 from quire_router.cli import router as router_command
@@ -141,7 +144,9 @@ def test_a_signal_lets_open_answers_end_and_a_second_one_does_not(second: bool, 
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ([], "name the engines: either --config FILE, or --backend MODEL=HOST:PORT, once or more"),
+        ([], "name the engines: by --config FILE, by --backend MODEL=HOST:PORT, once or more, or by --kubernetes"),
+        (["--backend=m=a:1", "--kubernetes"], "name the engines: by --config FILE"),
+        (["--backend=m=a:1", "--namespace=x"], "--namespace goes with --kubernetes"),
         (["--backend=m"], "--backend: m is not MODEL=HOST:PORT or MODEL=/path/of/socket"),
         (["--backend=m=a:b"], "--backend: m=a:b is not MODEL=HOST:PORT or MODEL=/path/of/socket"),
         (["--config=/nowhere"], "/nowhere: cannot be read"),
@@ -156,6 +161,42 @@ def test_bad_input_is_one_sentence(arguments: list[str], problem: str) -> None:
         router_command(arguments)
 
     assert problem in str(caught.value)
+
+
+def test_without_a_cluster_kubernetes_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", "/nowhere")
+
+    done = run_quire("router", "--kubernetes")
+
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("quire router: --kubernetes: no cluster to ask: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_cluster_is_followed_and_a_second_port_is_for_those_who_run_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = free_port()
+
+    async def main() -> None:
+        api = ApiServer()
+        await api.start()
+        try:
+            await api.put("llmdeployments", good())
+            monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig(tmp_path)))
+            await asyncio.to_thread(look)
+        finally:
+            await api.stop()
+
+    def look() -> None:
+        with serving(tmp_path, "router", "--kubernetes", f"--internal-port={inside}") as router:
+            assert models(router) == ["quire-tiny"]
+            assert Running(router.process, inside, router.log).request("GET", "/demand")[2] == b'{"demand": {}}'
+            assert router.stop() == 0
+            assert "Traceback" not in router.log.read_text()
+            assert "Unclosed" not in router.log.read_text()
+
+    asyncio.run(main())
 
 
 def test_a_key_is_hashed_as_it_is_compared(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

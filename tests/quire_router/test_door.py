@@ -70,11 +70,25 @@ def test_a_key_of_no_group_sees_and_uses_only_models_that_are_for_all() -> None:
             assert [m["name"] for m in (await client.get("/state", as_alice))["models"]] == ["m"]
             ask(client, model="x")
             status, error = await client.refusal()
-            assert (status, error["message"]) == (403, "the key alice may not use x; it may use: m")
+            assert (status, error["message"]) == (403, "the key alice may not use x; what may be used: m")
 
             router.use_keys(keys(groups=("staff",)))
             assert [m["id"] for m in (await client.get("/v1/models", as_alice))["data"]] == ["m", "inner", "x"]
             assert (await client.get("/v1/models/x", as_alice))["id"] == "x"
+
+    run(scenario)
+
+
+def test_a_model_for_groups_is_closed_where_there_are_no_keys() -> None:
+    async def scenario(router: Router, port: int) -> None:
+        router.replace(Registry((Model(name="m", groups=("staff",)),)))
+        client = await Client.connect(port)
+        ask(client)
+
+        status, error = await client.refusal()
+
+        said = "this router has no keys, and whoever comes without may not use m; what may be used: nothing yet"
+        assert (status, error["message"]) == (403, said)
 
     run(scenario)
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from quire_api.base import Duration, Rule, Strict, seconds
 
-__all__ = ["Autoscaling", "Behavior", "ScaleToZero", "Targets"]
+__all__ = ["Autoscaling", "Behavior", "ScaleToZero", "Targets", "Wake"]
 
 
 class Targets(Strict):
@@ -67,6 +67,28 @@ class Behavior(Strict):
     )
 
 
+class Wake(Strict):
+    """How many requests each router holds for a model without an engine, and for how long."""
+
+    max_queued: int = Field(
+        200, ge=1, le=100_000, description="One more is answered 429, with Retry-After. Default: 200.", examples=[50]
+    )
+    max_wait: Duration = Field(
+        "300s",
+        description="After so long the answer is 503, with Retry-After; more than an engine takes to load. "
+        "A number and s, m or h; at most 1h. Default: 300s.",
+        examples=["10m"],
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="duration(self.maxWait) <= duration('1h')",
+            message="maxWait must be at most 1h: no client waits longer",
+            holds=lambda w: seconds(w.max_wait) <= 3600,
+        ),
+    )
+
+
 class ScaleToZero(Strict):
     """No engine while nobody asks; the router holds what comes, and the first request brings one back."""
 
@@ -75,6 +97,7 @@ class ScaleToZero(Strict):
         description="The last engine goes when there was no request for so long. A number and s, m or h. Default: 20m.",
         examples=["5m"],
     )
+    wake: Wake = Field(default_factory=Wake, description="What is held meanwhile.")
 
 
 class Autoscaling(Strict):

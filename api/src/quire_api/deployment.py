@@ -25,12 +25,14 @@ __all__ = [
     "PLURAL",
     "VERSION",
     "Accelerator",
+    "Access",
     "Cache",
     "Drain",
     "Health",
     "LLMDeployment",
     "Metadata",
     "Model",
+    "Routing",
     "SecretRef",
     "Source",
     "Spec",
@@ -217,6 +219,29 @@ class Drain(Strict):
     )
 
 
+class Access(Strict):
+    """Who may use the model through the router."""
+
+    groups: tuple[Annotated[str, Field(min_length=1, max_length=63)], ...] = Field(
+        (),
+        max_length=32,
+        description="Groups of API keys of the router's keys file that may use the model; of no use to `quire up`, which has no keys. "
+        "Default: every key may.",
+        examples=[["team-a"]],
+    )
+
+
+class Routing(Strict):
+    """How the router spreads requests over the engines."""
+
+    strategy: Literal["PrefixAffinity", "LeastLoaded", "RoundRobin"] = Field(
+        "PrefixAffinity",
+        description="`PrefixAffinity`: requests that begin alike go to one engine, unless it has too much to do; `LeastLoaded`; `RoundRobin`. "
+        "Default: PrefixAffinity.",
+        examples=["LeastLoaded"],
+    )
+
+
 class Spec(Strict):
     """The wanted state."""
 
@@ -241,6 +266,8 @@ class Spec(Strict):
         examples=[2],
     )
     autoscaling: Autoscaling = Field(default_factory=Autoscaling, description="Who decides how many engines there are.")
+    access: Access = Field(default_factory=Access, description="Who may use the model through the router.")
+    routing: Routing = Field(default_factory=Routing, description="How the router spreads requests over the engines.")
     health: Health = Field(default_factory=Health, description="How long the engine may take to show that it works.")
     drain: Drain = Field(default_factory=Drain, description="How an engine ends.")
     scheduling: Scheduling = Field(

@@ -210,7 +210,7 @@ class EngineConfig(EngineOptions):
         None,
         ge=0,
         le=65535,
-        description="Port for /load and /admin/drain, resume and state, which everybody who reaches it may call. Unset: none.",
+        description="Port for /admin/drain, resume and state, which everybody who reaches it may call. Unset: none.",
         examples=[8001],
     )
     admin_on_main_port: bool = Field(

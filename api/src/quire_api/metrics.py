@@ -191,6 +191,11 @@ ROUTER: tuple[Metric, ...] = (
         "kind",
     ),
     _router("reload_failures_total", "counter", "Times that a changed file could not be taken.", "file"),
+    _router(
+        "registry_silent_seconds",
+        "gauge",
+        "For how long the API server has not answered; what it said last goes on serving. 0 while it answers.",
+    ),
 )
 
 OPERATOR: tuple[Metric, ...] = (

@@ -27,5 +27,5 @@ class FlagParser(argparse.ArgumentParser):
 def port(text: str) -> int:
     """For flags of commands that have no config."""
     if not text.isdecimal() or int(text) > 65535:
-        raise InvalidInput([f"--port: {text} is not a port, 0 to 65535"])
+        raise argparse.ArgumentTypeError(f"{text} is not a port, 0 to 65535")
     return int(text)

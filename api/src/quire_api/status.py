@@ -241,8 +241,9 @@ REASONS: dict[Reason, ReasonDoc] = {
     ),
     Reason.METRICS_UNAVAILABLE: ReasonDoc(
         (_AUTOSCALING,),
-        "Engines that are ready do not say what they have to do: their number stays, and does not shrink, until they do.",
-        "Let the operator reach the engines' admin port; the message names those that do not answer.",
+        "Engines that are ready do not say what they have to do: their number stays, and does not shrink, until they do. Or no router does: nothing "
+        "goes to zero, and nothing at zero is woken.",
+        "Let the operator reach the engines' port 8000 and the routers' port 8081; the message says which does not answer.",
     ),
     Reason.SCALED_BY_OTHERS: ReasonDoc(
         (_AUTOSCALING,),

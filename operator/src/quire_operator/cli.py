@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import yaml
@@ -93,6 +94,19 @@ def operator(argv: list[str]) -> int:
         "--cluster-domain", default=defaults.cluster_domain, help="for `status.url` (default: %(default)s)"
     )
     _add_profiles(parser)
+    parser.add_argument(
+        "--router-url",
+        default="",
+        metavar="URL",
+        help="of the routers, for `status.url` (default: the model's Service)",
+    )
+    parser.add_argument(
+        "--routers",
+        type=_service,
+        default="",
+        metavar="HOST:PORT",
+        help="internal port of all routers, by a headless Service; without it nothing goes to zero (default: none)",
+    )
     parser.add_argument("--port", type=port, default=8080, help="port of /livez and /metrics (default: %(default)s)")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
@@ -105,6 +119,8 @@ def operator(argv: list[str]) -> int:
         engine_image=arguments.engine_image,
         cluster_domain=arguments.cluster_domain,
         profiles=load_profiles(arguments.profiles),
+        router_url=arguments.router_url,
+        routers=arguments.routers,
     )
 
     async def until_signalled() -> None:
@@ -127,6 +143,14 @@ def _add_profiles(parser: FlagParser) -> None:
         metavar="FILE",
         help="YAML with accelerator profiles besides nvidia and cpu, by name",
     )
+
+
+def _service(text: str) -> str:
+    host, _, number = text.rpartition(":")
+    if not host:
+        raise ArgumentTypeError(f"{text} is not HOST:PORT")
+    port(number)
+    return text
 
 
 def _add_files(parser: FlagParser) -> None:

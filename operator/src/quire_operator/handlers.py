@@ -8,7 +8,7 @@ is gone, or keep state in annotations. All that knows kopf stands in this file.
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -24,7 +24,7 @@ from quire_operator.backends.store import Store
 from quire_operator.metrics import OperatorMetrics
 from quire_operator.reconcile import ResourceKey, reconcile
 from quire_operator.render.names import MANAGED
-from quire_operator.router_state import NoRouter
+from quire_operator.router_state import NoRouter, Routers, addresses_of
 from quire_operator.scrape import Scraper
 from quire_operator.settings import OperatorSettings
 from quire_operator.worker import Worker
@@ -62,7 +62,8 @@ async def run(settings: OperatorSettings, namespaces: list[str], port: int) -> N
                 return await reconcile(key, backend)
 
         worker = Worker(turn, TURN_MOST_S)
-        scraper = Scraper(backend.scrape_targets, NoRouter(), worker.wake)
+        routers = _routers(settings, lambda: scraper.look_now())
+        scraper = Scraper(backend.scrape_targets, routers or NoRouter(), worker.wake)
         backend.decision = scraper.decision
         tasks = {
             asyncio.create_task(
@@ -79,6 +80,7 @@ async def run(settings: OperatorSettings, namespaces: list[str], port: int) -> N
             asyncio.create_task(worker.run()),
             asyncio.create_task(scraper.run()),
             asyncio.create_task(_relist(dynamic, store, worker, namespaces)),
+            *([asyncio.create_task(routers.run())] if routers is not None else []),
         }
         serving = await _serve_health(worker, metrics, listed, port)
         try:
@@ -90,6 +92,10 @@ async def run(settings: OperatorSettings, namespaces: list[str], port: int) -> N
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _routers(settings: OperatorSettings, look_now: Callable[[], None]) -> Routers | None:
+    return Routers(lambda: addresses_of(settings.routers), look_now) if settings.routers else None
 
 
 async def _require_kinds(dynamic: DynamicClient) -> None:

@@ -1,14 +1,13 @@
 """Looks at engines and has the autoscaler decide: the shell around `planner/autoscale.py`.
 
-    every few seconds, for each resource in mode Builtin:
-    GET /load of each ready engine, held requests of the router --> Look --decide--> decision --> wake(key)
+    every few seconds, and at once when a request is held, for each resource in mode Builtin:
+    GET /load of each ready engine, demand at the routers --> Look --decide--> decision --> wake(key)
 
-Backends say what to look at (`targets`), the router what it holds (`Held`), and `plan` reads the decision from the snapshot.
+Backends say what to look at (`targets`), routers what they hold (`Routing`), and `plan` reads the decision from the snapshot.
 Knows nothing of how replicas are made. A decision is only kept here; what must outlive the operator stands in the status.
 """
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,12 +16,13 @@ from typing import Any, Protocol
 
 from quire_api.deployment import LLMDeployment
 from quire_api.status import DeploymentStatus, ScaleReason
+from quire_operator.asking import ask
 from quire_operator.planner.autoscale import ScaleDecision, decide
 from quire_operator.planner.demand import EngineLoad, Look
 from quire_operator.planner.scaling import policy_of, recall
 from quire_operator.reconcile import ResourceKey
 
-__all__ = ["Held", "Scraper", "Target"]
+__all__ = ["Demanded", "Routing", "Scraper", "Target"]
 
 log = logging.getLogger("quire.scrape")
 
@@ -30,15 +30,25 @@ EVERY_S = 5.0
 TIMEOUT_S = 2.0
 STALE_AFTER = 3  # looks that an engine may miss and still be judged by what it said last
 AT_ONCE = 128  # connections
-ANSWER_MOST = 65_536
 
 
-class Held(Protocol):
-    """What waits in a router (`router_state.py`)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demanded:
+    """Requests of one resource, in all routers."""
 
-    async def held(self) -> Mapping[str, int] | None:
-        """Requests by model; a model without any may be left out. None: nobody holds requests, and nothing may go to zero."""
+    held: int
+    in_flight: int  # at engines
+
+
+class Routing(Protocol):
+    """What routers say (`router_state.py`)."""
+
+    @property
+    def holds(self) -> bool | None:
+        """There are routers, which hold requests for a model at zero. None: there should be, and none answers."""
         ...
+
+    def demand(self, key: ResourceKey) -> Demanded: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +74,13 @@ class Scraper:
     def __init__(
         self,
         targets: Callable[[], Iterable[Target]],
-        held: Held,
+        routing: Routing,
         wake: Callable[[ResourceKey], None],
         every_s: float = EVERY_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._targets = targets
-        self._held = held
+        self._routing = routing
         self._wake = wake
         self._every_s = every_s
         self._clock = clock
@@ -106,34 +116,35 @@ class Scraper:
         """Once, at all of them; who is not among them any more is forgotten."""
         targets = list(targets)
         self._known = {t.key: self._known.get(t.key) or _Known() for t in targets}
-        held = await self._held.held() if targets else {}
-        await asyncio.gather(*(self._look_at(target, held) for target in targets))
+        await asyncio.gather(*(self._look_at(target) for target in targets))
 
-    async def _look_at(self, target: Target, held: Mapping[str, int] | None) -> None:
+    async def _look_at(self, target: Target) -> None:
         known = self._known[target.key]
         loads = await asyncio.gather(*(self._ask(name, where) for name, where in target.ready.items()))
         known.last = _remember(known.last, dict(zip(target.ready, loads, strict=True)))
+        demanded = self._routing.demand(target.key)
         look = Look(
             replicas=target.replicas,
             ready=len(target.ready),
             engines=tuple(load for _, load in known.last.values()),
-            held=(held or {}).get(target.deployment.model_names[0], 0),
-            holds=held is not None,
+            held=demanded.held,
+            in_flight=demanded.in_flight,
+            holds=self._routing.holds,
         )
         before = known.decision
         memory = before.memory if before is not None else recall(target.status)
         known.decision = decision = decide(look, policy_of(target.deployment), memory, self._clock())
-        blind = ScaleReason.METRICS_UNAVAILABLE
-        if (
-            decision.desired != target.replicas
-            or before is None
-            or (before.reason is blind) != (decision.reason is blind)
-        ):
+        if decision.desired != target.replicas or before is None or _sees(before) != _sees(decision):
             self._wake(target.key)
 
     async def _ask(self, name: str, where: str) -> EngineLoad | None:
         async with self._room:
-            return _load(name, await _fetch(where, "/load"))
+            return _load(name, await ask(where, "/load", TIMEOUT_S))
+
+
+def _sees(decision: ScaleDecision) -> tuple[bool, bool | None]:
+    """What the condition says of how it was decided."""
+    return decision.reason is not ScaleReason.METRICS_UNAVAILABLE, decision.inputs.holds
 
 
 def _remember(
@@ -163,26 +174,4 @@ def _load(name: str, answer: Any) -> EngineLoad | None:
             finished=int(answer["finished"]),
         )
     except (KeyError, TypeError, ValueError):
-        return None
-
-
-async def _fetch(where: str, path: str) -> Any:
-    """The JSON that a GET gives; None when there is none in time."""
-    try:
-        async with asyncio.timeout(TIMEOUT_S):
-            if where.startswith("/"):
-                reader, writer = await asyncio.open_unix_connection(where)
-            else:
-                host, _, port = where.rpartition(":")
-                reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-            try:
-                writer.write(f"GET {path} HTTP/1.0\r\nhost: engine\r\nconnection: close\r\n\r\n".encode())
-                answer = b""
-                while len(answer) < ANSWER_MOST and (part := await reader.read(ANSWER_MOST)):
-                    answer += part
-            finally:
-                writer.close()
-        head, _, body = answer.partition(b"\r\n\r\n")
-        return json.loads(body) if head.split(b" ", 2)[1:2] == [b"200"] else None
-    except (OSError, TimeoutError, ValueError):
         return None

@@ -57,6 +57,12 @@ class OperatorSettings(Strict):
     profiles: dict[str, AcceleratorProfile] = PROFILES
     """What `accelerator.profile` may name."""
 
+    router_url: str = ""
+    """Of the routers, for `status.url`. Without it that is the model's own Service, which holds no requests at zero."""
+
+    routers: str = ""
+    """host:port of all routers' internal ports. Without it nobody holds requests, and nothing goes to zero."""
+
 
 def profile_of(name: str, profiles: Mapping[str, AcceleratorProfile]) -> AcceleratorProfile:
     if name not in profiles:

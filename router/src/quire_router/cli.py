@@ -1,4 +1,4 @@
-"""`quire router`: the router alone, before engines named in a file or on the command line."""
+"""`quire router`: the router alone, before engines named in a file, on the command line, or by a cluster."""
 
 import asyncio
 import contextlib
@@ -8,6 +8,7 @@ import signal
 import ssl
 import sys
 from argparse import Namespace
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import uvloop
@@ -18,6 +19,7 @@ from quire_router.config import address, read_config, read_keys
 from quire_router.keys import hash_of
 from quire_router.registry import Endpoint, Model, Registry
 from quire_router.router import Router
+from quire_router.watch import Watched
 
 __all__ = ["router"]
 
@@ -26,8 +28,12 @@ def router(argv: list[str]) -> int:
     if argv[:1] == ["hash-key"]:
         return _hash_key(argv[1:])
     arguments = _parser().parse_args(argv)
-    if bool(arguments.config) == bool(arguments.backend):
-        raise InvalidInput(["name the engines: either --config FILE, or --backend MODEL=HOST:PORT, once or more"])
+    if sum(map(bool, (arguments.config, arguments.backend, arguments.kubernetes))) != 1:
+        raise InvalidInput(
+            ["name the engines: by --config FILE, by --backend MODEL=HOST:PORT, once or more, or by --kubernetes"]
+        )
+    if arguments.namespace and not arguments.kubernetes:
+        raise InvalidInput(["--namespace goes with --kubernetes"])
     if bool(arguments.tls_cert_file) != bool(arguments.tls_key_file):
         raise InvalidInput(["--tls-cert-file and --tls-key-file go together: give both, or none"])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
@@ -53,6 +59,18 @@ def _parser() -> FlagParser:
         default=[],
         metavar="MODEL=ADDRESS",
         help="instead: an engine, as host:port or the path of a socket; repeat it",
+    )
+    parser.add_argument(
+        "--kubernetes", action="store_true", help="instead: follow the LLMDeployments of a cluster, and their engines"
+    )
+    parser.add_argument(
+        "--namespace", action="append", default=[], help="of these namespaces only; repeat it (default: all)"
+    )
+    parser.add_argument(
+        "--internal-port",
+        type=port,
+        metavar="PORT",
+        help="also serve the probes, /metrics and /demand here, without keys or TLS, for those who run it (default: no)",
     )
     parser.add_argument(
         "--keys-file", type=Path, metavar="FILE", help="YAML file of API keys; read again when it changes"
@@ -118,11 +136,29 @@ def _from_flags(backends: list[str]) -> Registry:
 
 
 async def _run(arguments: Namespace, tls: ssl.SSLContext | None) -> int:
-    server, files = Router(), []
+    server = Router()
+    if arguments.kubernetes:
+        from quire_router.cluster.world import ClusterWorld, api_client  # a second of imports, and 50 MB
+
+        async with api_client() as api:
+            server.world = world = ClusterWorld(api, arguments.namespace, server.replace)
+            return await _serve(server, [], world.run, arguments, tls)
+    files = []
     if arguments.config is None:
         server.replace(_from_flags(arguments.backend))
     else:
         files.append(server.watch(arguments.config, lambda path: server.replace(read_config(path))))
+    return await _serve(server, files, None, arguments, tls)
+
+
+async def _serve(
+    server: Router,
+    files: list[Watched],
+    follow: Callable[[], Coroutine[None, None, None]] | None,
+    arguments: Namespace,
+    tls: ssl.SSLContext | None,
+) -> int:
+    """Until a signal, following `files` and whatever else says where engines are."""
     if arguments.keys_file is not None:
         files.append(server.watch(arguments.keys_file, lambda path: server.use_keys(read_keys(path))))
     if tls is not None:
@@ -136,14 +172,21 @@ async def _run(arguments: Namespace, tls: ssl.SSLContext | None) -> int:
     host = arguments.host
     try:
         taken = await server.start(host, arguments.port, tls)
+        if arguments.internal_port is not None:
+            await server.backstage.start(host, arguments.internal_port)
     except OSError as error:
         reason = f"{error.strerror or error}; choose another with --host or --port"
         print(f"quire router: cannot listen on {host}:{arguments.port}: {reason}", file=sys.stderr)
         return 1
-    names = ", ".join(model.name for model in server.registry.models)
+    names = ", ".join(model.name for model in server.registry.models) or "the models of a cluster"
     print(f"routing {names} at {'https' if tls else 'http'}://{host}:{taken}/v1", file=sys.stderr)
-    following = [asyncio.create_task(file.follow()) for file in files]
-    await stop.wait()
+    following = {
+        asyncio.create_task(each()) for each in (*(file.follow for file in files), *([follow] if follow else []))
+    }
+    stopped = asyncio.create_task(stop.wait())
+    done, _ = await asyncio.wait({stopped, *following}, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()  # raises what ended one that is to go on for ever
     stopping = asyncio.create_task(server.stop(arguments.shutdown_timeout, keep_holding=True))
     cutting = asyncio.create_task(cut.wait())
     await asyncio.wait({stopping, cutting}, return_when=asyncio.FIRST_COMPLETED)
@@ -154,4 +197,5 @@ async def _run(arguments: Namespace, tls: ssl.SSLContext | None) -> int:
         await server.stop(0)
     for task in (*following, cutting):
         task.cancel()
+    await asyncio.gather(*following, cutting, return_exceptions=True)
     return 0

@@ -58,8 +58,9 @@ class Door:
             message = f"the model {ask.model[:200]!r} does not exist; served here: {served}"
             return Refusal(status=404, message=message, param="model")
         if not key.may_use(model):
+            who = f"the key {key.name}" if key.name else "this router has no keys, and whoever comes without"
             return Refusal(
-                status=403, message=f"the key {key.name} may not use {ask.model}; it may use: {served}", param="model"
+                status=403, message=f"{who} may not use {ask.model}; what may be used: {served}", param="model"
             )
         refusal = self._over_cap(path, key, ask) or self._over_bound(model, inside) or self._over_limits(key, ask)
         return refusal or Visit(ask=ask, model=model, key=key)

@@ -64,8 +64,9 @@ class Ledger:
         )
         self.recent.errors.append(error)
 
-    def render(self, held: Iterable[tuple[str, int]], backends: Iterable[tuple[str, str]]) -> bytes:
+    def render(self, held: Iterable[tuple[str, int]], backends: Iterable[tuple[str, str]], silent_s: float) -> bytes:
         """For /metrics: with what is so now. `backends` are the model and the state of each engine."""
+        self.metrics.set_silence(silent_s)
         self.metrics.set_held(held)
         self.metrics.set_backends(backends)
         return self.metrics.render()

@@ -42,5 +42,8 @@ class RouterMetrics:
         for (model, state), count in Tally(states).items():
             self._collectors["quire_router_backends"].labels(model, state).set(count)
 
+    def set_silence(self, seconds: float) -> None:
+        self._collectors["quire_router_registry_silent_seconds"].set(seconds)
+
     def render(self) -> bytes:
         return generate_latest(self._registry)

@@ -56,6 +56,7 @@ class Model:
     max_inside: int = 2000  # requests in flight and held; more are answered 429
     hold_requests: int = 200  # requests that wait for an engine; more are answered 429
     hold_s: float = 300.0  # how long one waits
+    resource: str = ""  # that declares it, as namespace/name; demand is told by this
 
     @property
     def names(self) -> tuple[str, ...]:

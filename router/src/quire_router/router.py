@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from quire_router.backstage import Backstage
 from quire_router.client import HEAD_S, Connection
 from quire_router.door import Door, Visit
 from quire_router.exchange import CLIENT_LEFT, Exchange
@@ -25,7 +26,7 @@ from quire_router.peek import peek, session_key
 from quire_router.registry import Model, Registry
 from quire_router.replies import Refusal, reply
 from quire_router.request import Request
-from quire_router.scene import Demand, Scene, Wake
+from quire_router.scene import ALWAYS_TOLD, Demand, Scene, Wake, World
 from quire_router.state import describe
 from quire_router.ui import Pages
 from quire_router.watch import Watched
@@ -41,6 +42,8 @@ _READ_ONLY = Refusal(status=405, message="this can only be read: use GET")
 class Router:
     def __init__(self, wake: Wake = lambda model: None) -> None:
         self.registry = Registry()
+        self.world: World = ALWAYS_TOLD
+        self.backstage = Backstage(self._probe, self.demand)
         clock = asyncio.get_running_loop().time
         self._clock = clock
         self._news: set[asyncio.Future[None]] = set()
@@ -121,6 +124,7 @@ class Router:
         self.abort()
         if self._sweeping is not None:
             self._sweeping.cancel()
+        self.backstage.stop()
         await self._fleet.stop()
 
     def abort(self) -> None:
@@ -161,15 +165,18 @@ class Router:
     def _probe(self, path: str, bodiless: bool) -> bytes:
         if path == "/metrics":
             return reply(200, self._metrics(), _TEXT, bodiless=bodiless)
-        if path != "/livez" and self._stopping:
-            return reply(503, b"the router is shutting down", "text/plain", bodiless=bodiless)
-        return reply(200, b"ok", "text/plain", bodiless=bodiless)
+        if path != "/livez" and (why := "it is shutting down" if self._stopping else self.world.missing()):
+            return reply(503, f"the router is not ready: {why}".encode(), "text/plain", bodiless=bodiless)
+        silent_s = self.world.silent_s()  # no reason to take away all routers at once: what they know goes on serving
+        said = f"ok, but nothing new was told for {silent_s:.0f} s" if silent_s else "ok"
+        return reply(200, said.encode(), "text/plain", bodiless=bodiless)
 
     def _metrics(self) -> bytes:
         models, now = self.registry.models, self._clock()
         return self._ledger.render(
             ((model.name, self._hold(model.name).held) for model in models),
             ((model.name, member.state(now)) for model in models for member in self._fleet.of(model)),
+            self.world.silent_s(),
         )
 
     def _own(self, path: str, key: Key) -> tuple[int, object] | None:
@@ -225,6 +232,7 @@ class Router:
             held=self._hold(model.name).held,
             in_flight=sum(len(member.work) for member in members),
             tokens=sum(member.tokens for member in members),
+            resource=model.resource,
         )
 
     def _wake_model(self, model: str) -> None:
@@ -253,5 +261,5 @@ class Router:
         while True:
             await asyncio.sleep(SWEEP_S)
             now = self._clock()
-            for connection in tuple(self._connections):
+            for connection in (*self._connections, *self.backstage.connections):
                 connection.expire(now)

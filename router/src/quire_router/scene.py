@@ -10,7 +10,7 @@ from quire_router.hold import Hold
 from quire_router.registry import Model
 from quire_router.upstream import Upstream
 
-__all__ = ["Client", "Demand", "Scene", "Wake"]
+__all__ = ["ALWAYS_TOLD", "Client", "Demand", "Scene", "Wake", "World"]
 
 Wake = Callable[[str], None]  # a model's name; called in the event loop, must not block
 
@@ -20,6 +20,30 @@ class Demand:
     held: int
     in_flight: int
     tokens: int  # estimated, of those in flight
+    resource: str = ""  # that declares the model
+
+
+class World(Protocol):
+    """Whoever tells the router what there is, while it runs."""
+
+    def missing(self) -> str | None:
+        """What was not told yet, without which the router is not ready."""
+        ...
+
+    def silent_s(self) -> float:
+        """For how long it could not tell; 0 while it can. What it told last holds."""
+        ...
+
+
+class _AlwaysTold:
+    def missing(self) -> None:
+        return None
+
+    def silent_s(self) -> float:
+        return 0.0
+
+
+ALWAYS_TOLD: World = _AlwaysTold()  # by a file, or by who runs it
 
 
 class Client(Line, Protocol):

@@ -1,4 +1,5 @@
-"""What the operator and the router ask of one engine. Not for the public: whoever can call this can drain it."""
+"""What those who run an engine ask of it: `/load` says what it has to do, to whoever asks; the rest is not for the public,
+for whoever can call that can drain it."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -9,16 +10,22 @@ from fastapi.responses import JSONResponse, Response
 from quire_engine.server import errors
 from quire_engine.server.generation import Generation
 
-__all__ = ["admin_app", "admin_routes"]
+__all__ = ["admin_app", "admin_routes", "load_route"]
 
 
-def admin_routes(generation: Generation, load: Callable[[], dict[str, Any]]) -> APIRouter:
+def load_route(load: Callable[[], dict[str, Any]]) -> APIRouter:
     router = APIRouter()
 
     @router.get("/load")
     async def load_() -> dict[str, Any]:
-        """What a balancer wants to know, cheap enough to be asked often."""
+        """What an autoscaler wants to know, cheap enough to be asked often. /metrics says all of it to everybody, too."""
         return load()
+
+    return router
+
+
+def admin_routes(generation: Generation, load: Callable[[], dict[str, Any]]) -> APIRouter:
+    router = APIRouter()
 
     @router.get("/admin/state")
     async def state() -> dict[str, Any]:
@@ -46,7 +53,7 @@ def admin_routes(generation: Generation, load: Callable[[], dict[str, Any]]) -> 
     return router
 
 
-def admin_app(routes: APIRouter) -> FastAPI:
+def admin_app(*routes: APIRouter) -> FastAPI:
     app = FastAPI(title="Quire engine, administration", docs_url=None, redoc_url=None)
 
     @app.middleware("http")
@@ -56,5 +63,6 @@ def admin_app(routes: APIRouter) -> FastAPI:
             return JSONResponse(errors.body("pages may not administrate", "permission_error", 403), 403)
         return await call_next(request)
 
-    app.include_router(routes)
+    for each in routes:
+        app.include_router(each)
     return app

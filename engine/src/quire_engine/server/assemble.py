@@ -23,7 +23,7 @@ from quire_engine.locate import locate_model
 from quire_engine.params import SamplingParams
 from quire_engine.process.client import EngineClient
 from quire_engine.process.link import Ready, Report
-from quire_engine.server.admin import admin_app, admin_routes
+from quire_engine.server.admin import admin_app, admin_routes, load_route
 from quire_engine.server.app import make_app
 from quire_engine.server.door import CLIENT_LEFT, Door, Keys, Visit
 from quire_engine.server.errors import QueueFull
@@ -140,7 +140,8 @@ def assemble(config: EngineConfig) -> Parts:
             "finished": now.finished if now else 0,
         }
 
-    routes = admin_routes(generation, load)
+    routes, telling = admin_routes(generation, load), load_route(load)
+    app.include_router(telling)
     if config.admin_on_main_port:
         app.include_router(routes)
     metrics.watch("quire_engine_heartbeat_age_seconds", lambda: client.silent_for)
@@ -155,7 +156,7 @@ def assemble(config: EngineConfig) -> Parts:
 
     client.ready.add_done_callback(on_ready)
     return Parts(
-        generation=generation, client=client, door=door, front=front, admin=admin_app(routes), tls=_tls(config)
+        generation=generation, client=client, door=door, front=front, admin=admin_app(routes, telling), tls=_tls(config)
     )
 
 

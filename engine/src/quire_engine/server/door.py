@@ -35,7 +35,9 @@ PREPARED = "quire_prepared"
 MOST_DISCARDED = 64 << 20  # bytes
 PATIENCE_S = 20.0  # with a body of which nothing comes; with one that is not wanted:
 LITTLE_PATIENCE_S = 1.0
-OPEN_TO_ALL = frozenset({"/livez", "/readyz", "/health", "/metrics", "/version"})  # probes and scrapers have no key
+OPEN_TO_ALL = frozenset(
+    {"/livez", "/readyz", "/health", "/metrics", "/load", "/version"}
+)  # probes and scrapers have no key
 COMMENT = re.compile(r"(^|\s)#.*")
 USABLE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 

@@ -251,12 +251,12 @@ def _target(key: ResourceKey, store: Store) -> Target | None:
         deployment=deployment,
         status=_read_status(resource["status"]),
         replicas=workload["spec"].get("replicas", 0) if workload is not None else 0,
-        ready={p["metadata"]["name"]: _admin(p["status"]["podIP"]) for p in pods if _is_ready(p)},
+        ready={p["metadata"]["name"]: _main(p["status"]["podIP"]) for p in pods if _is_ready(p)},
     )
 
 
-def _admin(address: str) -> str:
-    return f"[{address}]:{kubernetes.ADMIN_PORT}" if ":" in address else f"{address}:{kubernetes.ADMIN_PORT}"
+def _main(address: str) -> str:
+    return f"[{address}]:{kubernetes.PORT}" if ":" in address else f"{address}:{kubernetes.PORT}"
 
 
 def _is_ready(pod: Object) -> bool:

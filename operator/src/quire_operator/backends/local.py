@@ -9,12 +9,11 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from quire_api.deployment import LLMDeployment
-from quire_api.status import SCALE_REASONS, DeploymentStatus
+from quire_api.status import DeploymentStatus
 from quire_operator.local.devices import free_gpus, gpus, threads
 from quire_operator.local.process import EngineProcess, Launch, Witness
 from quire_operator.local.rolling import Member, next_steps
@@ -25,7 +24,7 @@ from quire_operator.planner.plan import Action, Apply, Create, Delete, Desired, 
 from quire_operator.reconcile import Refused, ResourceKey
 from quire_operator.render import process
 from quire_operator.scrape import Target
-from quire_router import Endpoint, Model, Registry, Scaling
+from quire_router import Endpoint, Model, Registry, declared
 
 __all__ = ["Engine", "LocalBackend"]
 
@@ -292,32 +291,16 @@ class LocalBackend:
         self._to_router(Registry(tuple(models)))
 
     def _model(self, resource: LLMDeployment, family: Family, status: DeploymentStatus | None) -> Model:
-        name, *aliases = resource.model_names
         staying = [e for e in family.engines.values() if not e.process.draining]
         endpoints = [
             Endpoint(address=str(e.process.launch.socket), draining=e.process.draining)
             for e in family.engines.values()
             if e.process.ready
         ]
-        return Model(
-            name=name,
-            aliases=tuple(aliases),
+        return replace(
+            declared(resource, status),
             endpoints=tuple(sorted(endpoints, key=lambda endpoint: endpoint.address)),
             desired=family.wanted,
-            history=_history(status),
             loading=sum(not e.process.ready for e in staying),
+            groups=(),  # there are no keys here
         )
-
-
-def _history(status: DeploymentStatus | None) -> tuple[Scaling, ...]:
-    """What the autoscaler decided, for the dashboard; newest first."""
-    events = status.autoscaling.history if status is not None and status.autoscaling is not None else ()
-    return tuple(
-        Scaling(
-            at=datetime.fromisoformat(event.at).timestamp(),
-            before=event.before,
-            after=event.desired,
-            reason=SCALE_REASONS[event.reason],
-        )
-        for event in events
-    )

@@ -60,7 +60,7 @@ class Inputs:
     kv_usage: float
     offered: float  # tokens in flight that are needed
     capacity: float | None  # of one engine
-    holds: bool  # requests for a model at zero
+    holds: bool | None  # requests for a model at zero, as in Look
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,7 @@ def _decide(
     look: Look, policy: Policy, memory: Memory, stable: float, panic: float, each: float | None
 ) -> tuple[int, ScaleReason]:
     if look.replicas == 0:
-        return (1, ScaleReason.WOKEN) if look.held or not look.holds else (0, ScaleReason.AT_ZERO)
+        return (1, ScaleReason.WOKEN) if look.held or look.holds is False else (0, ScaleReason.AT_ZERO)
     if look.ready and not look.engines:
         return look.replicas, ScaleReason.METRICS_UNAVAILABLE
     if _idle(look, policy, memory):

@@ -46,8 +46,9 @@ class Look:
     replicas: int  # that exist, loading ones among them
     ready: int
     engines: tuple[EngineLoad, ...]  # those of the ready ones that answered
-    held: int = 0  # requests that wait in the router
-    holds: bool = True  # there is a router that would hold requests for a model without an engine
+    held: int = 0  # requests that wait in routers
+    in_flight: int = 0  # requests that routers have at engines: work, also where an engine does not count it
+    holds: bool | None = True  # routers hold requests for a model without an engine; None: they may, and do not answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +97,7 @@ class Memory:
     done: float = 0.0  # requests finished,
     seen: float = 0.0  # requests seen in service,
     tokens: float = 0.0  # and their tokens
-    last_work: float | None = None  # when anything was in flight
+    last_work: float | None = None  # when anything was in flight, or no engine was ready for it
     learned: float | None = None  # capacity that was known before a restart
     loading_since: float | None = None  # fewer are ready than exist; None also once this was measured
     ready: int = 0
@@ -138,6 +139,7 @@ def remember(memory: Memory, look: Look, now: float, keep_s: float) -> Memory:
     )
     mean = tokens / seen if seen else 0.0
     loading_since, cold_start_s = _cold_start(memory, look, now)
+    worked = running + waiting + look.in_flight + finished > 0
     return Memory(
         since=now if memory.since is None else memory.since,
         at=now,
@@ -154,7 +156,7 @@ def remember(memory: Memory, look: Look, now: float, keep_s: float) -> Memory:
         done=memory.done * fade + finished,
         seen=seen,
         tokens=tokens,
-        last_work=now if running + waiting or finished or memory.since is None else memory.last_work,
+        last_work=now if worked or not look.ready or memory.since is None else memory.last_work,
         learned=memory.learned,
         ready=look.ready,
         complete=look.ready >= look.replicas,

@@ -113,9 +113,10 @@ def condition(deployment: LLMDeployment, decision: ScaleDecision | None) -> Cond
         reason, message = Reason.SCALED_BY_OTHERS, "whoever writes /scale of this resource decides"
     elif decision is not None and decision.reason is ScaleReason.METRICS_UNAVAILABLE:
         reason = Reason.METRICS_UNAVAILABLE
-        message = (
-            "engines that are ready do not answer /load on their admin port; their number does not shrink until they do"
-        )
+        message = "engines that are ready do not answer /load; their number does not shrink until they do"
+    elif decision is not None and decision.inputs.holds is None and spec.scale_to_zero is not None:
+        reason = Reason.METRICS_UNAVAILABLE
+        message = "no router answers /demand: until one does nothing goes to zero, and nothing at zero is woken"
     else:
         reason = Reason.FOLLOWING_DEMAND
         message = f"between {spec.min} and {spec.max} engines, as demand asks; spec.replicas is ignored"

@@ -19,10 +19,9 @@ from quire_operator.render.place import place, place_engine
 from quire_operator.render.weights import WeightsPlan, plan_weights
 from quire_operator.settings import AcceleratorProfile, OperatorSettings, profile_of
 
-__all__ = ["ADMIN_PORT", "render", "service_url"]
+__all__ = ["PORT", "render", "service_url"]
 
 PORT = 8000
-ADMIN_PORT = 8001  # the operator reads /load there
 PRESTOP_S = 5  # until every kube-proxy and router has taken the pod's address out
 MARGIN_S = 15  # after the drain: error events, closing, exit
 USER = 10001  # Dockerfile.engine makes it
@@ -43,7 +42,7 @@ def render(deployment: LLMDeployment, settings: OperatorSettings) -> Desired:
         room=_room(deployment.spec.accelerator.profile, profile, template["spec"]),
         objects=(*around(deployment, template["spec"]), _workload(deployment, template)),
         replicas=deployment.spec.replicas,
-        url=service_url(deployment, settings),
+        url=settings.router_url or service_url(deployment, settings),
         image=_image(deployment, settings),
     )
 
@@ -137,7 +136,6 @@ def _engine(
     deployment: LLMDeployment, settings: OperatorSettings, profile: AcceleratorProfile, weights: WeightsPlan
 ) -> Manifest:
     startup = seconds(deployment.spec.health.startup_timeout)
-    scraped = deployment.spec.autoscaling.mode == "Builtin"  # who reaches that port can drain: open it for no less
     resources: Manifest = {"requests": dict(profile.requests)}
     if profile.resource is not None:
         resources["limits"] = {profile.resource: str(_devices(profile))}
@@ -151,13 +149,9 @@ def _engine(
             device=profile.device,
             host="0.0.0.0",
             port=PORT,
-            **({"admin_host": "0.0.0.0", "admin_port": ADMIN_PORT} if scraped else {}),
         ),
         "env": _variables({**ENVIRONMENT, **profile.environment, **weights.environment}),
-        "ports": [
-            {"name": "http", "containerPort": PORT, "protocol": "TCP"},
-            *([{"name": "admin", "containerPort": ADMIN_PORT, "protocol": "TCP"}] if scraped else []),
-        ],
+        "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
         "resources": resources,
         "startupProbe": _probe("/readyz", period=2, failures=-(-startup // 2)),
         "readinessProbe": _probe("/readyz", period=2, failures=2),

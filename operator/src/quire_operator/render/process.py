@@ -26,7 +26,6 @@ def render(deployment: LLMDeployment, url: str) -> Desired:
                 "command": engine_argv(
                     deployment,
                     device=profile.device,
-                    admin_on_main_port=True,
                     **({"include": source.include} if source.include else {}),
                 ),
                 "gpus": 0 if profile.resource is None else 1,
