@@ -15,6 +15,7 @@ from quire_api.autoscaling import Autoscaling
 from quire_api.base import Duration, Rule, Strict, seconds
 from quire_api.engine import EngineOptions
 from quire_api.errors import InvalidInput, explain
+from quire_api.rollout import Rollout
 
 __all__ = [
     "API_VERSION",
@@ -22,6 +23,7 @@ __all__ = [
     "KIND",
     "NAME_MAX",
     "PLURAL",
+    "UPGRADE_ANNOTATION",
     "VERSION",
     "Accelerator",
     "Cache",
@@ -42,6 +44,7 @@ VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "LLMDeployment"
 PLURAL = "llmdeployments"
+UPGRADE_ANNOTATION = f"{GROUP}/upgrade"  # the user's: "true" takes what a newer operator would render
 NAME_MAX = 45  # what we append to it must still fit a DNS label of 63
 
 ModelName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")]
@@ -223,10 +226,29 @@ class Spec(Strict):
         examples=[2],
     )
     autoscaling: Autoscaling = Field(default_factory=Autoscaling, description="Who decides how many engines there are.")
+    rollout: Rollout = Field(
+        default_factory=Rollout,
+        description="How an edit reaches the engines; of no use to `quire up`, which does as `Auto` and keeps the old ones until the new ones serve.",
+    )
     health: Health = Field(default_factory=Health, description="How long the engine may take to show that it works.")
     drain: Drain = Field(default_factory=Drain, description="How an engine ends.")
+    suspend: bool = Field(
+        False,
+        description="No engine runs, whoever wants some; everything else is kept, and `replicas` counts again afterwards. Default: false.",
+        examples=[True],
+    )
+    paused: bool = Field(
+        False,
+        description="Nothing is changed: no edit takes effect, and on a cluster a roll-out that has begun stands still. Default: false.",
+        examples=[True],
+    )
 
     rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="duration(self.rollout.progressDeadline) > duration(self.health.startupTimeout)",
+            message="rollout.progressDeadline must be longer than health.startupTimeout: raise it, for an engine may load as long as that",
+            holds=lambda s: seconds(s.rollout.progress_deadline) > seconds(s.health.startup_timeout),
+        ),
         Rule(
             cel="!(has(self.weights) && has(self.weights.cache)) || self.model.source.uri.matches('^(hf|s3|https)://')",
             message="weights.cache is for what is fetched: hf://, s3:// or https://",
@@ -244,6 +266,7 @@ class Metadata(Strict):
     namespace: str = "default"
     uid: str = ""
     generation: int = 0
+    annotations: dict[str, str] | None = None
 
 
 class LLMDeployment(Strict):
@@ -278,6 +301,11 @@ class LLMDeployment(Strict):
             raise InvalidInput([f"resource: {error}; quote what YAML takes for a date or a number"]) from None
         except ValidationError as error:
             raise explain(error, cls, _path) from None
+
+    @property
+    def wants_upgrade(self) -> bool:
+        """Engines are to be what this operator would make of them, not what an older one made of the same spec."""
+        return (self.metadata.annotations or {}).get(UPGRADE_ANNOTATION) == "true"
 
     @property
     def model_names(self) -> tuple[str, ...]:

@@ -7,22 +7,19 @@ Rules: a bad resource is a condition and no action; so is a name that somebody e
 gives the same plan, and a plan that was carried out leaves nothing to do (property-tested).
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from quire_api.deployment import LLMDeployment
 from quire_api.errors import InvalidInput
 from quire_api.status import Child, DeploymentStatus, Reason
-from quire_operator.planner.conditions import Verdict, judge, with_standing, write_status
-from quire_operator.planner.observed import Key, Observed, key_of
+from quire_operator.planner.conditions import Verdict, judge, write_status
+from quire_operator.planner.observed import Key, Manifest, Observed, digest, key_of
+from quire_operator.planner.rollout import Roll, frozen, roll_out
 from quire_operator.planner.scaling import condition, replicas, tell
+from quire_operator.planner.standing import available, degraded, with_standing
 
 __all__ = ["Action", "Apply", "Create", "Delete", "Desired", "Plan", "Scale", "Weigh", "digest", "plan"]
-
-Manifest = Mapping[str, Any]
 
 RETRY_CONFLICT_S = 30.0
 
@@ -35,6 +32,7 @@ class Desired:
     replicas: int | None  # of the scalable object among them; None where each replica is an object
     url: str
     image: str
+    keeps_revisions: bool = False  # of the scalable object, which a controller rolls out
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +103,26 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
         status = write_status(standing, verdict, generation, now)
         return Plan(actions=(), status=status, requeue_after=RETRY_CONFLICT_S)
 
+    roll = _roll(deployment, desired, observed, now)
+    if roll is not None:
+        desired = _of(roll, desired)
     actions = diff(desired, observed, deployment.metadata.uid)
-    verdict = judge(deployment, observed, pending=any(not isinstance(action, Delete) for action in actions))
+    pending = any(not isinstance(action, Delete) for action in actions)
     workload, wanted = observed.workload, deployment.spec.replicas
+    if roll is not None:
+        steady = roll.steady
+    else:
+        steady = workload.current and not pending and workload.replicas == workload.updated
+    verdict = (roll.verdict if roll is not None else None) or judge(deployment, observed, pending, steady)
+    if deployment.spec.paused:
+        actions = _pause(actions, desired, observed) if roll is not None else []
+        verdict = verdict if verdict.ready == "True" else Verdict.paused(verdict.message)
+    conditions = (
+        available(deployment, observed),
+        degraded(deployment, observed, verdict),
+        condition(deployment, observed.decision),
+        *(roll.conditions if roll is not None else ()),
+    )
     facts = DeploymentStatus(
         url=desired.url,
         image=desired.image,
@@ -117,23 +132,46 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
         ready_replicas=workload.ready,
         serving=f"{workload.updated_ready}/{wanted}",
         children=tuple(Child(kind=key.kind, name=key.name) for key in sorted(map(key_of, desired.objects))),
+        revision=roll.status if roll is not None else None,
         autoscaling=standing.autoscaling,
-        conditions=standing.conditions,
+        conditions=with_standing(standing.conditions, conditions, generation, now),
     )
-    return Plan(actions=tuple(actions), status=write_status(facts, verdict, generation, now))
+    status = write_status(facts, verdict, generation, now)
+    return Plan(actions=tuple(actions), status=status, requeue_after=roll.requeue_after if roll is not None else None)
 
 
 def _scaled(deployment: LLMDeployment, observed: Observed, now: str) -> tuple[LLMDeployment, DeploymentStatus]:
     """The resource with as many replicas as are wanted now, and the status that says why."""
-    status = observed.status or DeploymentStatus()
-    wanted = replicas(deployment, status, observed.decision, observed.workload.replicas)
-    told = tell(deployment, status.autoscaling, observed.decision, wanted, now)
+    status, told = observed.status or DeploymentStatus(), None
+    if deployment.spec.suspend:
+        wanted, told = 0, status.autoscaling if deployment.spec.autoscaling.mode == "Builtin" else None
+    else:
+        wanted = replicas(deployment, status, observed.decision, observed.workload.replicas)
+        told = tell(deployment, status.autoscaling, observed.decision, wanted, now)
     spec = deployment.spec.model_copy(update={"replicas": wanted})
-    conditions = with_standing(
-        status.conditions, condition(deployment, observed.decision), deployment.metadata.generation, now
-    )
-    standing = status.model_copy(update={"autoscaling": told, "conditions": conditions})
-    return deployment.model_copy(update={"spec": spec}), standing
+    return deployment.model_copy(update={"spec": spec}), status.model_copy(update={"autoscaling": told})
+
+
+def _roll(deployment: LLMDeployment, desired: Desired, observed: Observed, now: str) -> Roll | None:
+    """None where revisions are not kept."""
+    if not desired.keeps_revisions:
+        return None
+    return roll_out(deployment, next(filter(_scalable, desired.objects)), observed, now)
+
+
+def _of(roll: Roll, desired: Desired) -> Desired:
+    """`desired`, with the templates that are kept before the workload that uses one of them."""
+    others = tuple(manifest for manifest in desired.objects if not _scalable(manifest))
+    return replace(desired, objects=(*others, *roll.kept, roll.workload), image=roll.image or desired.image)
+
+
+def _pause(actions: list[Action], desired: Desired, observed: Observed) -> list[Action]:
+    """Nothing but what makes a roll-out that has begun stand still."""
+    if not actions or observed.workload.paused:
+        return []
+    workload = next(filter(_scalable, desired.objects))
+    still = frozen(workload, observed)
+    return [Apply(key_of(workload), still)] if still is not None else []
 
 
 def diff(desired: Desired, observed: Observed, uid: str) -> list[Action]:
@@ -162,11 +200,6 @@ def diff(desired: Desired, observed: Observed, uid: str) -> list[Action]:
         if key not in wanted and state.owner_uid == uid:
             actions.append(Delete(key, state.uid))
     return actions
-
-
-def digest(manifest: Manifest) -> str:
-    """Equal for equal manifests, and for no others."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _scalable(manifest: Manifest) -> bool:

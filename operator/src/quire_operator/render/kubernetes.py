@@ -5,6 +5,7 @@ from typing import Any
 
 from quire_api.deployment import API_VERSION, KIND, LLMDeployment, seconds
 from quire_operator.planner.plan import Desired, digest
+from quire_operator.planner.rollout import strategy
 from quire_operator.render.engine import engine_argv
 from quire_operator.render.names import REVISION_LABEL, labels, selector
 from quire_operator.render.weights import WeightsPlan, plan_weights
@@ -29,6 +30,7 @@ def render(deployment: LLMDeployment, settings: OperatorSettings) -> Desired:
         replicas=deployment.spec.replicas,
         url=service_url(deployment, settings),
         image=_image(deployment, settings),
+        keeps_revisions=True,
     )
 
 
@@ -66,16 +68,19 @@ def _service(deployment: LLMDeployment) -> Manifest:
 
 
 def _workload(deployment: LLMDeployment, settings: OperatorSettings) -> Manifest:
-    spec, pod = deployment.spec, _pod(deployment, settings)
-    template = {"metadata": {"labels": {**labels(deployment), REVISION_LABEL: digest(pod)[:12]}}, "spec": pod}
+    rollout = deployment.spec.rollout
+    template: Manifest = {"metadata": {"labels": labels(deployment)}, "spec": _pod(deployment, settings)}
+    template["metadata"]["labels"][REVISION_LABEL] = digest(template)[:12]
     return _object(
         deployment,
         "apps/v1",
         "Deployment",
         spec={
             "selector": {"matchLabels": selector(deployment)},
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-            "progressDeadlineSeconds": seconds(spec.health.startup_timeout) + 300,
+            "strategy": strategy(1 if rollout.strategy == "TerminateFirst" else 0),
+            "progressDeadlineSeconds": seconds(
+                rollout.progress_deadline
+            ),  # for who looks at it; the operator has a clock of its own
             "revisionHistoryLimit": 3,
             "template": template,
         },
