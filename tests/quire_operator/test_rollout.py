@@ -405,28 +405,30 @@ edits = st.tuples(
     st.integers(1, 3),
     st.integers(1, 3 * DEADLINE_S),  # seconds until the next one
     st.sampled_from(["Auto", "Auto", "TerminateFirst"]),
+    st.sampled_from([{}, {}, {}, {"spec__paused": True}, {"spec__suspend": True}]),  # but for the last one
 )
 
 
 @settings(deadline=None, max_examples=60)
 @given(gpus=st.integers(1, 4), several=st.lists(edits, min_size=1, max_size=4), restart=st.booleans())
 def test_whatever_is_edited_when_it_comes_to_rest_and_never_in_a_dead_end(
-    gpus: int, several: list[tuple[str, int, int, str]], restart: bool
+    gpus: int, several: list[tuple[str, int, int, str, dict[str, Any]]], restart: bool
 ) -> None:
     """The last edit serves if it can; else what served before it does."""
     cluster = SmallCluster(gpus=gpus)
     cluster.apply(resource("good:0", replicas=min(gpus, 3)))
     cluster.run(30)
-    for image, replicas, pause, strategy in several:
-        cluster.apply(resource(image, min(replicas, gpus), rollout={"strategy": strategy}))
+    for image, replicas, pause, strategy, hold in several:
+        cluster.apply(resource(image, min(replicas, gpus), rollout={"strategy": strategy}, **hold))
         cluster.run(pause)
         if restart:
             cluster.start_operator()
+    image, replicas, _, strategy, _ = several[-1]
+    replicas = min(replicas, gpus)
+    cluster.apply(resource(image, replicas, rollout={"strategy": strategy}))
 
     cluster.run(10 * DEADLINE_S)
 
-    image, replicas, _, _ = several[-1]
-    replicas = min(replicas, gpus)
     assert len(cluster.serving()) == replicas
     assert len(set(cluster.serving())) == 1
     if image.startswith("good"):

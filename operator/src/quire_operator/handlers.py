@@ -29,7 +29,7 @@ from quire_operator.scrape import Scraper
 from quire_operator.settings import OperatorSettings
 from quire_operator.worker import Worker
 
-__all__ = ["run"]
+__all__ = ["WATCHED", "run"]
 
 log = logging.getLogger("quire.operator")
 

@@ -142,9 +142,12 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
 
 def _scaled(deployment: LLMDeployment, observed: Observed, now: str) -> tuple[LLMDeployment, DeploymentStatus]:
     """The resource with as many replicas as are wanted now, and the status that says why."""
-    status, told = observed.status or DeploymentStatus(), None
+    status = observed.status or DeploymentStatus()
+    told = status.autoscaling if deployment.spec.autoscaling.mode == "Builtin" else None
     if deployment.spec.suspend:
-        wanted, told = 0, status.autoscaling if deployment.spec.autoscaling.mode == "Builtin" else None
+        wanted = 0
+    elif deployment.spec.paused and told is not None:  # nothing is decided that cannot be carried out
+        wanted = told.desired
     else:
         wanted = replicas(deployment, status, observed.decision, observed.workload.replicas)
         told = tell(deployment, status.autoscaling, observed.decision, wanted, now)
