@@ -37,8 +37,8 @@ def bad_revision_is_rolled_back(world: checks.World) -> None:
 
     _apply(world, name, replicas=2, slots=16)
     _wait_ready(world, name)
-    assert not before & _engines(world, name)
     assert _condition(world, name, "Stalled") == {}
+    world.eventually("only new engines are left", lambda: not before & _engines(world, name), 60)
     world.tools.kubectl("delete", "-n", NAMESPACE, f"llmd/{name}", "--timeout=60s")
 
 

@@ -1,7 +1,7 @@
 """A cluster that a test can hold: an API server, the Deployment controller, a scheduler with so many GPUs, a kubelet. No clock but ours.
 
 What an image does stands in its name: `good:1` serves after 5 s, `bad:1` ends again and again, `never:1` is never ready,
-`denied:1` cannot be pulled. The operator is the real one, from `ClusterBackend` to the store; it is called when something has
+of `half:1` every other pod is, `denied:1` cannot be pulled. The operator is the real one, from `ClusterBackend` to the store; it is called when something has
 changed and when it asked for it, at no other time.
 """
 
@@ -12,11 +12,11 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
-from kubernetes.aio.dynamic.exceptions import ConflictError, NotFoundError
+from kubernetes.aio.dynamic.exceptions import ConflictError, ForbiddenError, NotFoundError
 
 from quire_operator.backends.cluster import ClusterBackend
 from quire_operator.backends.store import Store
-from quire_operator.reconcile import ResourceKey, reconcile
+from quire_operator.reconcile import Refused, ResourceKey, reconcile
 from quire_operator.settings import OperatorSettings
 
 __all__ = ["KEY", "Killed", "SmallCluster"]
@@ -50,7 +50,8 @@ class Pod:
         return begun if self.ends is None else [*begun, self.ends + DRAINS_S]
 
     def ready(self, now: int) -> bool:
-        return self.placed is not None and self.image.startswith("good") and now - self.placed >= self.takes_s
+        works = self.image.startswith("good") or (self.image.startswith("half") and int(self.name[-1]) % 2)
+        return bool(works) and self.placed is not None and now - self.placed >= self.takes_s
 
 
 @dataclass
@@ -58,6 +59,7 @@ class SmallCluster:
     gpus: int = 8
     fetches_s: int = 0  # for its weights, each pod that is made from now on
     loads_s: int = 5  # and then until it serves
+    refuses: str = ""  # a kind that the API server does not let be applied
     kill_at: int | None = None  # the write before which the operator is killed
     now: int = 0
     writes: int = 0
@@ -98,15 +100,17 @@ class SmallCluster:
 
     def _reconcile(self) -> None:
         for _ in range(10):
-            before = self.version
             try:
                 again = finish(reconcile(KEY, self.backend, self.time))
             except Killed:
                 self.start_operator(self.engine_image)
                 continue
+            except Refused:
+                self.due, self.seen = self.now + 30, self.version  # the worker's backoff
+                return
             self.due = self.now + (600 if again is None else again)
             self.seen = self.version
-            if self.version == before and again != 0:
+            if again != 0:  # what it wrote itself wakes it no more than that: it has to ask
                 return
         raise AssertionError("the operator does not come to rest")
 
@@ -295,6 +299,8 @@ class Api:
     async def server_side_apply(self, *, body: Object, name: str, **_: Any) -> Any:
         """The manager's fields are what it applies now; `replicas` and the status belong to others."""
         self.cluster.write()
+        if self.kind == self.cluster.refuses:
+            raise ForbiddenError(_answer(403))
         before = self.cluster.objects.get((self.kind, name), {})
         obj = copy.deepcopy(body)
         if self.kind == "Deployment":

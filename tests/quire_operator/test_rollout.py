@@ -42,7 +42,7 @@ def at_rest(cluster: SmallCluster) -> None:
     assert cluster.version == version
 
 
-@pytest.mark.parametrize("bad", ["bad:2", "never:2", "denied:2"])
+@pytest.mark.parametrize("bad", ["bad:2", "never:2", "denied:2", "half:2"])
 def test_a_bad_revision_is_rolled_back_once_and_engines_serve_throughout(bad: str) -> None:
     cluster = serving()
     cluster.apply(resource(bad))
@@ -152,6 +152,29 @@ def test_a_first_revision_has_nothing_to_return_to() -> None:
     assert cluster.rolled == ["never:1"]
 
 
+def test_a_cause_that_a_user_must_mend_is_told_after_the_deadline_too() -> None:
+    cluster = SmallCluster()
+    cluster.apply(resource("denied:1"))
+
+    cluster.run(3 * DEADLINE_S)
+
+    assert cluster.said("Stalled") == "True/ImagePullDenied"
+    assert cluster.said("Progressing") == "False/ProgressDeadlineExceeded"
+
+
+def test_a_template_that_somebody_deleted_cannot_be_returned_to_and_the_engines_of_it_serve_on() -> None:
+    cluster = serving()
+    cluster.apply(resource("never:2"))
+    cluster.run(2 * DEADLINE_S)
+
+    cluster.remove("ControllerRevision", f"good-{cluster.status['revision']['lastGood']}")
+    cluster.run(3 * DEADLINE_S)
+
+    assert cluster.said("Stalled") == "True/ProgressDeadlineExceeded"
+    assert "none to roll back to" in cluster.message("Stalled")
+    assert cluster.serving() == ["good:1"] * 2
+
+
 def test_each_engine_more_that_serves_gives_the_next_one_its_own_time() -> None:
     """Six engines, 20 s each, one after the other: twice the deadline in all."""
     cluster = serving(replicas=6)
@@ -251,16 +274,17 @@ def test_more_replicas_than_gpus_are_no_fault_of_a_revision() -> None:
 
 def test_paused_nothing_moves_and_unpaused_it_goes_on() -> None:
     cluster = serving()
-    cluster.apply(resource("never:2"))
+    cluster.loads_s = 20
+    cluster.apply(resource("good:2"))
     cluster.run(10)
     cluster.apply(resource("good:3", replicas=5, spec__paused=True))
     cluster.run(2 * DEADLINE_S)
-    meanwhile = (list(cluster.rolled), cluster.said("Stalled"), cluster.status["replicas"])
+    meanwhile = (list(cluster.rolled), cluster.said("Stalled"), cluster.serving())
 
     cluster.apply(resource("good:3", replicas=5))
-    cluster.run(DEADLINE_S)
+    cluster.run(4 * DEADLINE_S)
 
-    assert meanwhile == (["good:1", "never:2"], "True/Paused", 3)
+    assert meanwhile == (["good:1", "good:2"], "True/Paused", ["good:1", "good:1", "good:2"])
     assert cluster.serving() == ["good:3"] * 5
     assert all(cluster.available)
 
@@ -274,6 +298,7 @@ def test_paused_at_rest_is_ready_and_the_deadline_begins_anew_afterwards() -> No
     cluster.run(DEADLINE_S - 10)
     cluster.apply(resource("never:2", spec__paused=True))
     cluster.run(3 * DEADLINE_S)
+    assert "failed" not in cluster.status["revision"]
     cluster.apply(resource("never:2"))
 
     cluster.run(DEADLINE_S - 10)
@@ -398,6 +423,21 @@ def test_with_fewer_gpus_than_replicas_a_roll_out_reaches_every_engine(gpus: int
     assert cluster.serving() == ["good:2"] * gpus
     assert gpus == 1 or all(cluster.available)
     assert cluster.said("Progressing") == ""
+
+
+def test_what_the_api_server_refuses_has_no_deadline() -> None:
+    cluster = serving()
+    cluster.refuses = "Deployment"
+    cluster.apply(resource("good:2"))
+    cluster.run(3 * DEADLINE_S)
+    meanwhile = cluster.said("Ready")
+
+    cluster.refuses = ""
+    cluster.run(3 * DEADLINE_S)
+
+    assert meanwhile == "False/WriteRefused"
+    assert cluster.rolled == ["good:1", "good:2"]
+    assert cluster.said("Ready") == "True/Serving"
 
 
 edits = st.tuples(

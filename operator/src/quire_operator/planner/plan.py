@@ -98,21 +98,19 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
     if any(state.of_predecessor for state in observed.objects.values()):
         verdict = Verdict.working(Reason.STARTING, "waiting until what a deleted resource of this name left is gone")
         return Plan(actions=(), status=write_status(standing, verdict, generation, now), requeue_after=2.0)
+    roll = _roll(deployment, desired, observed, now)
+    if roll is not None:
+        desired = _of(roll, desired)
     if taken := _taken(desired, observed, deployment.metadata.uid):
         verdict = Verdict.stalled(Reason.NAME_CONFLICT, taken)
         status = write_status(standing, verdict, generation, now)
         return Plan(actions=(), status=status, requeue_after=RETRY_CONFLICT_S)
 
-    roll = _roll(deployment, desired, observed, now)
-    if roll is not None:
-        desired = _of(roll, desired)
     actions = diff(desired, observed, deployment.metadata.uid)
     pending = any(not isinstance(action, Delete) for action in actions)
     workload, wanted = observed.workload, deployment.spec.replicas
-    if roll is not None:
-        steady = roll.steady
-    else:
-        steady = workload.current and not pending and workload.replicas == workload.updated
+    alone = workload.current and not pending and workload.replicas == workload.updated
+    steady = roll.steady if roll is not None else alone
     verdict = (roll.verdict if roll is not None else None) or judge(deployment, observed, pending, steady)
     if deployment.spec.paused:
         actions = _pause(actions, desired, observed) if roll is not None else []

@@ -12,7 +12,7 @@ from quire_api.deployment import GROUP, LLMDeployment
 from quire_operator.planner.observed import Manifest, Revision, digest
 from quire_operator.render.names import REVISION_LABEL
 
-__all__ = ["as_object", "edit_digest", "from_object", "kept", "revision_id", "wanted"]
+__all__ = ["as_object", "edit_digest", "from_object", "revision_id", "wanted"]
 
 SPEC_LABEL = f"{GROUP}/spec"  # of a ControllerRevision: digest of the spec that its template was made for
 
@@ -43,12 +43,6 @@ def wanted(
         return replace(history[fresh], spec=spec), False
     number = 1 + max((r.number for r in history.values()), default=0)
     return Revision(id=fresh, number=number, spec=spec, template=template), False
-
-
-def kept(history: Mapping[str, Revision], needed: Revision, *others: str) -> tuple[Revision, ...]:
-    """`needed`, and of the known ones those that may still be."""
-    chosen = {needed.id: needed} | {r: history[r] for r in others if r in history and r != needed.id}
-    return tuple(sorted(chosen.values(), key=lambda r: (r.number, r.id)))
 
 
 def as_object(workload: Manifest, revision: Revision) -> Manifest:

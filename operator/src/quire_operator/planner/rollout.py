@@ -23,7 +23,7 @@ from quire_api.rollout import FailedRevision, RevisionStatus
 from quire_api.status import Condition, ConditionType, Reason
 from quire_operator.planner.conditions import Verdict, trouble
 from quire_operator.planner.observed import Instance, Manifest, Observed, Revision
-from quire_operator.planner.revisions import as_object, edit_digest, kept, revision_id, wanted
+from quire_operator.planner.revisions import as_object, edit_digest, revision_id, wanted
 
 __all__ = ["Roll", "frozen", "roll_out", "strategy"]
 
@@ -63,10 +63,10 @@ def roll_out(deployment: LLMDeployment, workload: Manifest, observed: Observed, 
     target = asked if giving_up or status.failed is None else history[status.last_good]
     unavailable = _unavailable(deployment, target, status, before.last_good, observed, now)
     changes = {"strategy": strategy(unavailable), "template": target.template}
-    templates = kept(history, asked, target.id, status.last_good, observed.workload.revision)
+    last_good = [history[status.last_good]] if status.last_good in history and status.last_good != asked.id else []
     return Roll(
         workload={**workload, "spec": {**workload["spec"], **changes}},
-        kept=tuple(as_object(workload, revision) for revision in templates),
+        kept=tuple(as_object(workload, revision) for revision in (*last_good, asked)),
         image=_image(target.template),
         status=status,
         steady=status.failed is None and asked.id == status.last_good == observed.workload.revision,
@@ -100,8 +100,8 @@ def _follow(
         return RevisionStatus(current=asked.id, last_good=asked.id)
     since, ready, room = (before.since, before.ready, before.room) if before.current == asked.id else ("", 0, 0)
     served = workload.updated_ready if runs else 0
-    if deployment.spec.replicas == 0:
-        since = ""  # nobody wants it to make progress
+    if deployment.spec.replicas == 0 or workload.revision != asked.id:
+        since = ""  # nobody wants it to make progress, or it could not be applied
     elif not since or served > ready:
         since = now
     return RevisionStatus(
@@ -120,7 +120,7 @@ def _is_good(observed: Observed) -> bool:
     return (
         workload.updated_ready > 0
         and workload.replicas == workload.updated
-        and (not waiting or all(i.no_place is not None for i in waiting))
+        and all(i.no_place is not None for i in waiting)
     )
 
 
