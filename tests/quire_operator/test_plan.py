@@ -496,10 +496,11 @@ def test_what_the_api_server_refuses_is_said_and_tried_again() -> None:
     assert "exceeded quota" in cluster.statuses[-1].conditions[0].message
 
 
-def test_a_name_found_taken_while_creating_is_a_condition() -> None:
+@pytest.mark.parametrize("kind", ["Service", "ControllerRevision"])
+def test_a_name_found_taken_while_creating_is_a_condition(kind: str) -> None:
     cluster = FakeCluster()
     cluster.reconcile(resource())
-    cluster.refuses = "name of Service"
+    cluster.refuses = f"name of {kind}"
 
     again = cluster.reconcile(resource())
 
