@@ -26,6 +26,7 @@ from dashboard import dashboard_in_a_browser  # noqa: E402
 from one_machine import LOCAL  # noqa: E402
 from readme import first_answer  # noqa: E402
 from rights import rights_are_those_that_are_used  # noqa: E402
+from rollouts import ROLLOUTS  # noqa: E402
 from routing import WITH_IMAGES  # noqa: E402
 from scenarios import SCENARIOS  # noqa: E402
 from soak import SOAK  # noqa: E402
@@ -106,7 +107,8 @@ def _run_on(target: Target, stages: Stages) -> None:
         stages.run(check.__doc__ or "", lambda check=check: check(world))
     stages.run("images are loaded", target.load)
     *checks, last = WITH_IMAGES
-    for check in checks:
+    *checks, leaves_nothing = checks
+    for check in (*checks, *ROLLOUTS, leaves_nothing):
         stages.run(check.__doc__ or "", lambda check=check: check(world))
     for scenario in SCENARIOS:
         stages.run(f"conformance, {scenario.__doc__}", lambda scenario=scenario: scenario(ClusterWorld(world)))

@@ -169,10 +169,11 @@ def apply_becomes_ready(world: World) -> None:
     world.wait_ready(240)
     status = world.tiny()["status"]
     assert status["serving"] == "1/1", status
-    assert {c["type"] for c in status["conditions"]} == {"Ready"}, status
+    assert {c["type"] for c in status["conditions"]} == {"Ready", "Available"}, status
     assert {f"{c['kind']}/{c['name']}" for c in status["children"]} == {
         *(f"{kind}/tiny" for kind in ("Deployment", "Service", "ServiceAccount", "NetworkPolicy")),
         "Service/tiny-engines",
+        f"ControllerRevision/tiny-{status['revision']['lastGood']}",
     }
 
 
@@ -185,7 +186,8 @@ def chat_through_the_service(world: World) -> None:
 
 def versions(world: World) -> dict[str, str]:
     """Of everything that an operator may write."""
-    objects = world.get("llmd,deployments,services,serviceaccounts,networkpolicies,poddisruptionbudgets")["items"]
+    kinds = "llmd,deployments,controllerrevisions,services,serviceaccounts,networkpolicies,poddisruptionbudgets"
+    objects = world.get(kinds)["items"]
     return {f"{o['kind']}/{o['metadata']['name']}": o["metadata"]["resourceVersion"] for o in objects}
 
 
@@ -324,14 +326,17 @@ def delete_leaves_nothing(world: World) -> None:
     """delete: every child goes, with no finalizer on anything"""
     assert not world.tiny()["metadata"].get("finalizers")
     world.tools.kubectl("delete", "-n", NAMESPACE, "llmd/tiny", "--timeout=60s")
-    kinds = "llmd,deployments,replicasets,pods,services,serviceaccounts,networkpolicies,poddisruptionbudgets,jobs,configmaps,secrets"
+    kinds = (
+        "llmd,deployments,controllerrevisions,replicasets,pods,services,serviceaccounts,networkpolicies,"
+        "poddisruptionbudgets,jobs,configmaps,secrets"
+    )
 
     def left() -> list[str]:
         items = world.get(kinds)["items"]
         return [
             f"{o['kind']}/{o['metadata']['name']}"
             for o in items
-            if o["metadata"]["name"].startswith(("tiny", "taken", "lost"))
+            if o["metadata"]["name"].startswith(("tiny", "taken", "lost", "rolling", "lonely"))
         ]
 
     world.eventually("nothing is left", lambda: not left(), 120)

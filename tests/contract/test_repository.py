@@ -11,6 +11,8 @@ from quire_api.command import SUBCOMMANDS
 from quire_api.fetching import FETCH_OUTCOMES
 from quire_api.generate import outputs
 from quire_engine import errors
+from quire_operator.backends.cluster import OWNED
+from quire_operator.handlers import WATCHED
 from quire_operator.planner.failures import EXIT_CODES, PASSING
 
 DOCUMENTS = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").rglob("*.md"))]
@@ -99,3 +101,16 @@ def test_the_chart_passes_only_flags_which_the_command_has(template: str, comman
 
     assert flags
     assert {flag for flag in flags if flag not in done.stdout} == set()
+
+
+def test_the_chart_allows_what_the_operator_does_with_its_objects_and_no_more() -> None:
+    """A missing verb on a watched kind ends the process."""
+    role = Path("charts/quire/templates/rbac.yaml").read_text().partition("{{- if .Values.namespaces }}")[0]
+    rules = re.findall(r"resources: \[([^]]+)\].*\n    verbs: \[([^]]+)\]", role)
+    allowed = {resource: set(verbs.split(", ")) for resources, verbs in rules for resource in resources.split(", ")}
+    seen = {"get", "list", "watch"}
+
+    for _, _, plural, kind in WATCHED:
+        extra = {"create", "patch", "delete"} if kind in OWNED else {"patch"} if kind == "Pod" else set()
+        assert allowed[plural] == seen | extra, plural
+    assert set(OWNED) <= {kind for _, _, _, kind in WATCHED}

@@ -11,9 +11,12 @@ from quire_api.engine import BlockSize, Device, DType
 from quire_api.flags import MOOT, ONLY, flag, from_argv, take_moot, to_argv
 
 text = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=30)
+several = st.lists(text.filter(lambda word: word != "--"), max_size=3).map(
+    tuple
+)  # argparse takes it for the end of options
 STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "model": text,
-    "served_model_name": st.lists(text, max_size=3).map(tuple),
+    "served_model_name": several,
     "dtype": st.sampled_from(get_args(DType)),
     "device": st.sampled_from(get_args(Device)),
     "block_size": st.sampled_from(get_args(BlockSize)),
@@ -26,7 +29,7 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "enable_prefix_caching": st.booleans(),
     "swap_space_gib": st.floats(0, 4096),
     "download_dir": st.none() | text,
-    "include": st.lists(text, max_size=3).map(tuple),
+    "include": several,
     "verify_weights": st.sampled_from(["manifest", "always"]),
     "load_format": st.sampled_from(["auto", "dummy"]),
     "seed": st.integers(0, 2**32 - 1),
@@ -43,11 +46,11 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "admin_host": text,
     "admin_port": st.none() | st.integers(0, 65535),
     "admin_on_main_port": st.booleans(),
-    "api_key": st.lists(text, max_size=3).map(tuple),
+    "api_key": several,
     "api_key_file": st.none() | text,
     "ssl_certfile": st.none() | text,
     "ssl_keyfile": st.none() | text,
-    "allowed_origins": st.lists(text, max_size=3).map(tuple),
+    "allowed_origins": several,
     "max_body_mib": st.floats(0.5, 4096),
     "log_level": st.sampled_from(["debug", "info", "warning", "error"]),
     "log_format": st.sampled_from(["text", "json"]),

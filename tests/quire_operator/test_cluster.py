@@ -10,7 +10,7 @@ from fakes.resources import good
 from quire_api import DeploymentStatus
 from quire_operator.backends.cluster import observe
 from quire_operator.backends.store import Store
-from quire_operator.planner.observed import Failure, Key, ResolveJob, Workload
+from quire_operator.planner.observed import Failure, Key, NoPlace, ResolveJob, Revision, Workload
 from quire_operator.reconcile import ResourceKey
 from quire_operator.worker import Worker
 
@@ -223,7 +223,7 @@ def test_a_deployment_whose_controller_lags_is_not_current() -> None:
                 "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}},
                 "lastState": ended(12, "bad flag"),
             },
-            Failure(message="bad flag", exit_code=12, cause="Error"),
+            Failure(message="bad flag", exit_code=12, cause="Error", again=True),
         ),
         (
             {"state": {"running": {}}, "lastState": ended(137, "", "OOMKilled")},
@@ -237,6 +237,51 @@ def test_a_deployment_whose_controller_lags_is_not_current() -> None:
 )
 def test_how_a_container_failed_is_read_from_its_status(container: dict[str, Any], failure: Failure | None) -> None:
     assert snapshot(pod(**container)).instances[0].failure == failure
+
+
+def test_a_pod_without_a_place_is_seen_with_the_schedulers_words() -> None:
+    waiting = pod()
+    waiting["status"]["conditions"].append(
+        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes.", "lastTransitionTime": "T"}
+    )  # fmt: skip
+
+    assert snapshot(waiting).instances[0].no_place == NoPlace(since="T", message="0/1 nodes")
+    assert snapshot(pod()).instances[0].no_place is None
+
+
+@pytest.mark.parametrize(
+    ("state", "fetching", "fetched_at"),
+    [({"running": {}}, True, ""), ({"terminated": {"exitCode": 0, "finishedAt": "T"}}, False, "T"), ({}, False, "")],
+)
+def test_whether_weights_are_on_their_way_is_seen(state: Any, fetching: bool, fetched_at: str) -> None:
+    seen = pod()
+    seen["status"]["initContainerStatuses"] = [{"name": "weights", "state": state}]
+
+    instance = snapshot(seen).instances[0]
+
+    assert (instance.fetching, instance.fetched_at) == (fetching, fetched_at)
+
+
+def test_templates_that_are_kept_are_read_and_those_of_others_are_not() -> None:
+    template = {"metadata": {"labels": {"quire.dev/revision": "abc"}}, "spec": {}}
+    ours = child("ControllerRevision", name="good-abc", revision=3, data={"template": template})
+    ours["metadata"]["labels"]["quire.dev/spec"] = "def"
+    others = child("ControllerRevision", name="other", owner={**OWNER, "uid": "u2"}, data={"template": template})
+    empty = child("ControllerRevision", name="empty", data=None)
+
+    seen = snapshot(ours, others, empty)
+
+    assert seen.history == (Revision(id="abc", number=3, spec="def", template=template),)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "unavailable"),
+    [({"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 2}}, 2), ({"rollingUpdate": {"maxUnavailable": "25%"}}, 0), ({}, 0)],
+)  # fmt: skip
+def test_how_a_deployment_rolls_is_read(strategy: Any, unavailable: int) -> None:
+    seen = snapshot(child("Deployment", spec={"strategy": strategy, "paused": True}))
+
+    assert (seen.workload.unavailable, seen.workload.paused) == (unavailable, True)
 
 
 def test_a_ready_pod_has_no_failure_and_a_terminating_one_is_no_instance() -> None:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from quire_api import LLMDeployment
 from quire_api.status import REASONS, ConditionType, DeploymentStatus, Reason
-from quire_operator.planner.observed import Failure, Instance, Key, ObjectState, Observed, Workload
+from quire_operator.planner.observed import Failure, Instance, Key, NoPlace, ObjectState, Observed, Workload
 from quire_operator.planner.plan import Action, Apply, Create, Delete, Desired, Plan, Scale, digest, plan
+from quire_operator.planner.revisions import from_object, revision_id
 from quire_operator.reconcile import NameTaken, Refused, ResourceKey, reconcile
 from quire_operator.render import kubernetes
 from quire_operator.settings import OperatorSettings
@@ -42,6 +43,7 @@ class FakeCluster:
     def __init__(self) -> None:
         self.observed = Observed(status=None)
         self.resource: dict[str, Any] = {}
+        self.revision = ""
         self.refuses: str | None = None
         self.actions: list[Action] = []
         self.statuses: list[DeploymentStatus] = []
@@ -60,7 +62,7 @@ class FakeCluster:
         self.observed = replace(self.observed, objects=objects)
 
     def run(self, workload: Workload, *instances: Instance) -> None:
-        self.observed = replace(self.observed, workload=workload, instances=instances)
+        self.observed = replace(self.observed, workload=replace(workload, revision=self.revision), instances=instances)
 
     def reconcile(self, what: dict[str, Any]) -> float | None:
         """A whole turn of the loop, through the real one."""
@@ -103,6 +105,23 @@ class FakeCluster:
             case Delete(key, uid):
                 assert objects.pop(key).uid == uid
         self.observed = replace(self.observed, objects=objects)
+        self._keep(action)
+
+    def _keep(self, action: Action) -> None:
+        """What a cluster would show of the template that was applied, and of those that are kept."""
+        observed = self.observed
+        history = {r.id: r for r in observed.history}
+        match action:
+            case Create(Key("ControllerRevision"), manifest) | Apply(Key("ControllerRevision"), manifest):
+                revision = from_object(manifest)
+                assert revision is not None
+                history[revision.id] = revision
+            case Delete(Key("ControllerRevision", name), _):
+                del history[name.rpartition("-")[2]]
+            case Create(Key("Deployment"), manifest) | Apply(Key("Deployment"), manifest):
+                self.revision = revision_id(manifest["spec"]["template"])
+                observed = replace(observed, workload=replace(observed.workload, revision=self.revision))
+        self.observed = replace(observed, history=tuple(history.values()))
 
 
 def serving(count: int) -> Workload:
@@ -110,7 +129,14 @@ def serving(count: int) -> Workload:
 
 
 def conditions(status: DeploymentStatus) -> dict[str, tuple[str, str]]:
-    return {c.type: (c.status, c.reason) for c in status.conditions}
+    """Those of the verdict."""
+    return {c.type: (c.status, c.reason) for c in status.conditions if c.type in ("Ready", "Reconciling", "Stalled")}
+
+
+def said(status: DeploymentStatus, kind: ConditionType) -> tuple[str, str] | None:
+    """Of one condition."""
+    found = status.condition(kind)
+    return None if found is None else (found.status, found.reason)
 
 
 def settled(**changes: Any) -> tuple[FakeCluster, dict[str, Any]]:
@@ -140,7 +166,7 @@ def test_a_new_resource_is_created_and_scaled_in_order() -> None:
 
     assert [(type(a).__name__, a.key.kind) for a in decided.actions] == [
         ("Create", "ServiceAccount"), ("Create", "Service"), ("Create", "Service"), ("Create", "NetworkPolicy"),
-        ("Create", "PodDisruptionBudget"), ("Create", "Deployment"), ("Scale", "Deployment"),
+        ("Create", "PodDisruptionBudget"), ("Create", "ControllerRevision"), ("Create", "Deployment"), ("Scale", "Deployment"),
     ]  # fmt: skip
     assert conditions(decided.status) == {"Ready": ("False", "Starting"), "Reconciling": ("True", "Starting")}
 
@@ -160,6 +186,9 @@ changes = st.fixed_dictionaries(
         "spec.accelerator.profile": st.sampled_from(["cpu", "nvidia"]),
         "spec.podTemplate": st.sampled_from([{}, {"metadata": {"annotations": {"a": "b"}}}]),
         "spec.drain.timeout": st.sampled_from(["10s", "5m"]),
+        "spec.rollout": st.fixed_dictionaries({"strategy": st.sampled_from(["Auto", "SurgeFirst", "TerminateFirst"])}),
+        "spec.suspend": st.booleans(),
+        "metadata.annotations": st.just({"quire.dev/upgrade": "true"}),
     },
 )
 
@@ -172,8 +201,9 @@ def test_a_plan_that_was_carried_out_leaves_nothing_to_do(edits: list[dict[str, 
         what = spoiled({**edit, "metadata.uid": UID, "metadata.generation": generation})
         for _ in range(2):
             cluster.turn(what)
-        cluster.run(serving(what["spec"].get("replicas", 1)))
-        cluster.turn(what)
+        cluster.run(serving(0 if what["spec"].get("suspend") else what["spec"].get("replicas", 1)))
+        for _ in range(2):  # the second forgets the templates that nothing returns to
+            cluster.turn(what)
         before = cluster.observed
 
         again = cluster.turn(what, LATER)
@@ -188,7 +218,9 @@ def test_an_edit_applies_the_deployment_alone() -> None:
 
     decided = cluster.turn(resource(spec__engine__maxNumSeqs=32))
 
-    assert [(type(a).__name__, a.key.kind) for a in decided.actions] == [("Apply", "Deployment")]
+    assert [(type(a).__name__, a.key.kind) for a in decided.actions] == [
+        ("Create", "ControllerRevision"), ("Apply", "Deployment"),
+    ]  # fmt: skip
     assert conditions(decided.status)["Ready"] == ("False", "RollingOut")
 
 
@@ -273,24 +305,12 @@ def test_a_name_that_is_taken_is_a_condition_and_no_action(seen_by_watch: bool) 
     [
         (serving(2), (), ("True", "Serving"), None),
         (Workload(current=True, replicas=2, updated=2), (), ("False", "Starting"), "Reconciling"),
-        (
-            Workload(current=True, replicas=1, updated=1, ready=1, updated_ready=1),
-            (),
-            ("False", "Scaling"),
-            "Reconciling",
-        ),
         (Workload(current=True, replicas=3, updated=1, ready=2), (), ("False", "RollingOut"), "Reconciling"),
         (
-            Workload(current=False, replicas=2, updated=2, ready=2, updated_ready=2),
-            (),
-            ("False", "RollingOut"),
+            Workload(current=True, replicas=2, updated=2),
+            (Failure(message="boom", exit_code=1, again=True),),
+            ("False", "CrashLoop"),
             "Reconciling",
-        ),
-        (
-            Workload(current=True, replicas=2, updated=2, deadline_exceeded=True),
-            (),
-            ("False", "ProgressDeadlineExceeded"),
-            "Stalled",
         ),
         (
             Workload(current=True, replicas=2, updated=1, refused="pods are forbidden: exceeded quota: gpus"),
@@ -360,7 +380,7 @@ def test_a_name_that_is_taken_is_a_condition_and_no_action(seen_by_watch: bool) 
         ),
         (
             Workload(current=True, replicas=2, updated=2),
-            (Failure(message="SourceUnreachable: no answer", exit_code=24),),
+            (Failure(message="SourceUnreachable: no answer", exit_code=24, again=True),),
             ("False", "SourceUnreachable"),
             "Reconciling",
         ),
@@ -372,9 +392,68 @@ def test_what_is_seen_is_what_is_said(
     cluster, what = settled(spec__replicas=2)
     cluster.run(workload, *(Instance(name=f"pod-{n}", ready=False, failure=f) for n, f in enumerate(instances)))
 
-    said = conditions(cluster.turn(what).status)
+    told = conditions(cluster.turn(what).status)
 
-    assert said == {"Ready": ready, **({second: ("True", ready[1])} if second else {})}
+    assert told == {"Ready": ready, **({second: ("True", ready[1])} if second else {})}
+
+
+def test_an_edit_is_rolling_out_until_the_cluster_has_taken_notice() -> None:
+    cluster, _ = settled()
+    edited = good(metadata__uid=UID, metadata__generation=2, spec__engine__maxNumSeqs=32)
+    cluster.turn(edited)
+    cluster.run(replace(serving(1), current=False))
+
+    assert conditions(cluster.turn(edited).status)["Ready"] == ("False", "RollingOut")
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"), [(None, "ReplicasMissing"), (Failure(message="big", exit_code=11), "OutOfMemory")]
+)
+def test_one_engine_lost_is_degraded_and_still_ready(failure: Failure | None, reason: str) -> None:
+    cluster, what = settled(spec__replicas=2)
+    lost = Workload(current=True, replicas=2, updated=2, ready=1, updated_ready=1)
+    cluster.run(lost, Instance(name="p", ready=False, failure=failure))
+
+    status = cluster.turn(what).status
+
+    assert conditions(status) == {"Ready": ("True", "Serving")}
+    assert said(status, ConditionType.DEGRADED) == ("True", reason)
+    assert said(status, ConditionType.AVAILABLE) == ("True", "EnginesServe")
+
+
+def test_more_replicas_by_hand_are_not_ready_until_they_serve() -> None:
+    cluster, what = settled()
+    what = good(metadata__uid=UID, metadata__generation=2, spec__replicas=2)
+    cluster.turn(what)
+    cluster.run(serving(1))
+
+    assert conditions(cluster.turn(what).status)["Ready"] == ("False", "Scaling")
+
+
+@pytest.mark.parametrize(
+    ("words", "fix"),
+    [
+        ("0/3 nodes are available: 3 Insufficient nvidia.com/gpu", "free a gpu"),
+        ("0/3 nodes are available: 3 Insufficient memory", "free what it lacks"),
+        ("0/1 nodes are available: 1 node(s) had untolerated taint {a: b}", "take the taint off"),
+        ("0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector", "label a node"),
+        ("pod has unbound immediate PersistentVolumeClaims", "why the claim is not bound"),
+        ('persistentvolumeclaim "models" not found: PersistentVolumeClaim', "create the claim"),
+        ("something new", "make room"),
+    ],
+)
+def test_an_engine_without_a_place_is_told_with_what_makes_room(words: str, fix: str) -> None:
+    cluster, what = settled()
+    cluster.run(
+        Workload(current=True, replicas=1, updated=1),
+        Instance(name="p", ready=False, no_place=NoPlace(since=NOW, message=words)),
+    )
+
+    status = cluster.turn(what).status
+
+    assert conditions(status)["Reconciling"] == ("True", "Unschedulable")
+    assert words in status.conditions[0].message
+    assert fix in status.conditions[0].message
 
 
 def test_a_failure_is_told_in_the_engines_own_words() -> None:
@@ -412,7 +491,7 @@ def test_a_restart_of_the_operator_applies_again_and_says_nothing_new() -> None:
 
     again = cluster.reconcile(what)
 
-    assert [type(a).__name__ for a in cluster.actions] == ["Apply"] * 5
+    assert [type(a).__name__ for a in cluster.actions] == ["Apply"] * 6
     assert cluster.statuses == []
     assert again is None
 
@@ -441,10 +520,11 @@ def test_what_the_api_server_refuses_is_said_and_tried_again() -> None:
     assert "exceeded quota" in cluster.statuses[-1].conditions[0].message
 
 
-def test_a_name_found_taken_while_creating_is_a_condition() -> None:
+@pytest.mark.parametrize("kind", ["Service", "ControllerRevision"])
+def test_a_name_found_taken_while_creating_is_a_condition(kind: str) -> None:
     cluster = FakeCluster()
     cluster.reconcile(resource())
-    cluster.refuses = "name of Service"
+    cluster.refuses = f"name of {kind}"
 
     again = cluster.reconcile(resource())
 
@@ -507,7 +587,6 @@ workloads = st.builds(
     updated=st.integers(0, 4),
     ready=st.integers(0, 4),
     updated_ready=st.integers(0, 4),
-    deadline_exceeded=st.booleans(),
 )
 failures = st.none() | st.builds(
     Failure,
@@ -528,12 +607,12 @@ def test_whatever_is_observed_the_status_is_one_clear_verdict(
     cluster, what = settled(spec__replicas=wanted)
     cluster.run(workload, *instances)
 
-    said = conditions(cluster.turn(what).status)
+    status = cluster.turn(what).status
+    verdict = conditions(status)
 
-    assert len(said) == (1 if said["Ready"][0] == "True" else 2)
-    assert set(said) <= {"Ready", "Reconciling", "Stalled"}
-    for kind, (_, reason) in said.items():
-        assert ConditionType(kind) in REASONS[Reason(reason)].conditions
-    if said["Ready"] == ("True", "Serving"):
-        assert workload.updated_ready >= wanted
-    json.dumps(said)
+    assert len(verdict) == (1 if verdict["Ready"][0] == "True" else 2)
+    for condition in status.conditions:
+        assert ConditionType(condition.type) in REASONS[Reason(condition.reason)].conditions
+    if verdict["Ready"] == ("True", "Serving") and workload.updated_ready < wanted:
+        assert said(status, ConditionType.DEGRADED) is not None
+    json.dumps(verdict)

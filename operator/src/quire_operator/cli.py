@@ -47,7 +47,8 @@ def plan(argv: list[str]) -> int:
             desired = kubernetes.render(deployment, settings)
         for manifest in (*desired.objects, *([desired.resolve] if desired.resolve else [])):
             if manifest["kind"] == "Deployment":  # set through /scale, so that an autoscaler may own it
-                manifest = {**manifest, "spec": {"replicas": desired.replicas, **manifest["spec"]}}
+                replicas = 0 if deployment.spec.suspend else desired.replicas
+                manifest = {**manifest, "spec": {"replicas": replicas, **manifest["spec"]}}
             documents.append(manifest)
     print(yaml.safe_dump_all(documents, sort_keys=False, width=120), end="")
     return 0

@@ -29,13 +29,14 @@ from quire_operator.scrape import Scraper
 from quire_operator.settings import OperatorSettings
 from quire_operator.worker import Worker
 
-__all__ = ["run"]
+__all__ = ["WATCHED", "run"]
 
 log = logging.getLogger("quire.operator")
 
 WATCHED: tuple[tuple[str, str, str, str], ...] = (  # group, version, plural, kind
     (GROUP, VERSION, PLURAL, KIND),
     ("apps", "v1", "deployments", "Deployment"),
+    ("apps", "v1", "controllerrevisions", "ControllerRevision"),
     ("", "v1", "services", "Service"),
     ("", "v1", "serviceaccounts", "ServiceAccount"),
     ("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy"),

@@ -6,6 +6,7 @@ failure is tried again later and later, with jitter. `last_turn` tells the liven
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -69,4 +70,5 @@ class Worker:
             self.wake(key, delay)
             return
         self._failures.pop(key, None)
-        self.wake(key, RESYNC_S * random.uniform(0.8, 1.2) if again is None else again)
+        resync = RESYNC_S * random.uniform(0.8, 1.2)
+        self.wake(key, resync if again is None else again if again == math.inf else min(again, resync))

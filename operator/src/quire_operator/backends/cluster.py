@@ -21,13 +21,15 @@ from quire_api.deployment import API_VERSION, KIND, LLMDeployment
 from quire_api.errors import InvalidInput
 from quire_api.status import DeploymentStatus
 from quire_operator.backends.jobs import pods_of_role, resolve_jobs
+from quire_operator.backends.pods import fetched_at, fetching, no_place
 from quire_operator.backends.store import Object, Store
 from quire_operator.planner.autoscale import ScaleDecision
 from quire_operator.planner.observed import Failure, Instance, Key, ObjectState, Observed, Workload
 from quire_operator.planner.plan import Action, Apply, Create, Delete, Desired, Scale, Weigh, digest
+from quire_operator.planner.revisions import from_object, revision_id
 from quire_operator.reconcile import NameTaken, Refused, ResourceKey
 from quire_operator.render import kubernetes
-from quire_operator.render.names import ENGINE, RESOLVER, REVISION_LABEL
+from quire_operator.render.names import ENGINE, RESOLVER
 from quire_operator.scrape import Target
 from quire_operator.settings import OperatorSettings
 
@@ -41,6 +43,7 @@ OWNED: dict[str, str] = {  # kind -> apiVersion
     "NetworkPolicy": "networking.k8s.io/v1",
     "PodDisruptionBudget": "policy/v1",
     "Job": "batch/v1",
+    "ControllerRevision": "apps/v1",
     "Deployment": "apps/v1",
 }
 
@@ -210,7 +213,7 @@ def observe(key: ResourceKey, resource: Object, store: Store, applied: Applied) 
                 owner_uid=owner.get("uid"),
                 of_predecessor=(owner.get("kind"), owner.get("name")) == (KIND, key.name) and owner["uid"] != uid,
                 applied=known_digest if mark == _mark(live) else None,
-                replicas=live["spec"].get("replicas") if kind == "Deployment" else None,
+                replicas=(live.get("spec") or {}).get("replicas") if kind == "Deployment" else None,
             )
     ours = (
         d
@@ -218,7 +221,8 @@ def observe(key: ResourceKey, resource: Object, store: Store, applied: Applied) 
         if d["metadata"]["name"] == key.name and _controller(d).get("uid") == uid
     )
     deployment = next(ours, None)
-    revision = _revision(deployment["spec"].get("template") or {}) if deployment is not None else None
+    revision = revision_id(deployment["spec"].get("template") or {}) if deployment is not None else None
+    kept = (from_object(r) for r in store.children(key, "ControllerRevision") if _controller(r).get("uid") == uid)
     pods = list(store.children(key, "Pod"))
     return Observed(
         status=_read_status(written) if written else None,
@@ -230,6 +234,7 @@ def observe(key: ResourceKey, resource: Object, store: Store, applied: Applied) 
             pods_of_role(pods, RESOLVER),
             _failure,
         ),
+        history=tuple(revision for revision in kept if revision is not None),
     )
 
 
@@ -288,8 +293,9 @@ def _mark(live: Object) -> str:
 
 
 def _workload(deployment: Object) -> Workload:
-    status = deployment.get("status") or {}
+    spec, status = deployment["spec"], deployment.get("status") or {}
     conditions = status.get("conditions") or []
+    missing = ((spec.get("strategy") or {}).get("rollingUpdate") or {}).get("maxUnavailable")
     replicas, updated = status.get("replicas", 0), status.get("updatedReplicas", 0)
     ready = status.get("availableReplicas", 0)
     return Workload(
@@ -300,7 +306,9 @@ def _workload(deployment: Object) -> Workload:
         updated_ready=max(
             0, min(updated, ready - (replicas - updated))
         ),  # at least so many: the others may all be old ones
-        deadline_exceeded=any(c.get("reason") == "ProgressDeadlineExceeded" for c in conditions),
+        revision=revision_id(spec.get("template") or {}),
+        unavailable=missing if isinstance(missing, int) else 0,
+        paused=bool(spec.get("paused")),
         refused=next((c.get("message", "") for c in conditions if _is_refusal(c)), ""),
     )
 
@@ -310,12 +318,6 @@ def _is_refusal(condition: Mapping[str, Any]) -> bool:
     return (condition["type"], condition.get("status")) == ("ReplicaFailure", "True")
 
 
-def _revision(template: Mapping[str, Any]) -> str | None:
-    """Of a pod, or of the template of a Deployment."""
-    labels: dict[str, str] = (template.get("metadata") or {}).get("labels") or {}
-    return labels.get(REVISION_LABEL)
-
-
 def _instance(pod: Object, revision: str | None) -> Instance:
     status = pod.get("status") or {}
     ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or [])
@@ -323,9 +325,12 @@ def _instance(pod: Object, revision: str | None) -> Instance:
     failures = [_failure(container) for container in statuses]
     return Instance(
         name=pod["metadata"]["name"],
-        current=_revision(pod) == revision,
+        current=revision_id(pod) == revision,
         ready=ready,
         failure=None if ready else next((f for f in failures if f), None),
+        no_place=no_place(pod),
+        fetching=fetching(pod),
+        fetched_at=fetched_at(pod),
     )
 
 
@@ -336,8 +341,8 @@ def _failure(container: Mapping[str, Any]) -> Failure | None:
     ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated")
     if ended and ended.get("exitCode"):
         message = (ended.get("message") or "").strip().rpartition("\n")[2]
-        cause = ended.get("reason") or ""
-        return Failure(message=message, exit_code=ended["exitCode"], cause=cause, container=name)
+        cause, again = ended.get("reason") or "", waiting.get("reason") == "CrashLoopBackOff"
+        return Failure(message=message, exit_code=ended["exitCode"], cause=cause, container=name, again=again)
     if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
         return Failure(message=waiting.get("message") or "", cause=waiting["reason"], container=name)
     return None

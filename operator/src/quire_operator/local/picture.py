@@ -3,6 +3,7 @@
 from typing import Any
 
 from quire_api.deployment import LLMDeployment
+from quire_api.status import DeploymentStatus
 from quire_operator.backends.local import Engine, LocalBackend
 from quire_operator.reconcile import ResourceKey
 from quire_router import Demand
@@ -21,15 +22,24 @@ def picture(
     shown["status"] = {} if status is None else status.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     overruled = written is not None and written.spec.replicas != resource.spec.replicas
     revision = backend.revision(key)
-    scaling = status.autoscaling if status is not None else None
+    wanted, wanted_by = _wanted(resource, status, overruled)
     return {
         "resource": shown,
-        "wanted": resource.spec.replicas if scaling is None else scaling.desired,
-        "replicasFrom": "the autoscaler" if scaling is not None else "quire scale" if overruled else "the YAML file",
+        "wanted": wanted,
+        "replicasFrom": wanted_by,
         "engines": [_engine(engine, revision) for engine in backend.engines(key)],
         "held": demand.held if demand else 0,
         "inFlight": demand.in_flight if demand else 0,
     }
+
+
+def _wanted(resource: LLMDeployment, status: DeploymentStatus | None, overruled: bool) -> tuple[int, str]:
+    """How many engines, and who says so."""
+    if resource.spec.suspend:
+        return 0, "spec.suspend"
+    if status is not None and status.autoscaling is not None:
+        return status.autoscaling.desired, "the autoscaler"
+    return resource.spec.replicas, "quire scale" if overruled else "the YAML file"
 
 
 def _engine(engine: Engine, revision: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ __all__ = ["age", "coloured", "fields", "paint", "table"]
 
 _CODES = {"green": "32", "yellow": "33", "red": "31", "dim": "2", "bold": "1"}
 _TONES = {  # of states and reasons; what is not here has none
-    "Serving": "green", "ready": "green", "True": "green", "ScaledToZero": "dim", "Unknown": "dim",
+    "Serving": "green", "ready": "green", "True": "green", "ScaledToZero": "dim", "Suspended": "dim", "Unknown": "dim",
     "draining": "dim", "loading": "yellow", "Starting": "yellow", "Scaling": "yellow", "RollingOut": "yellow",
     "Restarting": "yellow", "NotObserved": "dim", "failed": "red",
 }  # fmt: skip

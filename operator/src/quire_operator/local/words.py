@@ -88,7 +88,7 @@ def explain(picture: Picture, reasons: Mapping[str, tuple[str, str]], decisions:
     if picture["held"]:
         lines.append(f"{picture['held']} requests wait for an engine.")
     for condition in status.get("conditions", ()):
-        if condition["type"] == "Ready" or condition["status"] == "True":
+        if condition["type"] == "Ready" or (condition["status"] == "True" and condition["type"] != "Available"):
             meaning, fix = reasons.get(condition["reason"], ("", ""))
             lines += [
                 "",

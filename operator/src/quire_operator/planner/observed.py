@@ -1,5 +1,7 @@
 """The snapshot a plan is made from. Both backends fill it; nothing is read after it was taken."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -7,7 +9,22 @@ from typing import Any, NamedTuple
 from quire_api.status import DeploymentStatus
 from quire_operator.planner.autoscale import ScaleDecision
 
-__all__ = ["Failure", "Instance", "Key", "ObjectState", "Observed", "ResolveJob", "Workload", "key_of"]
+__all__ = [
+    "Failure",
+    "Instance",
+    "Key",
+    "Manifest",
+    "NoPlace",
+    "ObjectState",
+    "Observed",
+    "ResolveJob",
+    "Revision",
+    "Workload",
+    "digest",
+    "key_of",
+]
+
+Manifest = Mapping[str, Any]
 
 
 class Key(NamedTuple):
@@ -34,6 +51,15 @@ class Failure:
     exit_code: int | None = None  # None: it never ran
     cause: str = ""  # the machine's word for it: OOMKilled, ImagePullBackOff, ...
     container: str = "engine"
+    again: bool = False  # it has ended so often that there is a pause before each start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoPlace:
+    """No node takes an engine."""
+
+    since: str
+    message: str  # the scheduler's words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +70,19 @@ class Instance:
     ready: bool
     current: bool = True  # of the wanted revision
     failure: Failure | None = None  # the last one, while the instance is not ready
+    no_place: NoPlace | None = None
+    fetching: bool = False  # its weights are on their way
+    fetched_at: str = ""  # when they had come
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revision:
+    """A pod template that is kept."""
+
+    id: str  # digest of the template, and a label of its pods
+    number: int  # in the order in which they were made
+    spec: str  # digest of the spec that it was made for
+    template: Manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +94,9 @@ class Workload:
     updated: int = 0  # ... of the wanted one
     ready: int = 0  # ... of any revision, serving
     updated_ready: int = 0  # ... of the wanted one, serving
-    deadline_exceeded: bool = False
+    revision: str = ""  # that is being rolled out, or was; empty where revisions are not kept
+    unavailable: int = 0  # engines that may be missing while it is; 0: a new one comes before an old one goes
+    paused: bool = False  # the roll-out stands still
     refused: str = ""  # why the API server will not have one more pod
 
 
@@ -77,9 +118,15 @@ class Observed:
     workload: Workload = Workload()
     instances: tuple[Instance, ...] = ()
     jobs: tuple[ResolveJob, ...] = ()
+    history: tuple[Revision, ...] = ()
     conflicts: Mapping[Key, str] = field(default_factory=dict)  # names that somebody else has, and who
     decision: ScaleDecision | None = None  # of the autoscaler, once it has looked
 
 
-def key_of(manifest: Mapping[str, Any]) -> Key:
+def key_of(manifest: Manifest) -> Key:
     return Key(manifest["kind"], manifest["metadata"]["name"])
+
+
+def digest(manifest: Any) -> str:
+    """Equal for equal manifests, and for no others."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -7,25 +7,23 @@ Rules: a bad resource is a condition and no action; so is a name that somebody e
 gives the same plan, and a plan that was carried out leaves nothing to do (property-tested).
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from quire_api.deployment import LLMDeployment
 from quire_api.errors import InvalidInput
+from quire_api.rollout import RevisionStatus
 from quire_api.status import Child, DeploymentStatus, Reason
-from quire_operator.planner.conditions import Verdict, judge, with_standing, write_status
+from quire_operator.planner.conditions import Verdict, judge, write_status
 from quire_operator.planner.fit import Room
-from quire_operator.planner.observed import Key, Observed, key_of
+from quire_operator.planner.observed import Key, Manifest, Observed, digest, key_of
 from quire_operator.planner.resolving import Held, hold, pin_of
+from quire_operator.planner.rollout import Roll, frozen, roll_out
 from quire_operator.planner.scaling import condition, replicas, tell
+from quire_operator.planner.standing import available, degraded, with_standing
 from quire_operator.render.weights import pinned
 
 __all__ = ["Action", "Apply", "Create", "Delete", "Desired", "Plan", "Scale", "Weigh", "digest", "plan"]
-
-Manifest = Mapping[str, Any]
 
 RETRY_CONFLICT_S = 30.0
 
@@ -40,6 +38,7 @@ class Desired:
     image: str
     resolve: Manifest | None = None  # the Job that asks the source, where there is somebody to ask
     room: Room | None = None  # memory of one engine, where it is known
+    keeps_revisions: bool = False  # of the scalable object, which a controller rolls out
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,19 +104,34 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
     if any(state.of_predecessor for state in observed.objects.values()):
         verdict = Verdict.working(Reason.STARTING, "waiting until what a deleted resource of this name left is gone")
         return Plan(actions=(), status=write_status(standing, verdict, generation, now), requeue_after=2.0)
+    held = hold(deployment, desired.resolve, desired.room, observed, now)
+    roll = _roll(deployment, desired, observed, now) if held is None else None
+    if roll is not None:
+        desired = _of(roll, desired)
     if taken := _taken(desired, observed, deployment.metadata.uid):
         verdict = Verdict.stalled(Reason.NAME_CONFLICT, taken)
         status = write_status(standing, verdict, generation, now)
         return Plan(actions=(), status=status, requeue_after=RETRY_CONFLICT_S)
 
-    held = hold(deployment, desired.resolve, desired.room, observed, now)
     if held is not None and held.pin is not None:
         told = standing.model_copy(update={"model": held.pin})
         return Plan(actions=(), status=write_status(told, held.verdict, generation, now), requeue_after=0.0)
     actions = diff(desired, observed, deployment.metadata.uid, held)
     pending = any(not isinstance(action, Delete) for action in actions)
-    verdict = judge(deployment, observed, pending) if held is None else held.verdict
     workload, wanted = observed.workload, deployment.spec.replicas
+    alone = workload.current and not pending and workload.replicas == workload.updated
+    steady = roll.steady if roll is not None else alone
+    prevails = held.verdict if held is not None else roll.verdict if roll is not None else None
+    verdict = prevails or judge(deployment, observed, pending, steady)
+    if deployment.spec.paused:
+        actions = _pause(actions, desired, observed) if roll is not None else []
+        verdict = verdict if verdict.ready == "True" else Verdict.paused(verdict.message)
+    conditions = (
+        available(deployment, observed),
+        degraded(deployment, observed, verdict),
+        condition(deployment, observed.decision),
+        *(roll.conditions if roll is not None else ()),
+    )
     facts = DeploymentStatus(
         url=desired.url,
         image=desired.image,
@@ -128,24 +142,57 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
         serving=f"{workload.updated_ready}/{wanted}",
         children=tuple(Child(kind=key.kind, name=key.name) for key in sorted(map(key_of, desired.objects))),
         model=standing.model if desired.resolve is not None else None,
+        revision=roll.status if roll is not None else _at_rest(standing, desired),
         autoscaling=standing.autoscaling,
-        conditions=standing.conditions,
+        conditions=with_standing(standing.conditions, conditions, generation, now),
     )
-    again = held.requeue_after if held is not None else None
-    return Plan(actions=tuple(actions), status=write_status(facts, verdict, generation, now), requeue_after=again)
+    status = write_status(facts, verdict, generation, now)
+    again = held.requeue_after if held is not None else roll.requeue_after if roll is not None else None
+    return Plan(actions=tuple(actions), status=status, requeue_after=again)
 
 
 def _scaled(deployment: LLMDeployment, observed: Observed, now: str) -> tuple[LLMDeployment, DeploymentStatus]:
     """The resource with as many replicas as are wanted now, and the status that says why."""
     status = observed.status or DeploymentStatus()
-    wanted = replicas(deployment, status, observed.decision, observed.workload.replicas)
-    told = tell(deployment, status.autoscaling, observed.decision, wanted, now)
+    told = status.autoscaling if deployment.spec.autoscaling.mode == "Builtin" else None
+    if deployment.spec.suspend:
+        wanted = 0
+    elif deployment.spec.paused and told is not None:  # nothing is decided that cannot be carried out
+        wanted = told.desired
+    else:
+        wanted = replicas(deployment, status, observed.decision, observed.workload.replicas)
+        told = tell(deployment, status.autoscaling, observed.decision, wanted, now)
     spec = deployment.spec.model_copy(update={"replicas": wanted})
-    conditions = with_standing(
-        status.conditions, condition(deployment, observed.decision), deployment.metadata.generation, now
-    )
-    standing = status.model_copy(update={"autoscaling": told, "conditions": conditions})
-    return deployment.model_copy(update={"spec": spec}), standing
+    return deployment.model_copy(update={"spec": spec}), status.model_copy(update={"autoscaling": told})
+
+
+def _roll(deployment: LLMDeployment, desired: Desired, observed: Observed, now: str) -> Roll | None:
+    """None where revisions are not kept."""
+    if not desired.keeps_revisions:
+        return None
+    return roll_out(deployment, next(filter(_scalable, desired.objects)), observed, now)
+
+
+def _at_rest(standing: DeploymentStatus, desired: Desired) -> RevisionStatus | None:
+    """What is known of revisions while engines are held: no clock runs."""
+    if not desired.keeps_revisions or standing.revision is None:
+        return None
+    return standing.revision.model_copy(update={"since": ""})
+
+
+def _of(roll: Roll, desired: Desired) -> Desired:
+    """`desired`, with the templates that are kept before the workload that uses one of them."""
+    others = tuple(manifest for manifest in desired.objects if not _scalable(manifest))
+    return replace(desired, objects=(*others, *roll.kept, roll.workload), image=roll.image or desired.image)
+
+
+def _pause(actions: list[Action], desired: Desired, observed: Observed) -> list[Action]:
+    """Nothing but what makes a roll-out that has begun stand still."""
+    if not actions or observed.workload.paused:
+        return []
+    workload = next(filter(_scalable, desired.objects))
+    still = frozen(workload, observed)
+    return [Apply(key_of(workload), still)] if still is not None else []
 
 
 def diff(desired: Desired, observed: Observed, uid: str, held: Held | None = None) -> list[Action]:
@@ -175,14 +222,10 @@ def diff(desired: Desired, observed: Observed, uid: str, held: Held | None = Non
                 actions += [Weigh(Key("Pod", i.name), work[i.name]) for i in observed.instances if i.name in work]
             actions.append(Scale(key, desired.replicas))
     for key, state in sorted(observed.objects.items()):
-        if key not in wanted and state.owner_uid == uid:
+        stays = held is not None and key.kind == "ControllerRevision"
+        if key not in wanted and state.owner_uid == uid and not stays:
             actions.append(Delete(key, state.uid))
     return actions
-
-
-def digest(manifest: Manifest) -> str:
-    """Equal for equal manifests, and for no others."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _scalable(manifest: Manifest) -> bool:

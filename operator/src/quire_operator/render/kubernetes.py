@@ -9,6 +9,7 @@ from quire_api.deployment import LLMDeployment, seconds
 from quire_operator.planner.failures import FETCHER
 from quire_operator.planner.fit import GIB, Room, quantity_bytes
 from quire_operator.planner.plan import Desired, digest
+from quire_operator.planner.rollout import strategy
 from quire_operator.render.around import around
 from quire_operator.render.engine import engine_argv
 from quire_operator.render.job import resolve_job
@@ -44,6 +45,7 @@ def render(deployment: LLMDeployment, settings: OperatorSettings) -> Desired:
         replicas=deployment.spec.replicas,
         url=settings.router_url or service_url(deployment, settings),
         image=_image(deployment, settings),
+        keeps_revisions=True,
     )
 
 
@@ -53,15 +55,17 @@ def service_url(deployment: LLMDeployment, settings: OperatorSettings) -> str:
 
 
 def _workload(deployment: LLMDeployment, template: Manifest) -> Manifest:
-    spec = deployment.spec
+    rollout = deployment.spec.rollout
     return owned(
         deployment,
         "apps/v1",
         "Deployment",
         spec={
             "selector": {"matchLabels": selector(deployment)},
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-            "progressDeadlineSeconds": seconds(spec.health.startup_timeout) + 300,
+            "strategy": strategy(1 if rollout.strategy == "TerminateFirst" else 0),
+            "progressDeadlineSeconds": seconds(
+                rollout.progress_deadline
+            ),  # for who looks at it; the operator has a clock of its own
             "revisionHistoryLimit": 3,
             "template": template,
         },
