@@ -18,6 +18,7 @@ Right = tuple[str, str, str]  # group, resource, verb
 OPERATOR = f"{RELEASE}-operator"
 APPLIED: dict[str, tuple[str, ...]] = {
     "": ("services", "serviceaccounts"),
+    "apps": ("controllerrevisions",),
     "batch": ("jobs",),
     "networking.k8s.io": ("networkpolicies",),
     "policy": ("poddisruptionbudgets",),

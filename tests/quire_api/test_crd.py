@@ -7,8 +7,8 @@ import pytest
 from pydantic import BaseModel
 
 from quire_api.crd import custom_resource_definition
+from quire_api.reasons import REASONS, Reason
 from quire_api.schema import structural
-from quire_api.status import REASONS, Reason
 
 SCHEMA = custom_resource_definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 

@@ -251,7 +251,9 @@ def test_a_body_may_come_a_byte_at_a_time(server: Running) -> None:
 
 
 def test_requests_in_a_row_are_answered_in_their_order(server: Running) -> None:
-    seen = answers(server, http(text(max_tokens=5)) + http(b"{") + http(text(max_tokens=2)), 3)
+    seen = answers(
+        server, http(text(max_tokens=5, ignore_eos=True)) + http(b"{") + http(text(max_tokens=2, ignore_eos=True)), 3
+    )
 
     assert [status for status, _ in seen] == [200, 400, 200]
     assert [seen[i][1]["usage"]["completion_tokens"] for i in (0, 2)] == [5, 2]
@@ -262,7 +264,7 @@ def test_requests_in_a_row_are_answered_in_their_order(server: Running) -> None:
 def test_who_asks_for_another_protocol_is_answered_in_this_one(server: Running, protocol: bytes, size: int) -> None:
     """RFC 9110: a server may ignore the wish. With a body, and the next request on the same connection."""
     wish = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: %s\r\nhttp2-settings: AAMAAABkAAQ\r\n" % protocol
-    data = http(text(max_tokens=5), wish) + http(text(max_tokens=2))
+    data = http(text(max_tokens=5, ignore_eos=True), wish) + http(text(max_tokens=2, ignore_eos=True))
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as sock:
         for at in range(0, len(data), size):
             sock.sendall(data[at : at + size])

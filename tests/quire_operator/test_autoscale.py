@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire_api import LLMDeployment
-from quire_api.status import SCALE_REASONS, AutoscalingStatus, DeploymentStatus, Reason, ScaleReason
+from quire_api.reasons import SCALE_REASONS, Reason, ScaleReason
+from quire_api.status import AutoscalingStatus, DeploymentStatus
 from quire_operator.planner.autoscale import Policy, ScaleDecision, decide
 from quire_operator.planner.demand import EngineLoad, Look, Memory, capacity
 from quire_operator.planner.explain import explain

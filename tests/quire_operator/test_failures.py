@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from quire_api.status import REASONS, ConditionType, Reason
+from quire_api.reasons import REASONS, ConditionType, Reason
 from quire_operator.planner.failures import EXIT_CODES, PASSING, lasting, passing, refusal, told
 from quire_operator.planner.observed import Failure
 

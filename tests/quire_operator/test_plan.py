@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire_api import LLMDeployment
-from quire_api.status import REASONS, ConditionType, DeploymentStatus, Reason
+from quire_api.reasons import REASONS, ConditionType, Reason
+from quire_api.status import DeploymentStatus
 from quire_operator.planner.observed import Failure, Instance, Key, NoPlace, ObjectState, Observed, Workload
 from quire_operator.planner.plan import Action, Apply, Create, Delete, Desired, Plan, Scale, digest, plan
 from quire_operator.planner.revisions import from_object, revision_id

@@ -12,7 +12,8 @@ from fakes.routing import Client, until
 
 from quire_api import LLMDeployment
 from quire_api.errors import InvalidInput
-from quire_api.status import AutoscalingStatus, DeploymentStatus, ScaleReason
+from quire_api.reasons import ScaleReason
+from quire_api.status import AutoscalingStatus, DeploymentStatus
 from quire_operator.asking import ask
 from quire_operator.cli import operator
 from quire_operator.planner.scaling import condition

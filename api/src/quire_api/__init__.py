@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from quire_api.deployment import API_VERSION, KIND, LLMDeployment
     from quire_api.engine import EngineConfig, EngineOptions
     from quire_api.errors import InvalidInput
-    from quire_api.status import Condition, ConditionType, DeploymentStatus, Reason
+    from quire_api.reasons import ConditionType, Reason
+    from quire_api.status import Condition, DeploymentStatus
 
 __all__ = [
     "API_VERSION",
@@ -32,7 +33,8 @@ _HOME = {
     **dict.fromkeys(("API_VERSION", "KIND", "LLMDeployment"), "deployment"),
     **dict.fromkeys(("EngineConfig", "EngineOptions"), "engine"),
     **dict.fromkeys(("InvalidInput",), "errors"),
-    **dict.fromkeys(("Condition", "ConditionType", "DeploymentStatus", "Reason"), "status"),
+    **dict.fromkeys(("ConditionType", "Reason"), "reasons"),
+    **dict.fromkeys(("Condition", "DeploymentStatus"), "status"),
 }
 
 

@@ -17,8 +17,9 @@ from quire_api.crd import custom_resource_definition
 from quire_api.deployment import LLMDeployment, Spec
 from quire_api.engine import EngineConfig
 from quire_api.flags import FlagParser, add_flags, flag
+from quire_api.reasons import REASONS, SCALE_REASONS, ConditionType, Reason
 from quire_api.schema import structural
-from quire_api.status import REASONS, SCALE_REASONS, ConditionType, DeploymentStatus, Reason
+from quire_api.status import DeploymentStatus
 
 __all__ = ["main", "outputs"]
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from quire_api.deployment import LLMDeployment
-from quire_api.status import DeploymentStatus, ScaleReason
+from quire_api.reasons import ScaleReason
+from quire_api.status import DeploymentStatus
 from quire_operator.asking import ask
 from quire_operator.planner.autoscale import ScaleDecision, decide
 from quire_operator.planner.demand import EngineLoad, Look

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quire_api.errors import InvalidInput
-from quire_api.status import ConditionType
+from quire_api.reasons import ConditionType
 from quire_operator.backends.local import LocalBackend
 from quire_operator.local.control import ControlSocket
 from quire_operator.local.fit import available_bytes, misfits

@@ -8,7 +8,8 @@ from datetime import datetime
 
 from quire_api.base import seconds
 from quire_api.deployment import LLMDeployment
-from quire_api.status import SCALE_REASONS, DeploymentStatus
+from quire_api.reasons import SCALE_REASONS
+from quire_api.status import DeploymentStatus
 from quire_router.registry import Model, Scaling, Strategy
 
 __all__ = ["declared"]

@@ -99,7 +99,8 @@ def explain_(argv: list[str]) -> int:
     def run(arguments: Namespace) -> int:
         quire = find(arguments.state, f"kubectl describe llmd {arguments.name}")
         picture = quire.picture(arguments.name)
-        from quire_api.status import REASONS, DeploymentStatus
+        from quire_api.reasons import REASONS
+        from quire_api.status import DeploymentStatus
         from quire_operator.planner.explain import explain as explain_scaling
 
         reasons = {reason.value: (doc.meaning, doc.fix) for reason, doc in REASONS.items()}

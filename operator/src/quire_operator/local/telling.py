@@ -3,7 +3,8 @@
 import sys
 
 from quire_api.errors import InvalidInput
-from quire_api.status import ConditionType, DeploymentStatus
+from quire_api.reasons import ConditionType
+from quire_api.status import DeploymentStatus
 from quire_operator.reconcile import ResourceKey
 
 __all__ = ["Teller", "say"]

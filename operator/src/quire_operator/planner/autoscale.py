@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 
-from quire_api.status import ScaleReason
+from quire_api.reasons import ScaleReason
 from quire_operator.planner.demand import Look, Memory, Peak, capacity, mean_tokens, offered, remember
 
 __all__ = ["Inputs", "Policy", "ScaleDecision", "decide"]

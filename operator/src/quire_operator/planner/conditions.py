@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from quire_api.deployment import LLMDeployment
-from quire_api.status import REASONS, Condition, ConditionType, DeploymentStatus, Reason
+from quire_api.reasons import REASONS, ConditionType, Reason
+from quire_api.status import Condition, DeploymentStatus
 from quire_operator.planner.failures import lasting, passing, refusal, told
 from quire_operator.planner.observed import Instance, Observed, Workload
 

@@ -1,6 +1,7 @@
 """The status of an autoscaled resource in sentences, for `quire explain`. Pure; a line is for a terminal, without colour."""
 
-from quire_api.status import SCALE_REASONS, AutoscalingStatus, ConditionType, DeploymentStatus, ScaleEvent
+from quire_api.reasons import SCALE_REASONS, ConditionType
+from quire_api.status import AutoscalingStatus, DeploymentStatus, ScaleEvent
 
 __all__ = ["explain"]
 

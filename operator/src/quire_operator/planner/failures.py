@@ -9,7 +9,7 @@ Rule: who has a word of its own, the engine or the fetch, is quoted; where only 
 """
 
 from quire_api.fetching import FETCH_OUTCOMES
-from quire_api.status import REASONS, Reason
+from quire_api.reasons import REASONS, Reason
 from quire_operator.planner.observed import Failure
 
 __all__ = ["EXIT_CODES", "FETCHER", "PASSING", "lasting", "passing", "refusal", "told"]

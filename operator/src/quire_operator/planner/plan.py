@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 from quire_api.deployment import LLMDeployment
 from quire_api.errors import InvalidInput
+from quire_api.reasons import Reason
 from quire_api.rollout import RevisionStatus
-from quire_api.status import Child, DeploymentStatus, Reason
+from quire_api.status import Child, DeploymentStatus
 from quire_operator.planner.conditions import Verdict, judge, write_status
 from quire_operator.planner.fit import Room
 from quire_operator.planner.observed import Key, Manifest, Observed, digest, key_of

@@ -15,8 +15,9 @@ from hashlib import sha256
 from typing import Any
 
 from quire_api.deployment import LLMDeployment, Source
+from quire_api.reasons import Reason
 from quire_api.resolved import ModelStatus
-from quire_api.status import DeploymentStatus, Reason
+from quire_api.status import DeploymentStatus
 from quire_operator.planner.conditions import MESSAGE_MAX, Verdict
 from quire_operator.planner.failures import FETCHER, lasting, passing, told
 from quire_operator.planner.fit import Room, misfit, need_of

@@ -19,8 +19,9 @@ from typing import Any
 
 from quire_api.base import seconds
 from quire_api.deployment import LLMDeployment
+from quire_api.reasons import ConditionType, Reason
 from quire_api.rollout import FailedRevision, RevisionStatus
-from quire_api.status import Condition, ConditionType, Reason
+from quire_api.status import Condition
 from quire_operator.planner.conditions import Verdict, trouble
 from quire_operator.planner.observed import Instance, Manifest, Observed, Revision
 from quire_operator.planner.revisions import as_object, edit_digest, revision_id, wanted

@@ -5,16 +5,8 @@ Rule: one writer. In mode Builtin the operator decides and never touches `spec.r
 
 from quire_api.base import seconds
 from quire_api.deployment import LLMDeployment
-from quire_api.status import (
-    AutoscalingStatus,
-    Condition,
-    ConditionType,
-    DeploymentStatus,
-    Reason,
-    ScaleEvent,
-    ScaleInputs,
-    ScaleReason,
-)
+from quire_api.reasons import ConditionType, Reason, ScaleReason
+from quire_api.status import AutoscalingStatus, Condition, DeploymentStatus, ScaleEvent, ScaleInputs
 from quire_operator.planner.autoscale import Inputs, Policy, ScaleDecision
 from quire_operator.planner.demand import Memory
 

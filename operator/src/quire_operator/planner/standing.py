@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 from quire_api.deployment import LLMDeployment
-from quire_api.status import Condition, ConditionType, Reason
+from quire_api.reasons import ConditionType, Reason
+from quire_api.status import Condition
 from quire_operator.planner.conditions import OF_A_VERDICT, Verdict, trouble
 from quire_operator.planner.observed import Observed
 
