@@ -29,6 +29,14 @@ class Handle:
             path.unlink(missing_ok=True)
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
         self.fd = os.open(path, flags, 0o644)
+        self._lock = threading.Lock()
+
+    def write(self, view: memoryview, offset: int) -> None:
+        """One thread at a time: the kernel lets no more of them into a file either, and has the others spin."""
+        with self._lock:
+            while view:
+                count = os.pwrite(self.fd, view, offset)
+                view, offset = view[count:], offset + count
 
     def __del__(self) -> None:
         if hasattr(self, "fd"):

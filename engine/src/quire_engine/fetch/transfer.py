@@ -284,7 +284,7 @@ class _Transfer:
                 count = answer.read_into(buffer[: min(BUFFER, end - start)])
                 if count == 0:
                     raise Broken(f"{file.remote.path} was cut after {start:,} of {file.size:,} bytes")
-                _write(handle.fd, buffer[:count], start)
+                handle.write(buffer[:count], start)
                 if not file.has(attempt, start, start + count):
                     return None, None, ""
                 start += count
@@ -343,12 +343,6 @@ def _give_way() -> None:
     cores are few its hasher would be the one that falls behind."""
     if sys.platform == "linux":  # where it is for this thread alone
         os.nice(NICE)
-
-
-def _write(fd: int, view: memoryview, offset: int) -> None:
-    while view:
-        count = os.pwrite(fd, view, offset)
-        view, offset = view[count:], offset + count
 
 
 def _of_the_disk(error: OSError) -> FetchFailure:
