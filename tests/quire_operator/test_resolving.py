@@ -328,6 +328,58 @@ def test_on_a_cpu_the_limit_of_the_container_is_what_there_is() -> None:
     assert "Create Deployment" not in names(decided)
 
 
+def rolled_out(world: World) -> str:
+    """The revision that the Deployment was given last, which now is what runs."""
+    template = world.manifests[Key("Deployment", "good")]["spec"]["template"]
+    live = template["metadata"]["labels"]["quire.dev/revision"]
+    world.observed = replace(world.observed, workload=replace(SERVING, revision=live))
+    return str(live)
+
+
+def test_what_has_not_proved_good_goes_back_when_another_source_is_asked_for() -> None:
+    """Its deadline would never come."""
+    world = resolved(resource())
+    good_one = rolled_out(world)
+    world.turn(resource())
+    world.turn(resource(spec__engine={"maxNumSeqs": 7}))
+    bad_one = rolled_out(world)
+    world.observed = replace(world.observed, workload=replace(world.observed.workload, ready=0, updated_ready=0))
+
+    asked = world.turn(resource("hf://acme/other"))
+
+    assert bad_one != good_one
+    assert reason(asked) == ("Resolving", "Reconciling")
+    assert "Apply Deployment" in names(asked)
+    assert rolled_out(world) == good_one
+    assert "Apply Deployment" not in names(world.turn(resource("hf://acme/other")))
+
+
+def test_a_source_that_has_moved_is_another_revision() -> None:
+    world, there, away = resolved(resource()), resource(), resource("builtin://quire-tiny")
+    world.turn(there)
+    first = rolled_out(world)
+    for _ in range(2):
+        world.turn(away)
+        rolled_out(world)
+
+    world.turn(there)
+    world.end(answer=ANSWER.replace("c0ffee", "facade"))
+    for _ in range(2):
+        world.turn(there)
+
+    assert rolled_out(world) != first
+    assert world.fetcher[2] == "hf://acme/model@facade"
+
+
+def test_who_is_suspended_is_asked_nothing() -> None:
+    world = World()
+
+    decided = world.turn(resource(spec__suspend=True))
+
+    assert "Create Job" not in names(decided)
+    assert reason(decided) == ("Suspended", "")
+
+
 TO_TOOLS = {"": "Current", "Reconciling": "InProgress", "Stalled": "Failed"}
 EVENTS = st.lists(
     st.one_of(

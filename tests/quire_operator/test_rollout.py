@@ -289,6 +289,20 @@ def test_paused_nothing_moves_and_unpaused_it_goes_on() -> None:
     assert all(cluster.available)
 
 
+def test_pausing_alone_makes_a_roll_out_that_has_begun_stand_still() -> None:
+    cluster = serving(replicas=3)
+    cluster.apply(resource("never:2", replicas=3))
+    cluster.run(3)
+
+    cluster.apply(resource("never:2", replicas=3, spec__paused=True))
+    cluster.run(10 * DEADLINE_S)
+
+    assert cluster.objects["Deployment", "good"]["spec"]["paused"] is True
+    assert cluster.said("Stalled") == "True/Paused"
+    assert cluster.rolled == ["good:1", "never:2"]
+    assert all(cluster.available)
+
+
 def test_paused_at_rest_is_ready_and_the_deadline_begins_anew_afterwards() -> None:
     cluster = serving()
     cluster.apply(resource(spec__paused=True))

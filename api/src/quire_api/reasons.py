@@ -226,22 +226,22 @@ REASONS: dict[Reason, ReasonDoc] = {
         "Correct `spec.image`, or name a pull secret of this namespace in `spec.podTemplate.spec.imagePullSecrets`.",
     ),
     Reason.IMAGE_UNUSABLE: ReasonDoc(
-        (_READY, _STALLED),
+        (_READY, _STALLED, _DEGRADED),
         "The image is there, but no container can be made of it: it has no `quire`, or wants to be root.",
         "Correct `spec.image`: Dockerfile.engine makes such an image.",
     ),
     Reason.REFERENCE_NOT_FOUND: ReasonDoc(
-        (_READY, _STALLED),
+        (_READY, _STALLED, _DEGRADED),
         "The pod names a Secret, a ConfigMap, a key of one, or a ServiceAccount which does not exist in its namespace.",
         "Create it, or correct its name in `spec.model.source.secretRef` or `spec.podTemplate`. It is tried again by itself.",
     ),
     Reason.QUOTA_EXCEEDED: ReasonDoc(
-        (_READY, _STALLED),
+        (_READY, _STALLED, _DEGRADED),
         "The namespace's ResourceQuota has no room for the pods.",
         "Raise the quota, lower `spec.replicas`, or give room elsewhere in the namespace. It is tried again by itself.",
     ),
     Reason.POD_REFUSED: ReasonDoc(
-        (_READY, _STALLED),
+        (_READY, _STALLED, _DEGRADED),
         "The API server will not have the pods: Pod Security, a LimitRange, an admission webhook.",
         "Mend what the message names, most often in `spec.podTemplate`. It is tried again by itself.",
     ),

@@ -250,6 +250,8 @@ def _target(key: ResourceKey, store: Store) -> Target | None:
     if deployment.spec.autoscaling.mode != "Builtin":
         return None
     workload = next((d for d in store.children(key, "Deployment") if d["metadata"]["name"] == key.name), None)
+    if workload is None:
+        return None
     pods = pods_of_role(store.children(key, "Pod"), ENGINE)
     return Target(
         key=key,

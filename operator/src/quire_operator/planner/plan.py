@@ -7,7 +7,7 @@ Rules: a bad resource is a condition and no action; so is a name that somebody e
 gives the same plan, and a plan that was carried out leaves nothing to do (property-tested).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from quire_api.deployment import LLMDeployment
@@ -19,7 +19,7 @@ from quire_operator.planner.conditions import Verdict, judge, write_status
 from quire_operator.planner.fit import Room
 from quire_operator.planner.observed import Key, Manifest, Observed, digest, key_of
 from quire_operator.planner.resolving import Held, hold, pin_of
-from quire_operator.planner.rollout import Roll, frozen, roll_out
+from quire_operator.planner.rollout import Roll, frozen, roll_out, strategy
 from quire_operator.planner.scaling import condition, replicas, tell
 from quire_operator.planner.standing import available, degraded, with_standing
 from quire_operator.render.weights import pinned
@@ -106,10 +106,12 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
         verdict = Verdict.working(Reason.STARTING, "waiting until what a deleted resource of this name left is gone")
         return Plan(actions=(), status=write_status(standing, verdict, generation, now), requeue_after=2.0)
     held = hold(deployment, desired.resolve, desired.room, observed, now)
-    roll = _roll(deployment, desired, observed, now) if held is None else None
+    roll = _roll(deployment, pin.revision if pin is not None else "", desired, observed, now) if held is None else None
     if roll is not None:
         desired = _of(roll, desired)
-    if taken := _taken(desired, observed, deployment.metadata.uid):
+    if held is not None:
+        held = replace(held, workload=_back(desired, standing, observed))
+    if taken := _taken((*desired.objects, *(held.jobs if held else ())), observed, deployment.metadata.uid):
         verdict = Verdict.stalled(Reason.NAME_CONFLICT, taken)
         status = write_status(standing, verdict, generation, now)
         return Plan(actions=(), status=status, requeue_after=RETRY_CONFLICT_S)
@@ -125,7 +127,7 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
     prevails = held.verdict if held is not None else roll.verdict if roll is not None else None
     verdict = prevails or judge(deployment, observed, pending, steady)
     if deployment.spec.paused:
-        actions = _pause(actions, desired, observed) if roll is not None else []
+        actions = _pause(actions, desired, observed) if desired.keeps_revisions else []
         verdict = verdict if verdict.ready == "True" else Verdict.paused(verdict.message)
     conditions = (
         available(deployment, observed),
@@ -135,7 +137,7 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
     )
     facts = DeploymentStatus(
         url=desired.url,
-        image=desired.image,
+        image=standing.image or desired.image if held is not None else desired.image,
         model_name=deployment.model_names[0],
         selector=",".join(f"{k}={v}" for k, v in sorted(_selector(desired).items())),
         replicas=workload.replicas,
@@ -167,11 +169,11 @@ def _scaled(deployment: LLMDeployment, observed: Observed, now: str) -> tuple[LL
     return deployment.model_copy(update={"spec": spec}), status.model_copy(update={"autoscaling": told})
 
 
-def _roll(deployment: LLMDeployment, desired: Desired, observed: Observed, now: str) -> Roll | None:
+def _roll(deployment: LLMDeployment, pin: str, desired: Desired, observed: Observed, now: str) -> Roll | None:
     """None where revisions are not kept."""
     if not desired.keeps_revisions:
         return None
-    return roll_out(deployment, next(filter(_scalable, desired.objects)), observed, now)
+    return roll_out(deployment, pin, next(filter(_scalable, desired.objects)), observed, now)
 
 
 def _at_rest(standing: DeploymentStatus, desired: Desired) -> RevisionStatus | None:
@@ -179,6 +181,18 @@ def _at_rest(standing: DeploymentStatus, desired: Desired) -> RevisionStatus | N
     if not desired.keeps_revisions or standing.revision is None:
         return None
     return standing.revision.model_copy(update={"since": ""})
+
+
+def _back(desired: Desired, standing: DeploymentStatus, observed: Observed) -> Manifest | None:
+    """The workload with the last good template, while engines are held and another one is live: nobody asks for that one any
+    more, and no clock would end it."""
+    workload, last_good = observed.workload, standing.revision.last_good if standing.revision is not None else ""
+    good = next((revision for revision in observed.history if revision.id == last_good), None)
+    if good is None or workload.revision in ("", good.id):
+        return None
+    manifest = next(filter(_scalable, desired.objects))
+    spec = {"strategy": strategy(1 if workload.unavailable else 0), "template": good.template}
+    return {**manifest, "spec": {**manifest["spec"], **spec}}
 
 
 def _of(roll: Roll, desired: Desired) -> Desired:
@@ -189,7 +203,8 @@ def _of(roll: Roll, desired: Desired) -> Desired:
 
 def _pause(actions: list[Action], desired: Desired, observed: Observed) -> list[Action]:
     """Nothing but what makes a roll-out that has begun stand still."""
-    if not actions or observed.workload.paused:
+    moving = not observed.workload.current or observed.workload.replicas != observed.workload.updated
+    if observed.workload.paused or not (actions or moving):
         return []
     workload = next(filter(_scalable, desired.objects))
     still = frozen(workload, observed)
@@ -199,15 +214,15 @@ def _pause(actions: list[Action], desired: Desired, observed: Observed) -> list[
 def diff(desired: Desired, observed: Observed, uid: str, held: Held | None = None) -> list[Action]:
     """Create what is missing, apply what differs, set the scale, delete what is no longer wanted; in that order.
 
-    While engines are held they are scaled, and nothing else; Jobs are made and never changed.
+    While engines are held they are scaled, and nothing else unless `held` says so; Jobs are made and never changed.
 
     Only what the resource controls is deleted: copies of our labels on somebody else's object make it not ours.
     """
     actions: list[Action] = []
-    wanted = {key_of(manifest): manifest for manifest in (*desired.objects, *(held.jobs if held else ()))}
+    wanted = {key_of(manifest): manifest for manifest in (*desired.objects, *(held.objects if held else ()))}
     for key, manifest in wanted.items():
         state = observed.objects.get(key)
-        stays = held is not None and _scalable(manifest)
+        stays = held is not None and held.workload is None and _scalable(manifest)
         if state is None and not stays:
             actions.append(Create(key, manifest))
         elif state is not None and not stays and key.kind != "Job" and state.applied != digest(manifest):
@@ -241,9 +256,9 @@ def _selector(desired: Desired) -> dict[str, str]:
     return {}
 
 
-def _taken(desired: Desired, observed: Observed, uid: str) -> str | None:
+def _taken(manifests: Iterable[Manifest], observed: Observed, uid: str) -> str | None:
     """The sentence about the first name that is somebody else's."""
-    for manifest in desired.objects:
+    for manifest in manifests:
         key = key_of(manifest)
         state = observed.objects.get(key)
         if key in observed.conflicts or (state is not None and state.owner_uid != uid):

@@ -38,8 +38,13 @@ class Held:
 
     verdict: Verdict
     jobs: tuple[Manifest, ...] = ()  # that are to be there
+    workload: Manifest | None = None  # what engines go back to meanwhile
     pin: ModelStatus | None = None  # the answer, to be written before anything is made of it
     requeue_after: float | None = None
+
+    @property
+    def objects(self) -> tuple[Manifest, ...]:
+        return self.jobs if self.workload is None else (self.workload, *self.jobs)
 
 
 def pin_of(deployment: LLMDeployment, status: DeploymentStatus | None) -> ModelStatus | None:
@@ -56,10 +61,23 @@ def hold(
     if job is None:
         return None
     pin = pin_of(deployment, observed.status)
+    if deployment.spec.suspend and pin is None:
+        return Held(verdict=_suspended(observed))
     if pin is None:
         return _resolving(deployment.spec.model.source, job, observed.jobs, now)
     words = misfit(need_of(deployment.spec.engine, pin.footprint), room) if room is not None else None
-    return Held(verdict=Verdict.stalled(Reason.DOES_NOT_FIT, words)) if words is not None else None
+    if words is None:
+        return None
+    return Held(
+        verdict=_suspended(observed) if deployment.spec.suspend else Verdict.stalled(Reason.DOES_NOT_FIT, words)
+    )
+
+
+def _suspended(observed: Observed) -> Verdict:
+    """Nobody is asked for what nobody wants now."""
+    if observed.workload.replicas:
+        return Verdict.working(Reason.SCALING, f"spec.suspend is true; {observed.workload.replicas} engines still run")
+    return Verdict.serving(Reason.SUSPENDED, "spec.suspend is true: set it to false to serve")
 
 
 def _resolving(source: Source, job: Manifest, jobs: tuple[ResolveJob, ...], now: str) -> Held:

@@ -26,15 +26,19 @@ def revision_id(template: Manifest) -> str:
 
 
 def edit_digest(deployment: LLMDeployment) -> str:
-    """Another one for every edit that a person makes; `replicas` is what autoscalers write."""
-    return digest(deployment.spec.model_dump(mode="json", exclude_defaults=True, exclude={"replicas"}))[:SHORT]
+    """Another one for every edit that may mend a revision: not of `replicas`, which autoscalers write, nor of what only stops it."""
+    parts = deployment.spec.model_dump(mode="json", exclude_defaults=True, exclude={"replicas", "suspend", "paused"})
+    return digest(parts)[:SHORT]
 
 
 def wanted(
-    deployment: LLMDeployment, template: Manifest, history: Mapping[str, Revision], last_good: str
+    deployment: LLMDeployment, pin: str, template: Manifest, history: Mapping[str, Revision], last_good: str
 ) -> tuple[Revision, bool]:
-    """The revision that the spec asks for, and whether `template`, which is what would be made of it now, is another one."""
-    spec, fresh = _spec_digest(deployment), revision_id(template)
+    """The revision that the spec asks for, and whether `template`, which is what would be made of it now, is another one.
+
+    `pin` is what its source means now; empty where it can mean but one thing.
+    """
+    spec, fresh = _spec_digest(deployment, pin), revision_id(template)
     made_for_it = [r for r in history.values() if r.spec == spec]
     if made_for_it and not deployment.wants_upgrade:
         found = max(made_for_it, key=lambda r: (r.id == last_good, r.number))
@@ -70,7 +74,7 @@ def from_object(live: Mapping[str, Any]) -> Revision | None:
     return Revision(id=revision_id(template), number=live.get("revision", 0), spec=spec, template=template)
 
 
-def _spec_digest(deployment: LLMDeployment) -> str:
+def _spec_digest(deployment: LLMDeployment, pin: str) -> str:
     """Of what pods are made of. Defaults are left out, so that an option which is new to the operator changes nothing."""
     parts = deployment.spec.model_dump(mode="json", exclude_defaults=True, exclude=NOT_IN_PODS)
-    return digest(parts)[:SHORT]
+    return digest({**parts, "pin": pin} if pin else parts)[:SHORT]

@@ -23,6 +23,7 @@ from quire_api.reasons import ConditionType, Reason
 from quire_api.rollout import FailedRevision, RevisionStatus
 from quire_api.status import Condition
 from quire_operator.planner.conditions import Verdict, trouble
+from quire_operator.planner.failures import refusal
 from quire_operator.planner.observed import Instance, Manifest, Observed, Revision
 from quire_operator.planner.revisions import as_object, edit_digest, revision_id, wanted
 
@@ -50,18 +51,18 @@ def strategy(unavailable: int) -> dict[str, Any]:
     return {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}}
 
 
-def roll_out(deployment: LLMDeployment, workload: Manifest, observed: Observed, now: str) -> Roll:
+def roll_out(deployment: LLMDeployment, pin: str, workload: Manifest, observed: Observed, now: str) -> Roll:
     """`workload` is the Deployment as it would be rendered now; `deployment` has as many replicas as are wanted now."""
     history = {revision.id: revision for revision in observed.history}
     before = (observed.status.revision if observed.status is not None else None) or RevisionStatus()
-    asked, newer = wanted(deployment, workload["spec"]["template"], history, before.last_good)
+    asked, newer = wanted(deployment, pin, workload["spec"]["template"], history, before.last_good)
     status = _follow(deployment, asked, before, observed, now)
     left = None if status.failed is not None else _left(deployment, status, observed, now)
     overdue = left is not None and left <= 0
     giving_up = overdue and deployment.spec.rollout.auto_rollback and status.last_good in history
     if giving_up:
         status, overdue = _give_up(deployment, status, observed), False
-    target = asked if giving_up or status.failed is None else history[status.last_good]
+    target = asked if giving_up or status.failed is None else history.get(status.last_good, asked)
     unavailable = _unavailable(deployment, target, status, before.last_good, observed, now)
     changes = {"strategy": strategy(unavailable), "template": target.template}
     last_good = [history[status.last_good]] if status.last_good in history and status.last_good != asked.id else []
@@ -163,7 +164,10 @@ def _unavailable(
 
 def _ages(observed: Observed, now: str) -> Iterator[float]:
     """For how long each new engine has had no place, while there are old ones that could make room."""
-    if observed.workload.replicas > observed.workload.updated:
+    workload = observed.workload
+    if workload.replicas > workload.updated:
+        if workload.current and workload.refused and refusal(workload.refused) is Reason.QUOTA_EXCEEDED:
+            yield ROOM_AFTER_S  # there is no pod that could say since when
         for instance in observed.instances:
             if instance.current and instance.no_place is not None:
                 yield _moment(now) - _moment(instance.no_place.since)
