@@ -6,7 +6,7 @@ import tempfile
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the oracle loads from disk; no test asks a hub
-os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton: kernels for GPUs run here, as Python
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton: kernels for GPUs run here, as Python
 os.environ["QUIRE_STATE"] = tempfile.mkdtemp(prefix="quire-test-state-")  # never the user's own
 
 

@@ -47,11 +47,22 @@ class Compiler:
         given = dict(zip(kernel.arg_names, arguments, strict=False)) | named
         constants = {p.name: given[p.name] for p in kernel.params if p.is_constexpr}
         signature = {p.name: "constexpr" if p.is_constexpr else type_of(given[p.name]) for p in kernel.params}
-        key = f"{kernel.__name__} {signature} {constants}"
+        attributes = {}
+        for index, parameter in enumerate(kernel.params):  # as a launch does: what is 1, or a multiple of 16, is known
+            name, value = parameter.name, given[parameter.name]
+            if signature[name] == "i32" and parameter.do_not_specialize:
+                continue
+            if signature[name] == "i32" and value == 1:
+                signature[name], constants[name] = "constexpr", 1
+            elif signature[name].startswith("*") or (signature[name] == "i32" and value % 16 == 0):
+                attributes[(index,)] = [["tt.divisibility", 16]]
+        key = f"{kernel.__name__} {signature} {constants} {attributes}"
         if key in self.seen:
             return
         self.seen.add(key)
-        compiled = triton.compile(ASTSource(kernel, signature, constants), target=self.target, options=options)
+        compiled = triton.compile(
+            ASTSource(kernel, signature, constants, attributes), target=self.target, options=options
+        )
         spilled = self.spilled(compiled.asm["ptx"])
         print(
             json.dumps({"kernel": kernel.__name__, "shared": compiled.metadata.shared, "spilled": spilled}), flush=True
@@ -87,6 +98,9 @@ def main() -> None:
         form = ATTENTION_FORMS[name]
         heads = form.heads + 2 * form.kv_heads
         cache, batch = empty_cache(80, 16, form, dtype), batch_of(16, ([*range(70)], 900, 1), ([70, 71], 0, 20))
+        alone = batch_of(16, ([*range(70)], 900, 1))
+        query = ops.store_kv(torch.zeros(1, heads * form.head_dim, dtype=dtype), form, cache, alone)
+        ops.attention(query, form, cache, alone)
         query = ops.store_kv(torch.zeros(21, heads * form.head_dim, dtype=dtype), form, cache, batch)
         ops.attention(query, form, cache, batch)
 

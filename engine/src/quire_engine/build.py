@@ -269,9 +269,12 @@ def _best_ops(device: torch.device, dtype: torch.dtype) -> Ops:
         try:
             from quire_engine.ops.triton import triton_ops  # half a second that a CPU need not wait for
 
-            return triton_ops()
-        except ImportError as error:
-            log.warning("no Triton (%s): plain torch computes, several times slower", error)
+            ops = triton_ops()
+            ops.best(torch.zeros(1, 1, device=device))  # it needs a C compiler, Python's headers, a folder to write to
+            return ops
+        except Exception as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            log.warning("no Triton (%s): plain torch computes, several times slower", why)
     return reference_ops()
 
 

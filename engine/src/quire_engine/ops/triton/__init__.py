@@ -4,8 +4,8 @@ Products of matrices stay with torch, whose library is at the hardware's limit; 
 fused to one reading of its rows. Nothing here waits for the device: grids are bounded by shapes, and which sequence a
 program works for it looks up there.
 
-A result does not depend on the batch: a row of a norm is one program's, and attention divides a context by a fixed
-number of tokens (attend.py).
+A result of these does not depend on the batch: a row of a norm is one program's, and attention divides a context by a
+fixed number of tokens (attend.py). Of torch's products that cannot be said: their library chooses by the number of rows.
 """
 
 from quire_engine.ops import Ops

@@ -28,6 +28,7 @@ __all__ = ["attention"]
 SPLIT = 512  # tokens of a context; a result depends on it
 LEAST_ROWS = 16  # of a tile: what a tensor core takes
 PREFILL_ROWS = 64
+AT_ONCE = tl.constexpr(16)  # splits that are merged
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -39,7 +40,7 @@ def attention(query: Tensor, form: AttentionForm, cache: LayerCache, batch: Forw
     group = form.heads // form.kv_heads
     out = torch.empty_like(query)
     page = keys.shape[2]
-    block = triton.next_power_of_2(dim)
+    block = max(16, triton.next_power_of_2(dim))  # what a tensor core takes
     most = triton.cdiv(table_width * page, SPLIT)
     places = (batch.query_start, batch.context_len, batch.block_tables, batch.block_tables.stride(0))
     shape = {"HEADS": heads, "KV_HEADS": form.kv_heads, "GROUP": group, "DIM": dim, "BLOCK": block, "PAGE": page}
@@ -54,14 +55,14 @@ def attention(query: Tensor, form: AttentionForm, cache: LayerCache, batch: Forw
     sums = query.new_empty((chunks, most, heads, dim) if most > 1 else 1, dtype=torch.float32)
     tops = query.new_empty((2, chunks, most, heads) if most > 1 else 1, dtype=torch.float32)
     _decode[(chunks, form.kv_heads, most)](
-        query, keys, values, out, sums, tops, *places, *numbers, chunks,
-        **shape, **flags, SPLIT=SPLIT, MOST=most, ROWS=max(LEAST_ROWS, triton.next_power_of_2(group)),
+        query, keys, values, out, sums, tops, *places, *numbers, chunks, most,
+        **shape, **flags, SPLIT=SPLIT, ROWS=max(LEAST_ROWS, triton.next_power_of_2(group)),
         COLUMNS=columns, num_warps=4, num_stages=2,
     )  # fmt: skip
     if most > 1:
         _merge[(chunks, heads)](
-            sums, tops, out, batch.query_start, batch.context_len, chunks,
-            HEADS=heads, DIM=dim, BLOCK=block, SPLIT=SPLIT, MOST=most, num_warps=2,
+            sums, tops, out, batch.query_start, batch.context_len, chunks, most,
+            HEADS=heads, DIM=dim, BLOCK=block, SPLIT=SPLIT, WINDOW=form.window or 0, num_warps=2,
         )  # fmt: skip
     if tokens > chunks:
         at_once = max(1, PREFILL_ROWS // (1 + wide) // triton.next_power_of_2(group))
@@ -115,13 +116,13 @@ def _attend(
     return sums, top, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks", "most", "table_stride"])  # they change with every step
 def _decode(
     query_at, keys_at, values_at, out_at, sums_at, tops_at, query_start, context_len, tables, table_stride,
-    scale, softcap, chunks,
+    scale, softcap, chunks, most,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
     PAGE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr,
-    SPLIT: tl.constexpr, MOST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    SPLIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     chunk, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     token = tl.load(query_start + chunk).to(tl.int64)
@@ -133,6 +134,8 @@ def _decode(
         return
     if WINDOW > 0:
         begin = tl.maximum(begin, context - WINDOW)
+        if begin >= end:
+            return
     row, d = tl.arange(0, ROWS), tl.arange(0, BLOCK)
     head = kv_head * GROUP + row
     full = (row < GROUP)[:, None] & (d < DIM)[None, :]
@@ -145,17 +148,17 @@ def _decode(
     )  # fmt: skip
     if context <= SPLIT:
         tl.store(out_at + at, (sums / total[:, None]).to(out_at.dtype.element_ty), mask=full)
-    elif MOST > 1:
-        place = (chunk.to(tl.int64) * MOST + split) * HEADS + head
+    else:
+        place = (chunk.to(tl.int64) * most + split) * HEADS + head
         tl.store(sums_at + place[:, None] * DIM + d[None, :], sums, mask=full)
         tl.store(tops_at + place, top, mask=row < GROUP)
-        tl.store(tops_at + chunks.to(tl.int64) * MOST * HEADS + place, total, mask=row < GROUP)
+        tl.store(tops_at + chunks.to(tl.int64) * most * HEADS + place, total, mask=row < GROUP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks", "most"])
 def _merge(
-    sums_at, tops_at, out_at, query_start, context_len, chunks,
-    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr, MOST: tl.constexpr,
+    sums_at, tops_at, out_at, query_start, context_len, chunks, most,
+    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     chunk, head = tl.program_id(0), tl.program_id(1)
     token = tl.load(query_start + chunk).to(tl.int64)
@@ -166,19 +169,27 @@ def _merge(
     sums = tl.zeros([BLOCK], tl.float32)
     top = float("-inf")
     total = 0.0
-    for split in range(tl.cdiv(context, SPLIT)):
-        place = (chunk.to(tl.int64) * MOST + split) * HEADS + head
-        theirs = tl.load(tops_at + place)
-        if theirs > float("-inf"):  # else it lies before the window
-            higher = tl.maximum(top, theirs)
-            before, now = tl.exp2(top - higher), tl.exp2(theirs - higher)
-            sums = sums * before + tl.load(sums_at + place * DIM + d, mask=d < DIM, other=0.0) * now
-            total = total * before + tl.load(tops_at + chunks.to(tl.int64) * MOST * HEADS + place) * now
-            top = higher
+    begin = 0
+    if WINDOW > 0:
+        begin = tl.maximum(0, context - WINDOW) // SPLIT
+    count = tl.cdiv(context, SPLIT)
+    for start in range(begin, count, AT_ONCE):
+        split = start + tl.arange(0, AT_ONCE)
+        there = split < count
+        place = (chunk.to(tl.int64) * most + split) * HEADS + head
+        theirs = tl.load(tops_at + place, mask=there, other=float("-inf"))
+        higher = tl.maximum(top, tl.max(theirs, 0))
+        before, now = tl.exp2(top - higher), tl.exp2(theirs - higher)
+        full = there[:, None] & (d < DIM)[None, :]
+        parts = tl.load(sums_at + place[:, None] * DIM + d[None, :], mask=full, other=0.0)
+        totals = tl.load(tops_at + chunks.to(tl.int64) * most * HEADS + place, mask=there, other=0.0)
+        sums = sums * before + tl.sum(parts * now[:, None], 0)
+        total = total * before + tl.sum(totals * now, 0)
+        top = higher
     tl.store(out_at + (token * HEADS + head) * DIM + d, (sums / total).to(out_at.dtype.element_ty), mask=d < DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks", "table_stride"])
 def _prefill(
     query_at, keys_at, values_at, out_at, query_start, context_len, tables, table_stride,
     scale, softcap, chunks,
