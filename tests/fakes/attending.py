@@ -25,6 +25,7 @@ def batch_of(block_size: int, *chunks: Chunk) -> ForwardBatch:
         ),
         query_start=torch.tensor([0, *(length for _, _, length in chunks)]).cumsum(0).int(),
         context_len=torch.tensor([start + length for _, start, length in chunks]).int(),
+        longest_single=max((start + 1 for _, start, length in chunks if length == 1), default=0),
         block_tables=torch.tensor([blocks + [10**6] * (width - len(blocks)) for blocks, _, _ in chunks]).int(),
         follow_rows=nothing,
         follow_slots=nothing,

@@ -42,6 +42,8 @@ from quire_engine.text.tokenizer import Tokenizer
 
 __all__ = ["BuiltEmbedder", "BuiltEngine", "build_embedder", "build_engine", "build_model"]
 
+COMPILES_ALL = 600  # tokens of the first prompt on a GPU: kernels for prompts, and for contexts in several parts
+
 log = logging.getLogger("quire.engine")
 
 Model = TypeVar("Model")
@@ -64,7 +66,8 @@ class BuiltEngine:
     def warm_up(self) -> None:
         """One real request through all of it, two steps: what is ready has computed tokens, and knows how long it takes."""
         params = TokenParams(max_tokens=2, min_tokens=2, temperature=0.0)
-        self.engine.add(Request(id=RequestId(-1), prompt=(0,), params=params))
+        length = 1 if self.device.type == "cpu" else max(1, min(COMPILES_ALL, self.max_model_len - 2))
+        self.engine.add(Request(id=RequestId(-1), prompt=(0,) * length, params=params))
         while self.engine.has_work:
             self.engine.step()
 

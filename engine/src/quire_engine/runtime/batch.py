@@ -29,6 +29,7 @@ class ForwardBatch:
     places: Tensor  # [T] int64: where each token's key and value go (kv_cache.py)
     query_start: Tensor  # [B + 1] int32
     context_len: Tensor  # [B] int32
+    longest_single: int  # context of the longest chunk of one token; 0: there is none
     block_tables: Tensor  # [B, most blocks of a chunk] int32, padded with whatever
     follow_rows: Tensor  # [F] int64: rows whose id is the last sampled one ...
     follow_slots: Tensor  # [F] int64: ... of these slots
@@ -79,6 +80,7 @@ class BatchBuilder:
             places=self._upload(places),
             query_start=self._upload(query_start.astype(np.int32)),
             context_len=self._upload(ends.astype(np.int32)),
+            longest_single=int(ends[lengths == 1].max(initial=0)),
             block_tables=self._upload(tables),
             follow_rows=self._upload(query_start[:-1][follows]),
             follow_slots=self._upload(slots[follows]),

@@ -10,8 +10,8 @@ their order (grid: chunk, query head).
 query_start[i] // TOKENS + i, which leaves some numbers to nobody and needs no count on the host; the last tiles, which
 see most, begin first.
 
-Both are launched for every chunk and return at once where the other one works. Contexts are bounded by the width of the
-block table, so that nothing has to be read back from the device.
+Both are launched for every chunk and return at once where the other one works. The longest context of a single token
+is known to the host, so that nothing has to be read back from the device.
 """
 
 import torch
@@ -36,12 +36,12 @@ def attention(query: Tensor, form: AttentionForm, cache: LayerCache, batch: Forw
     query = query.contiguous()
     keys, values = cache
     tokens, heads, dim = query.shape
-    chunks, table_width = batch.block_tables.shape
+    chunks = len(batch.block_tables)
     group = form.heads // form.kv_heads
     out = torch.empty_like(query)
     page = keys.shape[2]
     block = max(16, triton.next_power_of_2(dim))  # what a tensor core takes
-    most = triton.cdiv(table_width * page, SPLIT)
+    most = triton.cdiv(batch.longest_single, SPLIT)
     places = (batch.query_start, batch.context_len, batch.block_tables, batch.block_tables.stride(0))
     shape = {"HEADS": heads, "KV_HEADS": form.kv_heads, "GROUP": group, "DIM": dim, "BLOCK": block, "PAGE": page}
     flags = {
@@ -52,18 +52,19 @@ def attention(query: Tensor, form: AttentionForm, cache: LayerCache, batch: Forw
     wide = query.dtype is torch.float32
     columns = 64 // (1 + wide) // (1 + (block > 128))  # so that sums and scores stay in registers
 
-    sums = query.new_empty((chunks, most, heads, dim) if most > 1 else 1, dtype=torch.float32)
-    tops = query.new_empty((2, chunks, most, heads) if most > 1 else 1, dtype=torch.float32)
-    _decode[(chunks, form.kv_heads, most)](
-        query, keys, values, out, sums, tops, *places, *numbers, chunks, most,
-        **shape, **flags, SPLIT=SPLIT, ROWS=max(LEAST_ROWS, triton.next_power_of_2(group)),
-        COLUMNS=columns, num_warps=4, num_stages=2,
-    )  # fmt: skip
-    if most > 1:
-        _merge[(chunks, heads)](
-            sums, tops, out, batch.query_start, batch.context_len, chunks, most,
-            HEADS=heads, DIM=dim, BLOCK=block, SPLIT=SPLIT, WINDOW=form.window or 0, num_warps=2,
+    if most > 0:
+        sums = query.new_empty((chunks, most, heads, dim) if most > 1 else 1, dtype=torch.float32)
+        tops = query.new_empty((2, chunks, most, heads) if most > 1 else 1, dtype=torch.float32)
+        _decode[(chunks, form.kv_heads, most)](
+            query, keys, values, out, sums, tops, *places, *numbers, chunks, most,
+            **shape, **flags, SPLIT=SPLIT, ROWS=max(LEAST_ROWS, triton.next_power_of_2(group)),
+            COLUMNS=columns, num_warps=4, num_stages=2,
         )  # fmt: skip
+        if most > 1:
+            _merge[(chunks, heads)](
+                sums, tops, out, batch.query_start, batch.context_len, chunks, most,
+                HEADS=heads, DIM=dim, BLOCK=block, SPLIT=SPLIT, WINDOW=form.window or 0, num_warps=2,
+            )  # fmt: skip
     if tokens > chunks:
         at_once = max(1, PREFILL_ROWS // (1 + wide) // triton.next_power_of_2(group))
         _prefill[(tokens // at_once + chunks, form.kv_heads)](
