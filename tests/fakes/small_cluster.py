@@ -57,6 +57,7 @@ class Pod:
 @dataclass
 class SmallCluster:
     gpus: int = 8
+    quota: int = 1 << 20  # pods that the namespace may have
     fetches_s: int = 0  # for its weights, each pod that is made from now on
     loads_s: int = 5  # and then until it serves
     refuses: str = ""  # a kind that the API server does not let be applied
@@ -69,6 +70,7 @@ class SmallCluster:
     available: list[bool] = field(default_factory=list)  # at each second
     version: int = 0
     born: int = 0  # pods
+    over_quota: bool = False
 
     def __post_init__(self) -> None:
         self.start_operator()
@@ -203,6 +205,13 @@ class SmallCluster:
             "updatedReplicas": len(current),
             "availableReplicas": sum(p.ready(self.now) for p in active),
         }
+        if self.over_quota:
+            failure = {
+                "type": "ReplicaFailure",
+                "status": "True",
+                "message": "pods are forbidden: exceeded quota: gpus",
+            }
+            status["conditions"] = [failure]
         if deployment.get("status") != status:
             self._put({**copy.deepcopy(deployment), "status": status})
         for pod in self.pods:
@@ -216,7 +225,11 @@ class SmallCluster:
         old = sorted((p for p in self._active() if p.revision != revision), key=lambda p: p.ready(self.now))
         room = wanted + (rolling["maxSurge"] if old else 0) - len(new) - len(old)
         image = spec["template"]["spec"]["containers"][0]["image"]
+        self.over_quota = False
         for _ in range(min(wanted - len(new), room)):
+            if len(self.pods) >= self.quota:
+                self.over_quota = True
+                break
             self.born += 1
             self.pods.append(Pod(f"pod-{self.born}", revision, image, self.fetches_s, self.fetches_s + self.loads_s))
         for pod in sorted(new, key=lambda p: p.ready(self.now))[: max(0, len(new) - wanted)]:

@@ -272,6 +272,20 @@ def test_more_replicas_than_gpus_are_no_fault_of_a_revision() -> None:
     assert cluster.said("Reconciling") == "True/Unschedulable"
 
 
+def test_where_a_quota_has_no_room_an_old_engine_goes_first() -> None:
+    """The API server refuses the pod, so that there is none which has no place."""
+    cluster = serving()
+    cluster.quota = 2
+
+    cluster.apply(resource("good:2"))
+    cluster.run(DEADLINE_S)
+
+    assert cluster.rolled == ["good:1", "good:2"]
+    assert cluster.serving() == ["good:2"] * 2
+    assert all(cluster.available)
+    assert cluster.said("Ready") == "True/Serving"
+
+
 def test_paused_nothing_moves_and_unpaused_it_goes_on() -> None:
     cluster = serving()
     cluster.loads_s = 20
