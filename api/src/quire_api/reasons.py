@@ -253,7 +253,7 @@ REASONS: dict[Reason, ReasonDoc] = {
     Reason.ROLLED_BACK: ReasonDoc(
         (_READY, _STALLED, _PROGRESSING),
         "The revision which the spec asks for missed its deadline; the last good one serves.",
-        "Mend what the message names, and edit the spec: any change but one of `replicas` tries again.",
+        "Mend what the message names, and edit the spec: any change but one of `replicas`, `suspend` or `paused` tries again.",
     ),
     Reason.PAUSED: ReasonDoc(
         (_READY, _STALLED), "`spec.paused` is true, and changes wait.", "Set `spec.paused: false` to let them through."

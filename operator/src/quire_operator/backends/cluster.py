@@ -257,7 +257,7 @@ def _target(key: ResourceKey, store: Store) -> Target | None:
         key=key,
         deployment=deployment,
         status=_read_status(resource["status"]),
-        replicas=workload["spec"].get("replicas", 0) if workload is not None else 0,
+        replicas=workload["spec"].get("replicas", 0),
         ready={p["metadata"]["name"]: _main(p["status"]["podIP"]) for p in pods if _is_ready(p)},
     )
 

@@ -241,7 +241,7 @@ def _rolled_back(deployment: LLMDeployment, status: RevisionStatus) -> str:
     return (
         f"revision {failed.revision} had no engine more that serves for {deployment.spec.rollout.progress_deadline} "
         f"({failed.reason}: {failed.message}); rolled back to {status.last_good}. Mend that and edit the spec: "
-        "any change but one of replicas tries again"
+        "any change but one of replicas, suspend or paused tries again"
     )
 
 

@@ -3,7 +3,7 @@
 ServiceAccount         without a token: engines talk to no API server
 Service                one address for all that serve
 Service NAME-engines   headless: the address of each one
-NetworkPolicy          what the pods open is open to all, but the admin port, which is for the operator
+NetworkPolicy          the ports that the pods name are open to all, and nothing else
 PodDisruptionBudget    where there may be more than one; for one alone it would only hold up node drains
 """
 

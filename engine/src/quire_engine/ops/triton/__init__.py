@@ -8,6 +8,8 @@ A result of these does not depend on the batch: a row of a norm is one program's
 fixed number of tokens (attend.py). Of torch's products that cannot be said: their library chooses by the number of rows.
 """
 
+from dataclasses import replace
+
 from quire_engine.ops import Ops
 from quire_engine.ops.reference import reference_ops
 from quire_engine.ops.triton.attend import attention
@@ -19,11 +21,8 @@ __all__ = ["triton_ops"]
 
 
 def triton_ops() -> Ops:
-    torch_ops = reference_ops()
-    return Ops(
-        pack=torch_ops.pack,
-        linear=torch_ops.linear,
-        embed=torch_ops.embed,
+    return replace(
+        reference_ops(),
         rms_norm=rms_norm,
         add_rms_norm=add_rms_norm,
         layer_norm=layer_norm,
@@ -32,5 +31,4 @@ def triton_ops() -> Ops:
         store_kv=store_kv,
         attention=attention,
         best=best,
-        recorded=torch_ops.recorded,
     )

@@ -77,7 +77,7 @@ def attention(query: Tensor, form: AttentionForm, cache: LayerCache, batch: Forw
 
 @triton.jit
 def _attend(
-    query, keys_at, values_at, table, kv_head, positions, context, begin, end, scale, softcap,
+    query, keys_at, values_at, table, kv_head, positions, begin, end, scale, softcap,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, PAGE: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -144,7 +144,7 @@ def _decode(
     query = tl.load(query_at + at, mask=full, other=0.0)
     positions = tl.where(row < GROUP, context - 1, -1)
     sums, top, total = _attend(
-        query, keys_at, values_at, tables + chunk.to(tl.int64) * table_stride, kv_head, positions, context, begin, end,
+        query, keys_at, values_at, tables + chunk.to(tl.int64) * table_stride, kv_head, positions, begin, end,
         scale, softcap, KV_HEADS, DIM, BLOCK, PAGE, CAUSAL, WINDOW, CAPPED, PRECISION, ROWS, COLUMNS,
     )  # fmt: skip
     if context <= SPLIT:
@@ -231,7 +231,7 @@ def _prefill(
         if not CAUSAL:
             end = tl.minimum(context, highest + WINDOW - 1)
     sums, _, total = _attend(
-        query, keys_at, values_at, tables + chunk.to(tl.int64) * table_stride, kv_head, positions, context, begin, end,
+        query, keys_at, values_at, tables + chunk.to(tl.int64) * table_stride, kv_head, positions, begin, end,
         scale, softcap, KV_HEADS, DIM, BLOCK, PAGE, CAUSAL, WINDOW, CAPPED, PRECISION, ROWS, COLUMNS,
     )  # fmt: skip
     tl.store(out_at + at, (sums / total[:, None]).to(out_at.dtype.element_ty), mask=full)
