@@ -9,13 +9,13 @@ help: ## print this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 .PHONY: setup
-setup: .venv/installed ## make .venv, with everything at the versions of constraints.txt (about half a minute)
+setup: .venv/installed ## make .venv, with everything at the versions of constraints.txt (about a minute)
 
 .venv/installed: constraints.txt api/pyproject.toml engine/pyproject.toml router/pyproject.toml operator/pyproject.toml tests/requirements.txt
 	@scripts/system-packages.sh
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt --build-constraint constraints.txt $(DISTRIBUTIONS) -r tests/requirements.txt
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt --build-constraint constraints.txt $(DISTRIBUTIONS) -r tests/requirements.txt
 	@touch $@
 
 .PHONY: run

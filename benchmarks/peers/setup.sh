@@ -7,7 +7,7 @@ peers=benchmarks/peers
 
 test -x .venv-peers/bin/python || .venv/bin/uv venv --quiet --python .venv/bin/python .venv-peers
 CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL="${JOBS:-$(nproc)}" \
-  .venv/bin/uv pip install --python .venv-peers/bin/python --exclude-newer 2026-11-21 \
+  .venv/bin/uv pip install --compile-bytecode --python .venv-peers/bin/python --exclude-newer 2026-11-21 \
   --no-binary llama-cpp-python --overrides "$peers/overrides.txt" -r "$peers/requirements.txt"
 
 # vLLM finds its version, and that it runs on a CPU, in the metadata of a distribution named `vllm`.

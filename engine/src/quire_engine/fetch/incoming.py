@@ -19,6 +19,7 @@ from quire_engine.fetch.ranges import Ranges
 __all__ = ["BUFFER", "Handle", "Incoming", "version_of"]
 
 BUFFER = 1 << 20
+AT_ONCE = 32 << 10  # bytes of a write: the kernel takes memory in pieces as large, and large pieces it may have to make
 
 
 class Handle:
@@ -35,7 +36,7 @@ class Handle:
         """One thread at a time: the kernel lets no more of them into a file either, and has the others spin."""
         with self._lock:
             while view:
-                count = os.pwrite(self.fd, view, offset)
+                count = os.pwrite(self.fd, view[:AT_ONCE], offset)
                 view, offset = view[count:], offset + count
 
     def __del__(self) -> None:
@@ -167,6 +168,13 @@ class Incoming:
                 halt.check()
                 self.news.wait(0.5)
         return 0
+
+    def write_out(self) -> None:
+        """Have the disk take what is there, while more comes: the end has less to wait for."""
+        with self.news:
+            handle = self._handle
+        if handle is not None:
+            os.fsync(handle.fd)
 
     def settle(self) -> None:
         """On the disk, for good."""

@@ -173,6 +173,8 @@ class _Transfer:
             self._give_back(piece)
             if piece.file.size <= PIECE:
                 self._judge(piece.file)
+            else:
+                piece.file.write_out()
 
     def _take(self) -> Piece | None:
         with self._changed:

@@ -7,19 +7,14 @@ block * block_size + p % block_size. Blocks are copied and swapped whole, so tha
 one is the kernels' own affair.
 """
 
-import ctypes
-import mmap
-import sys
-
 import torch
 from torch import Tensor
 
 from quire_api.footprint import ModelShape
 from quire_engine.ops import LayerCache
+from quire_engine.runtime.pages import zeros
 
 __all__ = ["KVCache"]
-
-PAGE = 1 << 21  # bytes of a large one
 
 
 class KVCache:
@@ -36,11 +31,9 @@ class KVCache:
 
         def blocks(count: int, where: torch.device) -> Tensor:
             size = (shape.layers, 2, count, shape.kv_heads, block_size, shape.head_dim)
-            pinned = device.type == "cuda" and where != device
-            memory = torch.empty(size, dtype=dtype, device=where, pin_memory=pinned)
-            if where.type == "cpu":
-                _ask_for_large_pages(memory)  # before anything is written: a page is small or large from then on
-            return memory.zero_()
+            if device.type == "cpu":
+                return zeros(size, dtype, areas=2 * shape.layers)
+            return torch.zeros(size, dtype=dtype, device=where, pin_memory=where != device)
 
         self._data = blocks(num_blocks, device)
         self._host = blocks(num_host_blocks, torch.device("cpu"))
@@ -59,15 +52,6 @@ class KVCache:
 
     def swap_in(self, pairs: list[tuple[int, int]]) -> None:
         _move(self._host, self._data, pairs)
-
-
-def _ask_for_large_pages(tensor: Tensor) -> None:
-    """Blocks lie anywhere, and small pages are walked to one by one: attention took up to twice as long. A system that
-    has no large pages, or does not give them, loses nothing."""
-    start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
-    start, end = -(-start // PAGE) * PAGE, end // PAGE * PAGE
-    if sys.platform == "linux" and start < end:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_HUGEPAGE)
 
 
 def _move(source: Tensor, target: Tensor, pairs: list[tuple[int, int]]) -> None:
