@@ -9,6 +9,7 @@ from fakes.backend import UNREADY, Backend, chunked, events, plain
 from fakes.engines import engines
 from fakes.routing import Client, all_ready, route, run, until
 from fakes.serving import free_port
+from fakes.slow_line import SlowLine
 
 from quire_router import Router, Strategy
 
@@ -112,6 +113,55 @@ def test_the_streams_of_an_engine_that_stays_silent_are_ended(monkeypatch: pytes
 
             rest = await asyncio.wait_for(client.reader.readuntil(b"\r\n0\r\n\r\n"), 10)
             assert b"the engine does not answer in the middle of its answer" in rest
+
+        run(scenario)
+
+
+def test_behind_a_line_that_is_ten_seconds_slow_nothing_is_lost_while_another_engine_lives() -> None:
+    with engines(2, delay=1.0) as pair:
+
+        async def scenario(router: Router, port: int) -> None:
+            async with SlowLine(pair[0].address) as line:
+                route(router, line.address, pair[1].address)
+                await all_ready(port, 2)
+                clients = [await Client.connect(port) for _ in range(10)]
+                for client in clients:
+                    client.ask()
+                await until(lambda: router.demand()["m"].in_flight == 10)
+
+                line.latency_s = 10.0
+
+                answers = await asyncio.wait_for(asyncio.gather(*(client.answer() for client in clients)), 9)
+                assert [status for status, _, _ in answers] == [200] * 10
+                clients[0].ask()
+                assert (await clients[0].answer())[2] == b"e1"
+                line.latency_s = 0.0
+                await all_ready(port, 2)
+
+        run(scenario)
+
+
+def test_behind_a_line_that_is_ten_seconds_slow_the_only_engine_answers_nobody_and_everybody_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("quire_router.exchange.GIVE_UP_S", 2.0)
+    with engines(1, events=50, delay=0.1) as (engine,):
+
+        async def scenario(router: Router, port: int) -> None:
+            async with SlowLine(engine.address) as line:
+                route(router, line.address)
+                await all_ready(port, 1)
+                streaming, asking = await Client.connect(port), await Client.connect(port)
+                streaming.ask(stream=True)
+                await streaming.reader.readuntil(b'"n": 2')
+
+                line.latency_s = 10.0
+
+                rest = await asyncio.wait_for(streaming.reader.readuntil(b"\r\n0\r\n\r\n"), 9)
+                assert b"the engine does not answer in the middle of its answer" in rest
+                asking.ask()
+                line.latency_s = 0.0
+                assert (await asking.answer())[0] == 200
 
         run(scenario)
 
