@@ -12,9 +12,10 @@ from pydantic import Field
 
 from quire_api.base import Rule, Strict
 
-__all__ = ["BlockSize", "DType", "Device", "EngineConfig", "EngineOptions"]
+__all__ = ["BlockSize", "DType", "Device", "EngineConfig", "EngineOptions", "Quantization"]
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["auto", "awq", "gptq", "fp8", "compressed-tensors", "gguf"]
 Device = Literal["auto", "cpu", "cuda"]
 BlockSize = Literal[8, 16, 32]
 
@@ -26,6 +27,12 @@ class EngineOptions(Strict):
         "auto",
         description="Number format of weights and activations. `auto` takes the checkpoint's own.",
         examples=["bfloat16"],
+    )
+    quantization: Quantization = Field(
+        "auto",
+        description="The method by which the checkpoint is quantized: `auto` takes its own, if it has one; another than its own is refused. "
+        "Weights are dequantised while they are read: they need as much memory as plain ones.",
+        examples=["awq"],
     )
     max_model_len: int | None = Field(
         None,
