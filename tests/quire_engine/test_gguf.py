@@ -17,6 +17,11 @@ from fakes.logits import logits_of
 from gguf import GGUFValueType as Value
 
 from quire_engine.errors import ConfigFailure, EngineFailure, WeightsFailure
+from quire_engine.fetch.choose import Choice
+from quire_engine.fetch.errors import WeightsCorrupt
+from quire_engine.fetch.halt import Halt
+from quire_engine.fetch.local import verify_folder
+from quire_engine.fetch.resolving import resolve_line
 from quire_engine.gguf.container import gguf_file
 from quire_engine.layers.rotary import rotary_table
 from quire_engine.locate import locate_model
@@ -184,6 +189,27 @@ def test_the_tokenizer_is_the_one_beside_the_file(saved: Any) -> None:
 
     (file.parent / "tokenizer.json").write_bytes((tiny_folder() / "tokenizer.json").read_bytes())
     assert Tokenizer(file, 128).encode("a", add_special_tokens=False)
+
+
+def test_its_footprint_is_known_before_an_engine_starts(saved: Any) -> None:
+    """Of the dequantised model: 2 bytes a number, though a file of Q8_0 has little more than one."""
+    folder, oracle = saved("llama", "Q8_0")
+
+    told = [json.loads(resolve_line(str(place), Choice(), Halt())) for place in (folder / "model.gguf", folder)]
+
+    assert told[0]["weightBytes"] == told[1]["weightBytes"] == 2 * oracle.num_parameters()
+    assert told[0]["bytes"] == (folder / "model.gguf").stat().st_size
+
+
+def test_a_file_that_was_cut_is_found_by_verifying(saved: Any, tmp_path: Path) -> None:
+    data = (saved("llama", "Q8_0")[0] / "model.gguf").read_bytes()
+    (tmp_path / "model.gguf").write_bytes(data)
+    verify_folder(tmp_path, hashes=True)
+
+    (tmp_path / "model.gguf").write_bytes(data[:-100])
+
+    with pytest.raises(WeightsCorrupt, match="damaged or cut short"):
+        verify_folder(tmp_path, hashes=True)
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
