@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from quire_engine.errors import ConfigFailure
-from quire_engine.quant.packed import FLOATS, group_count, number, unpacked
+from quire_engine.quant.packed import FLOATS, dequantised, group_count, number
 from quire_engine.quant.stored import Derived, Parts, Scheme, Stored, expect, modules, part
 
 __all__ = ["awq"]
 
 OUTPUT_OF = (0, 2, 4, 6, 1, 3, 5, 7)  # by the place in a word
-PLACE_OF = [OUTPUT_OF.index(output) for output in range(8)]
 
 
 def awq(said: Mapping[str, Any]) -> Scheme:
@@ -53,13 +52,15 @@ def _weight(plain: dict[str, Stored], name: str, group: int) -> Stored:
     expect(scales, f"{name}.scales", FLOATS, (groups, packed * 8))
 
     def read() -> Tensor:
-        centred = _numbers(words[...]).view(groups, -1, packed * 8) - _numbers(zeros[...])[:, None]
-        return (centred * scales[...].float()[:, None]).flatten(0, 1).T
+        return dequantised(_numbers(words[...]), _numbers(zeros[...]), scales[...].T)
 
     return Derived((packed * 8, rows), read)
 
 
 def _numbers(words: Tensor) -> Tensor:
-    """[n, out / 8] int32 -> [n, out]"""
-    in_order = unpacked(words, 4, 1).view(len(words), -1, 8)
-    return in_order.index_select(2, torch.tensor(PLACE_OF)).flatten(1)
+    """[n, out / 8] int32 -> [out, n] int16"""
+    turned = words.T.contiguous()
+    out = torch.empty((len(turned), 8, len(words)), dtype=torch.int16)
+    for place, output in enumerate(OUTPUT_OF):
+        out[:, output] = (turned >> (4 * place)) & 15
+    return out.flatten(0, 1)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from quire_engine.errors import ConfigFailure, WeightsFailure
 from quire_engine.quant.fp8 import IDLE
-from quire_engine.quant.packed import FLOATS, group_count, number, unpacked
+from quire_engine.quant.packed import FLOATS, dequantised, group_count, number, unpacked
 from quire_engine.quant.scaled import Block, scaled
 from quire_engine.quant.stored import Derived, Parts, Scheme, Stored, expect, modules, part
 
@@ -136,14 +136,11 @@ def _packed(plain: dict[str, Stored], name: str, how: _Matrices) -> Stored:
 
     def read() -> Tensor:
         numbers = unpacked(words[...], how.bits, 1)[:, :into]
-        middle = torch.full((1, 1), 1 << (how.bits - 1), dtype=torch.int16)
+        middle = torch.tensor(1 << (how.bits - 1)).expand(out, groups)
         zeros = middle if zero is None else unpacked(zero[...], how.bits, 0)[:out]
-        scales = scale[...].float().reshape(-1, groups)
-        of = torch.arange(into) // (into // groups)
-        if order is not None and int(order[...].max()) >= 0:
-            of = order[...].long()
-        if int(of.min()) < 0 or int(of.max()) >= groups:
+        of = None if order is None or int(order[...].max()) < 0 else order[...].long()
+        if of is not None and (int(of.min()) < 0 or int(of.max()) >= groups):
             raise WeightsFailure(f"{name}.weight_g_idx names group {int(of.max())}, and there are {groups}")
-        return (numbers - (zeros if zero is None else zeros[:, of])) * scales[:, of]
+        return dequantised(numbers, zeros, scale[...].reshape(-1, groups).expand(out, groups), of)
 
     return Derived((out, into), read)

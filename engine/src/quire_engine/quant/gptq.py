@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from quire_engine.errors import ConfigFailure, WeightsFailure
-from quire_engine.quant.packed import FLOATS, group_count, number, unpacked
+from quire_engine.quant.packed import FLOATS, dequantised, group_count, number, unpacked
 from quire_engine.quant.stored import Derived, Parts, Scheme, Stored, expect, modules, part
 
 __all__ = ["gptq"]
@@ -57,12 +57,14 @@ def _weight(plain: dict[str, Stored], name: str, bits: int, group: int, less: in
         expect(order, f"{name}.g_idx", ("I32", "I64"), (into,))
 
     def read() -> Tensor:
-        of = torch.arange(into) // (into // groups) if order is None else order[...].long()
-        if int(of.min()) < 0 or int(of.max()) >= groups:
+        of = None if order is None else order[...].long()
+        if of is not None and (int(of.min()) < 0 or int(of.max()) >= groups):
             raise WeightsFailure(
                 f"{name}.g_idx names groups {int(of.min())} to {int(of.max())}, and there are {groups}"
             )
         zero = (unpacked(zeros[...], bits, 1) + less) & ((1 << bits) - 1)
-        return ((unpacked(words[...], bits, 0) - zero[of]) * scales[...].float()[of]).T
+        in_order = of is None or bool((of == torch.arange(into) // (into // groups)).all())
+        numbers = unpacked(words[...].T.contiguous(), bits, 1)
+        return dequantised(numbers, zero.T, scales[...].T, None if in_order else of)
 
     return Derived((out, into), read)

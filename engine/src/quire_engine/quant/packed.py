@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quire_engine.errors import ConfigFailure, WeightsFailure
 
-__all__ = ["FLOATS", "group_count", "number", "unpacked"]
+__all__ = ["FLOATS", "dequantised", "group_count", "number", "unpacked"]
 
 FLOATS = ("F16", "BF16", "F32")  # what scales are stored as
 
@@ -24,6 +24,17 @@ def unpacked(words: Tensor, bits: int, dim: int) -> Tensor:
     for place in range(per_word):
         out[..., place] = (columns >> (bits * place)) & mask
     return out.flatten(-2).movedim(-1, dim)
+
+
+def dequantised(numbers: Tensor, zeros: Tensor, scales: Tensor, of: Tensor | None = None) -> Tensor:
+    """(numbers - zeros) * scales: [out, in], and of each group [out, groups]; `of` [in] is the group of each input, None:
+    in order."""
+    scales = scales.float()
+    if of is not None:
+        return numbers.float().sub_(zeros[:, of]).mul_(scales[:, of])
+    rows, groups = scales.shape
+    in_groups = numbers.float().view(rows, groups, -1)
+    return in_groups.sub_(zeros[:, :, None]).mul_(scales[:, :, None]).view(rows, -1)
 
 
 def group_count(size: int, group: int, name: str) -> int:
