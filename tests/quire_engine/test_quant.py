@@ -12,6 +12,7 @@ import torch
 from fakes.checkpoints import rename_tensors, save_case, save_llama
 from fakes.logits import logits_of
 from fakes.quantized import METHODS, compressed, matrices, save_quantized
+from safetensors.torch import save_file
 
 from quire_api.engine import EngineConfig, Quantization
 from quire_engine.build import build_engine
@@ -88,6 +89,18 @@ def test_parts_and_stacks_of_quantized_tensors_are_those_of_plain_ones(saved: An
 
     torch.testing.assert_close(stacked, torch.cat([plain[name] for name in names]), rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(torch.stack(rows), plain[names[0]], rtol=1e-6, atol=1e-7)
+
+
+def test_a_zero_of_nothing_is_stored_by_gptq_as_the_largest(tmp_path: Path) -> None:
+    """Of rows without a negative number; less one, it has no other place in four bits."""
+    parts, plain = METHODS["gptq-4"].write(torch.rand(8, 64).numpy())
+    save_file({f"a.{end}": torch.as_tensor(part) for end, part in parts.items()}, tmp_path / "model.safetensors")
+    assert int(parts["qzeros"].min()) == -1
+
+    with Weights(tmp_path, torch.float32, CPU, scheme_of(METHODS["gptq-4"].said)) as weights:
+        ours = weights.take("a.weight", (8, 64))
+
+    torch.testing.assert_close(ours, torch.from_numpy(plain), rtol=1e-6, atol=1e-7)
 
 
 def test_experts_are_dequantised_one_by_one(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ class EngineConfig(EngineOptions):
     """One engine: the user's options, and what the place it runs in decides."""
 
     model: str = Field(
-        description="The model: a folder with config.json and safetensors, or of one fetched model; `org/model` or `hf://org/model@revision`, "
+        description="The model: a folder with config.json and safetensors, a GGUF file, or a folder of one fetched model; `org/model` or `hf://org/model@revision`, "
         "`s3://bucket/prefix` or `https://.../manifest.json`, which are fetched first; `file:///path`, `pvc://claim/path`, "
         "or `builtin://quire-tiny`.",
         min_length=1,
@@ -181,7 +181,7 @@ class EngineConfig(EngineOptions):
     include: tuple[str, ...] = Field(
         (),
         description="Files to fetch, as patterns of the shell, in place of those chosen by rule; configuration and tokenizer come along. "
-        "Unset: the safetensors.",
+        "Unset: the safetensors, or the only GGUF file.",
         examples=[("*.safetensors",)],
     )
     verify_weights: Literal["manifest", "always"] = Field(
