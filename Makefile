@@ -81,6 +81,10 @@ bench-router: setup ## measure the router beside nginx (five minutes; nothing el
 bench-fetch: setup ## measure how fast weights arrive, beside curl and huggingface_hub (two minutes)
 	$(BIN)/python benchmarks/fetch.py
 
+.PHONY: compile-kernels
+compile-kernels: setup ## compile every kernel for GPUs, without one: a table of what each takes (six minutes)
+	PYTHONPATH=tests $(BIN)/python -m fakes.compiling
+
 .PHONY: gpu
 gpu: ## on a machine with a GPU: its limits, and the engine's tokens on CPU and GPU; JSON goes to benchmarks/results/
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) e2e/gpu/run.py

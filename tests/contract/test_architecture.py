@@ -28,7 +28,7 @@ CONFINED: dict[str, set[str]] = {
     "yaml": {"quire_operator/documents.py", "quire_operator/cli.py", "quire_api/generate.py", "quire_router/config.py"},
     "torch": {
         "quire_engine/build.py", "quire_engine/ops/", "quire_engine/layers/", "quire_engine/models/", "quire_engine/runtime/",
-        "quire_engine/sampling/",
+        "quire_engine/sampling/", "quire_engine/quant/",
     },
     "aiohttp": {"quire_operator/local/control.py"},
     "fastapi": {"quire_engine/server/"},
@@ -170,6 +170,7 @@ def test_only_the_composition_root_reads_the_config() -> None:
         "quire_engine/spec.py", "quire_engine/locate.py", "quire_engine/models/weights.py",  # the checkpoint's config.json
         "quire_engine/fetch/choose.py", "quire_engine/fetch/resolving.py", "quire_engine/fetch/store.py",  # the same
         "quire_engine/fetch/summary.py",
+        "quire_engine/gguf/config.py", "quire_engine/quant/__init__.py", "quire_engine/quant/gguf.py",
     }  # fmt: skip
 
 
@@ -187,6 +188,7 @@ def test_only_the_composition_root_reads_the_config() -> None:
         "quire_engine.bench.serve",
         "quire_engine.bench.offline",
         "quire_engine.arrive",
+        "quire_engine.spec",
     ],
 )
 def test_torch_stays_out(module: str) -> None:

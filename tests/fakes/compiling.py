@@ -1,7 +1,8 @@
-"""Compiles each kernel that a step launches, for GPUs that are not there: `python -m fakes.compiling SM DTYPE`.
+"""Compiles each kernel that a step launches, for GPUs that are not there: `make compile-kernels`.
 
-The kernels are called with tensors on the CPU, and their launch is caught: what would have run is compiled instead. One
-line of JSON for each: its name, the shared memory it takes, and how much it spills.
+The kernels are called with tensors on the CPU, and their launch is caught: what would have run is compiled instead, to
+the very bytes that a GPU would be given. A table says what each takes; it ends with 1 if one takes what it must not.
+`python -m fakes.compiling SM DTYPE` does one architecture and format, a line of JSON for each.
 """
 
 import json
@@ -14,9 +15,8 @@ from typing import Any
 
 import torch
 import triton
-from fakes.attending import ATTENTION_FORMS, batch_of, empty_cache
+from fakes.attending import ATTENTION_FORMS, batch_of, empty_cache, form_of
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
@@ -27,6 +27,13 @@ TYPES = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64",
 }  # fmt: skip
 OPTIONS = ("num_warps", "num_stages")
+FORMATS = (torch.bfloat16, torch.float16, torch.float32)
+SHARED_BYTES = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}  # a program may have, by architecture
+SPILLED_BYTES = 0  # by a hot variant: of 16 bits, and of the usual sizes of heads
+SPILLED_SELDOM = 32  # by one of the other sizes; it is a handful of instructions among thousands
+SPILLED_WIDE = 512  # by float32, which is for comparisons
+SELDOM = re.compile(r"\bDIM=(10|256)\b")
+COLUMNS = ("kernel", "shared", "registers", "stack", "spills", "warps", "variant")
 
 
 def type_of(value: Any) -> str:
@@ -36,10 +43,12 @@ def type_of(value: Any) -> str:
 
 
 class Compiler:
+    """What it has compiled is in `rows`."""
+
     def __init__(self, capability: int) -> None:
         self.target = GPUTarget("cuda", capability, 32)
-        self.capability = capability
         self.seen: set[str] = set()
+        self.rows: list[dict[str, Any]] = []
 
     def compile(self, kernel: JITFunction[Any], *arguments: Any, **named: Any) -> None:
         named = {name: value for name, value in named.items() if name not in ("grid", "warmup")}
@@ -63,26 +72,54 @@ class Compiler:
         compiled = triton.compile(
             ASTSource(kernel, signature, constants, attributes), target=self.target, options=options
         )
-        spilled = self.spilled(compiled.asm["ptx"])
-        print(
-            json.dumps({"kernel": kernel.__name__, "shared": compiled.metadata.shared, "spilled": spilled}), flush=True
+        flags = " ".join(
+            f"{name}={given[name]}" for name in kernel.arg_names if name in constants and given[name] is not False
         )
-
-    def spilled(self, ptx: str) -> int:
-        """Bytes, by the assembler's own word."""
-        suffix = "a" if self.capability >= 90 else ""
-        with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder) / "kernel.ptx"
-            source.write_text(ptx)
-            done = subprocess.run(
-                [get_ptxas(self.capability).path, "-v", f"--gpu-name=sm_{self.capability}{suffix}", str(source), "-o", f"{folder}/out"],
-                capture_output=True, text=True, check=True,
-            )  # fmt: skip
-        return sum(int(count) for count in re.findall(r"(\d+) bytes spill stores", done.stderr))
+        self.rows.append({
+            "kernel": kernel.__name__,
+            "shared": compiled.metadata.shared,
+            **usage_of(compiled.asm["cubin"]),
+            "warps": compiled.metadata.num_warps,
+            "variant": flags,
+        })  # fmt: skip
 
 
-def main() -> None:
-    compiler, dtype = Compiler(int(sys.argv[1])), getattr(torch, sys.argv[2])
+def usage_of(cubin: bytes) -> dict[str, int]:
+    """Registers of a thread; bytes of its stack, which is where registers are spilled to; instructions that go there."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        told = run_tool("cuobjdump", "--dump-resource-usage", file.name)
+        listing = run_tool("nvdisasm", "-c", file.name)
+    numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", told)}
+    return {
+        "registers": numbers["REG"],
+        "stack": numbers["STACK"],
+        "spills": len(re.findall(r"\b(?:STL|LDL)\b", listing)),
+    }
+
+
+def run_tool(name: str, *arguments: str) -> str:
+    """Of those that triton brings along."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin" / name
+    return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def faults(row: dict[str, Any], capability: int, dtype: torch.dtype) -> list[str]:
+    """Why a kernel must not be as it is."""
+    most = SPILLED_SELDOM if SELDOM.search(row["variant"]) else SPILLED_BYTES
+    if dtype is torch.float32:
+        most = SPILLED_WIDE
+    found = [
+        ("shared", SHARED_BYTES[capability], "bytes of shared memory"),
+        ("stack", most, "bytes of stack, to which registers are spilled"),
+    ]
+    return [f"{row[name]} {what}, at most {bound} are allowed" for name, bound, what in found if row[name] > bound]
+
+
+def compile_all(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """Every kernel in every variant that models of this format launch."""
+    compiler = Compiler(capability)
     JITFunction.run = lambda kernel, *arguments, **named: compiler.compile(kernel, *arguments, **named)
     ops = triton_ops()
     for width in (256, 8192):
@@ -94,8 +131,13 @@ def main() -> None:
         ops.activate(x, activation)
         ops.gate(x, activation)
     ops.best(torch.zeros(3, 5000))
-    for name in ("wide group", "odd", "128", "256", "window", "soft cap"):
-        form = ATTENTION_FORMS[name]
+    turn, norm = torch.zeros(1024, 64), torch.ones(128)
+    turned = [
+        form_of(4, 2, 128, rotary=turn),
+        form_of(4, 2, 128, rotary=turn, q_norm=norm, k_norm=norm),
+        form_of(4, 2, 128, q_norm=norm),
+    ]
+    for form in (*ATTENTION_FORMS.values(), *turned):
         heads = form.heads + 2 * form.kv_heads
         cache, batch = empty_cache(80, 16, form, dtype), batch_of(16, ([*range(70)], 900, 1), ([70, 71], 0, 20))
         alone = batch_of(16, ([*range(70)], 900, 1))
@@ -103,7 +145,26 @@ def main() -> None:
         ops.attention(query, form, cache, alone)
         query = ops.store_kv(torch.zeros(21, heads * form.head_dim, dtype=dtype), form, cache, batch)
         ops.attention(query, form, cache, batch)
+    return compiler.rows
+
+
+def main() -> int:
+    if len(sys.argv) == 3:
+        for row in compile_all(int(sys.argv[1]), getattr(torch, sys.argv[2])):
+            print(json.dumps(row))
+        return 0
+    wrong = 0
+    for capability in SHARED_BYTES:
+        for dtype in FORMATS:
+            print(f"\nsm_{capability} {dtype}\n" + "{:10} {:>7} {:>9} {:>5} {:>6} {:>5} {}".format(*COLUMNS))
+            for row in compile_all(capability, dtype):
+                print("{:10} {:7} {:9} {:5} {:6} {:5} {}".format(*(row[name] for name in COLUMNS)), flush=True)
+                for fault in faults(row, capability, dtype):
+                    wrong += 1
+                    print(f"    WRONG: {fault}")
+    print(f"\n{wrong} of them take what they must not" if wrong else "\nall of them fit")
+    return min(wrong, 1)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quire_api import EngineConfig, InvalidInput
-from quire_api.engine import BlockSize, Device, DType
+from quire_api.engine import BlockSize, Device, DType, Quantization
 from quire_api.flags import MOOT, ONLY, flag, from_argv, take_moot, to_argv
 
 text = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=30)
@@ -19,6 +19,7 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "served_model_name": several,
     "dtype": st.sampled_from(get_args(DType)),
     "device": st.sampled_from(get_args(Device)),
+    "quantization": st.sampled_from(get_args(Quantization)),
     "block_size": st.sampled_from(get_args(BlockSize)),
     "max_model_len": st.none() | st.integers(16, 100_000),
     "kv_cache_gib": st.none() | st.floats(0.001, 4096),

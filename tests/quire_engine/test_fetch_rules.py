@@ -152,6 +152,26 @@ def test_patterns_choose_and_the_tokenizer_comes_along() -> None:
     assert [file.path for file in chosen] == ["a.gguf", "tokenizer.json"]
 
 
+def test_the_only_gguf_file_is_the_weights() -> None:
+    files = _files("model-Q4_K_M.gguf", "pytorch_model.bin", "README.md", "config.json")
+
+    chosen = choose(files, Choice(), "hf://x/y")
+
+    assert [file.path for file in chosen] == ["README.md", "config.json", "model-Q4_K_M.gguf"]
+
+
+def test_of_several_gguf_files_one_has_to_be_chosen() -> None:
+    files = _files("m-Q4_K_M.gguf", "m-Q8_0.gguf", "tokenizer.json")
+
+    with pytest.raises(
+        ModelNotFound, match=r"2 GGUF files, .* choose it with --include, as in --include 'm-Q4_K_M.gguf'"
+    ):
+        choose(files, Choice(), "hf://x/y")
+
+    chosen = choose(files, Choice(include=("*Q8_0.gguf",)), "hf://x/y")
+    assert [file.path for file in chosen] == ["m-Q8_0.gguf", "tokenizer.json"]
+
+
 def test_a_folder_that_is_left_out_comes_when_a_pattern_names_it() -> None:
     files = _files("config.json", "original/model.safetensors", "model.safetensors")
 

@@ -94,7 +94,11 @@ SPOILED: dict[str, tuple[Callable[[Path], object], type[EngineFailure], str]] = 
         "activation 'relu' is not supported yet, only silu",
     ),
     "unknown format": (config(dtype="float64"), ConfigFailure, "type 'float64' are not supported yet"),
-    "quantised": (config(quantization_config={"bits": 4}), ConfigFailure, "quantization_config is {'bits': 4}"),
+    "quantised in no known way": (
+        config(quantization_config={"bits": 4}),
+        ConfigFailure,
+        "quantization_config names no quant_method that it could be read by: {'bits': 4}",
+    ),
     "quantised without a word": (quantise, WeightsFailure, "down_proj.weight is I8 in .* only BF16, F16, F32"),
     "no causal mask": (config(use_bidirectional_attention=True), ConfigFailure, "use_bidirectional_attention is True"),
     "unknown rope": (

@@ -12,9 +12,10 @@ from pydantic import Field
 
 from quire_api.base import Rule, Strict
 
-__all__ = ["BlockSize", "DType", "Device", "EngineConfig", "EngineOptions"]
+__all__ = ["BlockSize", "DType", "Device", "EngineConfig", "EngineOptions", "Quantization"]
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["auto", "awq", "gptq", "fp8", "compressed-tensors", "gguf"]
 Device = Literal["auto", "cpu", "cuda"]
 BlockSize = Literal[8, 16, 32]
 
@@ -26,6 +27,12 @@ class EngineOptions(Strict):
         "auto",
         description="Number format of weights and activations. `auto` takes the checkpoint's own.",
         examples=["bfloat16"],
+    )
+    quantization: Quantization = Field(
+        "auto",
+        description="The method by which the checkpoint is quantized: `auto` takes its own, if it has one; another than its own is refused. "
+        "Weights are dequantised while they are read: they need as much memory as plain ones.",
+        examples=["awq"],
     )
     max_model_len: int | None = Field(
         None,
@@ -157,7 +164,7 @@ class EngineConfig(EngineOptions):
     """One engine: the user's options, and what the place it runs in decides."""
 
     model: str = Field(
-        description="The model: a folder with config.json and safetensors, or of one fetched model; `org/model` or `hf://org/model@revision`, "
+        description="The model: a folder with config.json and safetensors, a GGUF file, or a folder of one fetched model; `org/model` or `hf://org/model@revision`, "
         "`s3://bucket/prefix` or `https://.../manifest.json`, which are fetched first; `file:///path`, `pvc://claim/path`, "
         "or `builtin://quire-tiny`.",
         min_length=1,
@@ -174,7 +181,7 @@ class EngineConfig(EngineOptions):
     include: tuple[str, ...] = Field(
         (),
         description="Files to fetch, as patterns of the shell, in place of those chosen by rule; configuration and tokenizer come along. "
-        "Unset: the safetensors.",
+        "Unset: the safetensors, or the only GGUF file.",
         examples=[("*.safetensors",)],
     )
     verify_weights: Literal["manifest", "always"] = Field(

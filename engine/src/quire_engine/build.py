@@ -29,6 +29,7 @@ from quire_engine.models.weights import DummyWeights, Weights
 from quire_engine.ops import Ops
 from quire_engine.ops.cpu import NoLibrary, native_ops
 from quire_engine.ops.reference import reference_ops
+from quire_engine.quant import scheme_of
 from quire_engine.runtime.batch import BatchBuilder
 from quire_engine.runtime.embedder import Embedder
 from quire_engine.runtime.forecast import Forecaster, operations_of
@@ -160,12 +161,16 @@ def _load(
     device = _device(config.device)
     dtype = spec.dtype if config.dtype == "auto" else config.dtype
     torch_dtype = getattr(torch, dtype)
+    scheme = scheme_of(spec.quantization, config.quantization)
+    if scheme is not None:
+        need = spec.shape.weight_bytes(dtype) / 2**30
+        log.info("the weights are dequantised while they are read: %.2f GiB, as much as in plain %s", need, dtype)
     _check_memory(spec, dtype, device)
     with _memory_is_named():
         tokenizer = Tokenizer(folder, spec.shape.vocabulary) if with_tokenizer else None
         ops = ops or _best_ops(device, torch_dtype)
         dummy = config.load_format == "dummy"
-        with DummyWeights(torch_dtype, device) if dummy else Weights(folder, torch_dtype, device) as weights:
+        with DummyWeights(torch_dtype, device) if dummy else Weights(folder, torch_dtype, device, scheme) as weights:
             model = table[spec.architecture](spec, weights, ops, device)
     return _Loaded(model=model, spec=spec, tokenizer=tokenizer, dtype=dtype, device=device, ops=ops)
 
@@ -292,7 +297,10 @@ def _device(wanted: str) -> torch.device:
 def _check_memory(spec: ModelSpec, dtype: str, device: torch.device) -> None:
     need, free = spec.shape.weight_bytes(dtype), _free_bytes(device)
     if need > free:
-        raise MemoryFailure(f"the weights need {need / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free on {device}")
+        plain = f" once they are dequantised to {dtype}" if spec.quantization else ""
+        raise MemoryFailure(
+            f"the weights need {need / 2**30:.1f} GiB{plain}, and {free / 2**30:.1f} GiB are free on {device}"
+        )
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""Where a model's folder is: a folder, `file:///path`, `pvc://claim/path`, `builtin://name`, or what was fetched.
+"""Where a model's folder is: a folder, a GGUF file, `file:///path`, `pvc://claim/path`, `builtin://name`, or what was fetched.
 
 Nobody is asked here. A folder that a fetch has begun and not finished, or whose files are not as long as its manifest
 says, is refused before anything of it is read.
@@ -14,6 +14,7 @@ from quire_engine.fetch.listing import RESERVED
 from quire_engine.fetch.manifest import Manifest, Unready, parse_manifest, read_ready, wrong_sizes
 from quire_engine.fetch.source import FETCHED, is_hub_name, parse_source
 from quire_engine.fetch.store import finished_in, is_store, known_place, wrong_hashes
+from quire_engine.gguf.container import gguf_file
 
 __all__ = ["builtin_folder", "check_hashes", "default_store", "locate_model", "manifest_of"]
 
@@ -29,7 +30,7 @@ def default_store() -> Path:
 
 
 def locate_model(model: str, store: Path | None = None) -> Path:
-    """The folder; WeightsFailure in one sentence when there is none."""
+    """The folder, or the GGUF file that was named; WeightsFailure in one sentence when there is none."""
     scheme, separator, rest = model.partition("://")
     if scheme in FETCHED and separator:
         return _fetched(model, store or default_store())
@@ -52,6 +53,7 @@ def locate_model(model: str, store: Path | None = None) -> Path:
 
 def manifest_of(folder: Path) -> Manifest | None:
     """Of a fetched model, its sizes checked; None for a folder that no fetch has made."""
+    folder = folder.parent if folder.is_file() else folder
     try:
         manifest = read_ready(folder)
     except Unready as why:
@@ -67,6 +69,7 @@ def manifest_of(folder: Path) -> Manifest | None:
 
 def check_hashes(folder: Path) -> None:
     """Of every file; WeightsFailure names what differs, or that there is nothing to compare with."""
+    folder = folder.parent if folder.is_file() else folder
     manifest = manifest_of(folder)
     if manifest is None:
         raise WeightsFailure(
@@ -93,7 +96,7 @@ def _existing(folder: Path) -> Path:
     if is_store(folder):
         return _only_one(folder)
     manifest_of(folder)
-    if (folder / "config.json").is_file():
+    if gguf_file(folder) is not None or (folder / "config.json").is_file():
         return folder
     seen = "there is no config.json in it" if folder.is_dir() else "there is no such folder"
     raise WeightsFailure(f"no model at {folder}: {seen}")

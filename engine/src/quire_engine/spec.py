@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: the only reader of config.json in the engine.
+"""What a checkpoint says of itself: the only reader of config.json in the engine, or of what a GGUF file has instead.
 
 Both of its dialects are understood, that of transformers 5 and the older one. A value that would change what is
 computed, and that no model here computes, is a ConfigFailure which names it: nothing is ignored silently.
@@ -13,6 +13,8 @@ from typing import Any
 
 from quire_api.footprint import DTYPE_BYTES, FAMILIES, ModelShape
 from quire_engine.errors import ConfigFailure, WeightsFailure
+from quire_engine.gguf.config import config_of
+from quire_engine.gguf.container import gguf_file
 
 __all__ = ["ModelSpec", "Pooling", "Rope", "read_spec"]
 
@@ -38,7 +40,6 @@ ONLY: dict[str, Any] = {
     "add_cross_attention": False,
     "is_decoder": False,
     "position_embedding_type": "absolute",
-    "quantization_config": None,
     "scale_attn_by_inverse_layer_idx": False,
     "scale_attn_weights": True,
     "use_bidirectional_attention": False,
@@ -50,6 +51,7 @@ ROPE_KEYS: dict[str, set[str]] = {  # kind -> what it is made of, besides ROPE_C
     "dynamic": {"factor"},
     "yarn": {"factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor"},
+    "divided": {"divisors"},  # GGUF's, in which llama3 is worked out
 }
 ROPE_COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
 
@@ -69,6 +71,7 @@ class Rope:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = True
+    divisors: tuple[float, ...] = ()  # of divided: one for each pair
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,13 +98,16 @@ class ModelSpec:
     end_tokens: frozenset[int]
     sampling: Mapping[str, Any]  # what generation_config.json says of it, right or wrong
     pooling: Pooling
+    quantization: Mapping[str, Any] | None = None  # quantization_config; quant/ reads what is below quant_method
 
 
 def read_spec(folder: Path) -> ModelSpec:
     """WeightsFailure if there is no readable model, ConfigFailure if it is one that we do not run."""
-    config = _read_json(folder / "config.json", dict)
+    file = gguf_file(folder)
+    config = _read_json(folder / "config.json", dict) if file is None else config_of(file)
     if config is None:
         raise WeightsFailure(f"no model in {folder}: config.json is missing")
+    folder = folder if file is None else file.parent
     generation = _read_json(folder / "generation_config.json", dict) or {}
     try:
         return _spec(config, generation, folder)
@@ -147,7 +153,19 @@ def _spec(config: Config, generation: Config, folder: Path) -> ModelSpec:
             name: _number(value, kind) for name, kind in SAMPLING.items() if (value := generation.get(name)) is not None
         },
         pooling=_pooling(folder, Pooling(kind="mean" if family == "bert" else "last")),
+        quantization=_quantization(config, family),
     )
+
+
+def _quantization(config: Config, family: str) -> Mapping[str, Any] | None:
+    said: Mapping[str, Any] | None = config.get("quantization_config") or config.get("compression_config")
+    if said is None:
+        return None
+    if not isinstance(said.get("quant_method"), str):
+        raise ConfigFailure(f"quantization_config names no quant_method that it could be read by: {dict(said)}"[:300])
+    if family == "gpt2":
+        raise ConfigFailure("a quantized gpt2 is not supported yet: its matrices are stored the other way round")
+    return said
 
 
 SAMPLING = {"temperature": float, "top_p": float, "top_k": int, "min_p": float, "repetition_penalty": float}
@@ -234,6 +252,8 @@ def _rope(given: Config, family: str, theta: float, head_dim: int, positions: in
         raise ConfigFailure(f"partial_rotary_factor {share} of a {family} is not supported yet, only 1")
     original = given.get("original_max_position_embeddings") or positions
     numbers = {name: given[name] for name in ROPE_KEYS[kind] if name in said or kind != "yarn"}
+    if kind == "divided":
+        numbers["divisors"] = tuple(numbers["divisors"])
     if kind == "yarn":
         factor = numbers.setdefault("factor", positions / original)
         scales = [numbers.pop(name, 0.0) for name in ("mscale", "mscale_all_dim")]

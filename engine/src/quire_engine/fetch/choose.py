@@ -1,6 +1,7 @@
 """Which files of a model are brought. Pure: names in, names out.
 
-Safetensors, never pickle unless asked; one copy of the weights; configuration, tokenizer and templates always.
+Safetensors, never pickle unless asked, or the only GGUF file; one copy of the weights; configuration, tokenizer and
+templates always.
 """
 
 import re
@@ -90,6 +91,14 @@ def _weights(names: Sequence[str], choice: Choice, source: str) -> list[str]:
     safe = [name for name in top if name.endswith(".safetensors")]
     if safe:
         return _once(safe)
+    quantized = [name for name in top if name.endswith(".gguf")]
+    if len(quantized) == 1:
+        return quantized
+    if quantized:
+        raise ModelNotFound(
+            f"{source} has {len(quantized)} GGUF files, of which one is a model: choose it with --include, as in "
+            f"--include '{quantized[0]}'; there are {', '.join(quantized[:40])}"
+        )
     pickled = [name for name in top if name.endswith(PICKLES)]
     if pickled and choice.allow_pickle:
         return _once(pickled)

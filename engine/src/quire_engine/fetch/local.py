@@ -1,7 +1,7 @@
 """What is on a disk already, verified where it is: a model's folder, with our manifest or without.
 
 Without a manifest there is no hash to compare with; what can be seen is seen: that every file of the index is there,
-and that every safetensors file is as long as its own header says.
+and that every safetensors or GGUF file is as long as its own header says.
 """
 
 import json
@@ -10,13 +10,14 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from quire_engine.errors import WeightsFailure
+from quire_engine.errors import EngineFailure, WeightsFailure
 from quire_engine.fetch.errors import ModelNotFound, WeightsCorrupt
 from quire_engine.fetch.halt import Halt
 from quire_engine.fetch.layout import source_of
 from quire_engine.fetch.manifest import MANIFEST, READY, Manifest, Unready, parse_manifest, read_ready, wrong_sizes
 from quire_engine.fetch.source import LocalSource
 from quire_engine.fetch.store import wrong_hashes
+from quire_engine.gguf.container import gguf_file, open_container
 from quire_engine.locate import builtin_folder
 
 __all__ = ["Verdict", "local_folder", "verify_folder"]
@@ -48,7 +49,7 @@ def local_folder(source: LocalSource) -> Path:
 
 def verify_folder(folder: Path, *, hashes: bool, halt: Halt | None = None) -> Verdict:
     """WeightsCorrupt or ModelNotFound says what is wrong."""
-    if not folder.is_dir():
+    if not folder.is_dir() and gguf_file(folder) is None:
         raise ModelNotFound(f"no model at {folder}: there is no such folder")
     manifest = _manifest_of(folder)
     if manifest is None:
@@ -86,14 +87,22 @@ def _manifest_of(folder: Path) -> Manifest | None:
 
 def _without_manifest(folder: Path) -> Verdict:
     names = _weights(folder)
-    if not names:
-        raise ModelNotFound(f"no weights in {folder}: there is no safetensors file")
+    if not names and not _is_whole_gguf(folder):
+        raise ModelNotFound(f"no weights in {folder}: there is no safetensors and no GGUF file")
     for name in names:
         _check_length(folder / name)
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    files = [path for path in (folder, *folder.rglob("*")) if path.is_file()]
     return Verdict(
         folder=folder, revision="", files=len(files), bytes=sum(path.stat().st_size for path in files), hashed=False
     )  # fmt: skip
+
+
+def _is_whole_gguf(place: Path) -> bool:
+    try:
+        file = gguf_file(place)
+        return file is not None and bool(open_container(file).tensors)
+    except EngineFailure as failure:
+        raise WeightsCorrupt(str(failure)) from None
 
 
 def _weights(folder: Path) -> list[str]:

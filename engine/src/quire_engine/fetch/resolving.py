@@ -6,6 +6,7 @@ from http.client import HTTPMessage
 from pathlib import Path
 from typing import Any
 
+from quire_engine.errors import EngineFailure
 from quire_engine.fetch.bring import resolve
 from quire_engine.fetch.choose import Choice, choose
 from quire_engine.fetch.client import Client
@@ -16,6 +17,8 @@ from quire_engine.fetch.local import local_folder, verify_folder
 from quire_engine.fetch.source import LocalSource, parse_source
 from quire_engine.fetch.summary import summary_line
 from quire_engine.fetch.wire import Wire
+from quire_engine.gguf.config import config_of
+from quire_engine.gguf.container import gguf_file
 
 __all__ = ["resolve_line"]
 
@@ -40,8 +43,14 @@ def resolve_line(text: str, choice: Choice, halt: Halt) -> str:
 
 def _local(source: LocalSource) -> str:
     verdict = verify_folder(local_folder(source), hashes=False)
-    sizes = [path.stat().st_size for path in verdict.folder.rglob("*") if path.is_file()]
-    return summary_line(str(source), verdict.revision, sizes, _read(verdict.folder / "config.json"))
+    place = verdict.folder
+    sizes = [path.stat().st_size for path in (place, *place.rglob("*")) if path.is_file()]
+    file = gguf_file(place)
+    try:
+        config = _read(place / "config.json") if file is None else config_of(file)
+    except EngineFailure:  # the engine says what is wrong with it
+        config = None
+    return summary_line(str(source), verdict.revision, sizes, config)
 
 
 def _read(path: Path) -> Mapping[str, Any] | None:

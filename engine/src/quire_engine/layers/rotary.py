@@ -32,6 +32,8 @@ def _frequencies(rope: Rope) -> Tensor:
     plain = 1.0 / rope.theta ** (torch.arange(0, rope.dim, 2, dtype=torch.int64).float() / rope.dim)
     if rope.kind == "linear":
         return plain / rope.factor
+    if rope.kind == "divided":
+        return plain / torch.tensor(rope.divisors)
     if rope.kind == "llama3":
         return _llama3(rope, plain)
     if rope.kind == "yarn":

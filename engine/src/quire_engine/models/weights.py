@@ -1,7 +1,8 @@
 """Weights by name, read one tensor at a time.
 
 A model takes what it needs while it is built: the peak is the model and one tensor. A name that is missing, has
-another shape, or is left over afterwards is an error, never a guess.
+another shape, or is left over afterwards is an error, never a guess. Of a quantized checkpoint a scheme (quant/) makes
+plain tensors, which are dequantised as they are read.
 """
 
 import json
@@ -15,6 +16,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from quire_engine.errors import WeightsFailure
+from quire_engine.gguf.container import gguf_file
+from quire_engine.quant.gguf import stored_tensors
+from quire_engine.quant.stored import Scheme, Stored
 
 __all__ = ["DummyWeights", "Weights"]
 
@@ -23,36 +27,33 @@ FORMATS = {"F32", "BF16", "F16"}  # as safetensors calls them
 
 
 class Weights:
-    """The safetensors files of a folder; use as a context."""
+    """The safetensors files of a folder, or a GGUF file; use as a context."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, scheme: Scheme | None = None) -> None:
         self.device = device
         self._folder = folder
         self._dtype = dtype
-        self._files: dict[str, Any] = {}  # tensor name -> open file
+        self._scheme = scheme
+        self._tensors: dict[str, Stored] = {}
         self._taken: set[str] = set()
 
     def __enter__(self) -> Self:
-        for path in _files_of(self._folder):
-            try:
-                file: Any = safe_open(path, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise WeightsFailure(f"{path} is damaged or cut short: {error}") from None
-            self._files.update(dict.fromkeys(file.keys(), file))
+        stored = _stored(self._folder)
+        self._tensors = stored if self._scheme is None else self._scheme(stored)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        left = sorted(name for name in set(self._files) - self._taken if not name.endswith(DERIVED))
-        self._files.clear()
+        left = sorted(name for name in set(self._tensors) - self._taken if not name.endswith(DERIVED))
+        self._tensors.clear()
         if kind is None and left:
             raise WeightsFailure(
                 f"{self._folder} has {len(left)} tensors the model does not know, {left[0]} the first: wrong architecture?"
             )
 
     def __contains__(self, name: str) -> bool:
-        return name in self._files
+        return name in self._tensors
 
     def either(self, *names: str) -> str:
         """The first of these that is there; if none is, the first, which `take` will then ask for."""
@@ -82,14 +83,14 @@ class Weights:
 
     def ignore(self, name: str) -> None:
         """Accept a tensor that the model does not read, if it is there; all below a name that ends with a dot."""
-        self._taken |= {n for n in self._files if n == name or (name.endswith(".") and n.startswith(name))}
+        self._taken |= {n for n in self._tensors if n == name or (name.endswith(".") and n.startswith(name))}
 
     def _read(
         self, name: str, shape: tuple[int, ...], indices: Sequence[Any], dtype: torch.dtype | None
     ) -> Iterator[Tensor]:
-        if name not in self._files:
-            raise WeightsFailure(f"{self._folder} has no tensor {name}")
-        found = self._files[name].get_slice(name)
+        if name not in self._tensors:
+            raise WeightsFailure(f"{self._folder} has no tensor {name}{self._beside(name)}")
+        found = self._tensors[name]
         if tuple(found.get_shape()) != shape:
             raise WeightsFailure(
                 f"{name} is {found.get_shape()} in {self._folder}, but config.json makes it {list(shape)}"
@@ -101,6 +102,12 @@ class Weights:
         self._taken.add(name)
         for index in indices:
             yield found[index].to(device=self.device, dtype=dtype or self._dtype)
+
+    def _beside(self, name: str) -> str:
+        """What there is of the same module: of a quantized checkpoint that does not say so."""
+        module = f"{name.rpartition('.')[0]}."
+        there = sorted(n for n in self._tensors if n.startswith(module))[:4]
+        return f", but {', '.join(there)}: is config.json without its quantization_config?" if there else ""
 
 
 class DummyWeights(Weights):
@@ -124,6 +131,22 @@ class DummyWeights(Weights):
             tensor = torch.empty(size, dtype=dtype or self._dtype, device=self.device)
             is_norm = len(shape) == 1 and not name.endswith("bias")
             yield tensor.fill_(1.0) if is_norm else tensor.normal_(0.0, 0.02, generator=self._random)
+
+
+def _stored(folder: Path) -> dict[str, Stored]:
+    """By the names in the files."""
+    file = gguf_file(folder)
+    if file is not None:
+        return stored_tensors(file)
+    stored: dict[str, Stored] = {}
+    for path in _files_of(folder):
+        try:
+            opened: Any = safe_open(path, framework="pt")
+            names: list[str] = opened.keys()
+            stored.update({name: opened.get_slice(name) for name in names})
+        except (SafetensorError, OSError) as error:
+            raise WeightsFailure(f"{path} is damaged or cut short: {error}") from None
+    return stored
 
 
 def _files_of(folder: Path) -> list[Path]:

@@ -19,7 +19,13 @@ __all__ = ["Tokenizer"]
 class Tokenizer:
     def __init__(self, folder: Path, vocabulary: int) -> None:
         """`vocabulary` is the model's: it may have more rows than there are tokens, or fewer."""
+        folder = folder.parent if folder.is_file() else folder  # a GGUF file, whose own tokenizer is not read
         path = folder / "tokenizer.json"
+        if not path.exists():
+            raise WeightsFailure(
+                f"{folder} has no tokenizer.json: put the one of the model there, and its tokenizer_config.json "
+                "(of a GGUF file, those of the model that it was made from)"
+            )
         try:
             self._fast = FastTokenizer.from_file(str(path))
             self._fast.no_truncation()

@@ -1,0 +1,43 @@
+"""Quantized checkpoints. One visible table: what config.json calls a method -> what reads it.
+
+A scheme makes a checkpoint's stored tensors look like plain ones: several that belong together become one, of the
+name and shape that the model asks for, which is dequantised when it is read. So no model and no kernel knows of
+quantization, and memory holds the plain model. A scheme owns its layout: the head of its module draws it, and what
+it does not read it refuses by name. What is no part of the layout stays as it is, for `Weights` to find left over.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from quire_engine.errors import ConfigFailure
+from quire_engine.quant.awq import awq
+from quire_engine.quant.compressed import compressed_tensors
+from quire_engine.quant.fp8 import fp8
+from quire_engine.quant.gguf import gguf
+from quire_engine.quant.gptq import gptq
+from quire_engine.quant.stored import Scheme
+
+__all__ = ["SCHEMES", "scheme_of"]
+
+SCHEMES: dict[str, Callable[[Mapping[str, Any]], Scheme]] = {
+    "awq": awq,
+    "gptq": gptq,
+    "fp8": fp8,
+    "compressed-tensors": compressed_tensors,
+    "gguf": gguf,
+}
+
+
+def scheme_of(said: Mapping[str, Any] | None, wanted: str = "auto") -> Scheme | None:
+    """`said` is the checkpoint's quantization_config, `wanted` the user's option, which may say the same."""
+    name = None if said is None else str(said["quant_method"])
+    if wanted not in ("auto", name):
+        seen = "is not quantized" if name is None else f"is quantized by {name}"
+        raise ConfigFailure(
+            f"--quantization {wanted}, but the checkpoint {seen}: leave the option out, or name a checkpoint of that method"
+        )
+    if said is None or name is None:
+        return None
+    if name not in SCHEMES:
+        raise ConfigFailure(f"checkpoints quantized by {name} are not supported yet, only {', '.join(SCHEMES)}")
+    return SCHEMES[name](said)

@@ -1,0 +1,58 @@
+"""Every kernel of the table is either Triton's, and compared with the reference without a GPU, or torch's for a reason."""
+
+import ast
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from quire_engine.ops import Ops
+from quire_engine.ops.triton import triton_ops
+
+TESTS = Path("tests/quire_engine/test_triton.py")
+
+# Field of `Ops` -> the test that compares its values in Triton's interpreter, and by what name it calls it.
+PARITY = {
+    "rms_norm": ("test_norms", "rms_norm"),
+    "add_rms_norm": ("test_norms", "add_rms_norm"),
+    "layer_norm": ("test_norms", "layer_norm"),
+    "activate": ("test_activations", "activate"),
+    "gate": ("test_activations", "gate"),
+    "store_kv": ("test_store_kv", "store_kv"),
+    "attention": ("test_attention", "attend"),  # of a Scene
+    "best": ("test_best", "best"),
+}
+
+# Field -> why torch does it on a GPU.
+BY_TORCH = {
+    "pack": "a product wants a matrix as it is",
+    "linear": "torch's library of products is at the hardware's limit",
+    "embed": "one gather, which torch does in one launch",
+    "recorded": "passes are not recorded on GPUs yet",
+}
+
+
+def test_every_kernel_is_in_one_of_the_tables() -> None:
+    assert {field.name for field in fields(Ops)} == PARITY.keys() | BY_TORCH.keys()
+    assert PARITY.keys() & BY_TORCH.keys() == set()
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Ops)])
+def test_the_tables_say_whose_a_kernel_is(name: str) -> None:
+    whose = getattr(triton_ops(), name).__module__
+
+    assert whose.startswith("quire_engine.ops.triton") == (name in PARITY), f"{name} is of {whose}"
+
+
+@pytest.mark.parametrize("name", PARITY)
+def test_a_triton_kernel_is_compared_with_the_reference(name: str) -> None:
+    test, called = PARITY[name]
+    body = next(
+        (n for n in ast.parse(TESTS.read_text()).body if isinstance(n, ast.FunctionDef) and n.name == test), None
+    )
+
+    assert body is not None, f"{TESTS} has no {test}"
+    used = {node.attr for node in ast.walk(body) if isinstance(node, ast.Attribute)}
+    names = {node.id for node in ast.walk(body) if isinstance(node, ast.Name)}
+    assert called in used
+    assert {"OURS", "REFERENCE"} <= names

@@ -1,0 +1,308 @@
+"""Quantized checkpoints: what is computed is the dequantised model, and what is not read is refused by name."""
+
+import functools
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from fakes.checkpoints import rename_tensors, save_case, save_llama
+from fakes.logits import logits_of
+from fakes.quantized import METHODS, compressed, matrices, save_quantized
+from safetensors.torch import save_file
+
+from quire_api.engine import EngineConfig, Quantization
+from quire_engine.build import build_engine
+from quire_engine.core.request import Request, RequestId, TokenParams
+from quire_engine.errors import ConfigFailure, MemoryFailure, WeightsFailure
+from quire_engine.models import GENERATORS
+from quire_engine.models.weights import Weights
+from quire_engine.ops.reference import reference_ops
+from quire_engine.quant import SCHEMES, scheme_of
+from quire_engine.spec import read_spec
+
+CPU = torch.device("cpu")
+PROMPT = [(7 * i + 3) % 128 for i in range(40)]
+Q_PROJ = "model.layers.1.self_attn.q_proj"
+
+
+@functools.cache
+def saved_quantized(name: str, folder: Path) -> Any:
+    folder.mkdir()
+    return save_quantized(name, folder)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], tuple[Path, Any]]]:
+    """Name of a method -> the checkpoint, and the dequantised model in transformers; written once."""
+    base = tmp_path_factory.mktemp("quantized")
+    yield lambda name: (base / name, saved_quantized(name, base / name))
+    saved_quantized.cache_clear()
+
+
+def weights_of(folder: Path) -> Weights:
+    return Weights(folder, torch.float32, CPU, scheme_of(read_spec(folder).quantization))
+
+
+def load(folder: Path) -> Any:
+    spec = read_spec(folder)
+    with weights_of(folder) as weights:
+        return GENERATORS[spec.architecture](spec, weights, reference_ops(), CPU)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_logits_are_those_of_the_dequantised_model(method: str, saved: Any) -> None:
+    folder, oracle = saved(method)
+
+    ours = logits_of(read_spec(folder), load(folder), PROMPT)
+
+    with torch.inference_mode():
+        theirs = oracle(torch.tensor([PROMPT])).logits[0]
+    assert float((ours - theirs).abs().max() / theirs.abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_are_the_dequantised_ones_and_near_the_original(method: str, saved: Any, tmp_path: Path) -> None:
+    folder, oracle = saved(method)
+    original = save_llama(tmp_path, tie_word_embeddings=False).state_dict()
+
+    weights = weights_of(folder).__enter__()
+
+    for name, plain in matrices(oracle).items():
+        ours = weights.take(name, tuple(plain.shape))
+        torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-7)
+        error = (ours - original[name]).abs().max() / original[name].abs().max()
+        assert 0 < float(error) < METHODS[method].error, name
+
+
+def test_parts_and_stacks_of_quantized_tensors_are_those_of_plain_ones(saved: Any) -> None:
+    folder, oracle = saved("awq")
+    plain = matrices(oracle)
+    names = [f"model.layers.0.mlp.{part}_proj.weight" for part in ("gate", "up")]
+    weights = weights_of(folder).__enter__()
+
+    stacked = weights.stacked(names, [(96, 64)] * 2)
+    rows = list(weights.parts(names[0], (96, 64)))
+
+    torch.testing.assert_close(stacked, torch.cat([plain[name] for name in names]), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(torch.stack(rows), plain[names[0]], rtol=1e-6, atol=1e-7)
+
+
+def test_a_zero_of_nothing_is_stored_by_gptq_as_the_largest(tmp_path: Path) -> None:
+    """Of rows without a negative number; less one, it has no other place in four bits."""
+    parts, plain = METHODS["gptq-4"].write(torch.rand(8, 64).numpy())
+    save_file({f"a.{end}": torch.as_tensor(part) for end, part in parts.items()}, tmp_path / "model.safetensors")
+    assert int(parts["qzeros"].min()) == -1
+
+    with Weights(tmp_path, torch.float32, CPU, scheme_of(METHODS["gptq-4"].said)) as weights:
+        ours = weights.take("a.weight", (8, 64))
+
+    torch.testing.assert_close(ours, torch.from_numpy(plain), rtol=1e-6, atol=1e-7)
+
+
+def test_experts_are_dequantised_one_by_one(tmp_path: Path) -> None:
+    """A Mixtral by AWQ has each expert's matrices under its own name."""
+    oracle = save_case("mixtral", tmp_path)
+    write, plain = METHODS["awq"].write, {}
+
+    def quantise(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        stored = {}
+        for name, tensor in apart(tensors).items():
+            if re.search(r"\.w[123]\.", name):
+                parts, matrix = write(tensor.numpy())
+                plain[name] = torch.from_numpy(matrix)
+                stored |= {f"{name.removesuffix('.weight')}.{end}": torch.as_tensor(p) for end, p in parts.items()}
+            else:
+                stored[name] = tensor
+        return stored
+
+    rename_tensors(tmp_path, quantise)
+    edit(tmp_path, METHODS["awq"].said)
+
+    ours = logits_of(read_spec(tmp_path), load(tmp_path), PROMPT)
+
+    oracle.load_state_dict(together(plain, oracle.state_dict()), strict=False)
+    with torch.inference_mode():
+        theirs = oracle(torch.tensor([PROMPT])).logits[0]
+    assert float((ours - theirs).abs().max() / theirs.abs().max()) < 1e-4
+
+
+def apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Experts' matrices as w1, w3 and w2, however transformers has written them."""
+    out = {}
+    for name, tensor in tensors.items():
+        base = name.rpartition(".experts.")[0] + ".experts"
+        if name.endswith(".experts.gate_up_proj"):
+            for e, matrix in enumerate(tensor):
+                out[f"{base}.{e}.w1.weight"], out[f"{base}.{e}.w3.weight"] = (m.contiguous() for m in matrix.chunk(2))
+        elif name.endswith(".experts.down_proj"):
+            out |= {f"{base}.{e}.w2.weight": matrix.contiguous() for e, matrix in enumerate(tensor)}
+        else:
+            out[name] = tensor
+    return out
+
+
+def together(plain: dict[str, torch.Tensor], like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The other way, under the names that a model in memory has."""
+    out = {}
+    for name in like:
+        if name.endswith((".experts.gate_up_proj", ".experts.down_proj")):
+            base = "model.layers." + name.split(".")[2]
+            mine = {n: t for n, t in plain.items() if n.startswith(f"{base}.")}
+            experts = range(len(like[name]))
+            of = [[mine[next(n for n in mine if f".{e}.{w}." in n)] for w in ("w1", "w3", "w2")] for e in experts]
+            whole = [torch.cat(ws[:2]) if name.endswith("gate_up_proj") else ws[2] for ws in of]
+            out[name] = torch.stack(whole)
+    return out
+
+
+def edit(folder: Path, said: dict[str, Any]) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": said}))
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+
+def said(method: str, **changes: Any) -> dict[str, Any]:
+    return METHODS[method].said | changes
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a method": ({"quant_method": "hqq"}, "quantized by hqq are not supported yet, only awq, gptq"),
+    "awq gemv": (said("awq", version="GEMV"), "AWQ's gemv layout is not supported yet, only gemm"),
+    "awq of 8 bits": (said("awq", bits=8), "AWQ of 8 bits is not supported yet"),
+    "awq without zeros": (said("awq", zero_point=False), "AWQ without zero points"),
+    "gptq of 3 bits": (said("gptq-4", bits=3), "GPTQ of 3 bits is not supported yet"),
+    "gptq marlin": (said("gptq-4", checkpoint_format="marlin"), "GPTQ's layout marlin is not supported yet"),
+    "gptq mixed": (said("gptq-4", dynamic={"+:mlp": {"bits": 8}}), r"GPTQ with other settings .* for '\+:mlp'"),
+    "group no number": (said("gptq-4", group_size="32"), "group_size of quantization_config is '32'"),
+    "fp8 e5m2": (said("fp8-block", fmt="e5m2"), "FP8 of the form e5m2"),
+    "fp8 odd block": (said("fp8-block", weight_block_size=128), "weight_block_size of quantization_config is 128"),
+    "nvfp4": (compressed("nvfp4-pack-quantized", num_bits=4, type="float"), "format nvfp4-pack-quantized is not"),
+    "packed floats": (compressed("pack-quantized", num_bits=4, type="float"), "pack-quantized of 4-bit float"),
+    "turned": (compressed("int-quantized") | {"transform_config": {"config_groups": {"R1": {}}}}, "with transform_config"),
+    "sparse": (compressed("int-quantized") | {"sparsity_config": {"format": "sparse-24-bitmask"}}, "with sparsity_config"),
+    "nothing said": ({"quant_method": "compressed-tensors", "config_groups": {}}, "several schemes for weights, or none"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_layout_that_is_not_read_is_named(case: str, saved: Any, tmp_path: Path) -> None:
+    config, says = REFUSED[case]
+    save_llama(tmp_path)
+    edit(tmp_path, config)
+
+    with pytest.raises(ConfigFailure, match=says):
+        weights_of(tmp_path)
+
+
+def without(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda tensors: {n: t for n, t in tensors.items() if n != f"{Q_PROJ}.{name}"}
+
+
+def with_other(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda tensors: tensors | {f"{Q_PROJ}.{name}": change(tensors[f"{Q_PROJ}.{name}"])}
+
+
+SPOILED: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]], str]] = {
+    "scales missing": ("awq", without("scales"), f"the quantized {Q_PROJ} has no tensor {Q_PROJ}.scales"),
+    "zeros missing": ("gptq-4", without("qzeros"), f"has no tensor {Q_PROJ}.qzeros"),
+    "words missing": ("awq", without("qweight"), f"has no tensor {Q_PROJ}.weight, but {Q_PROJ}.qzeros"),
+    "scales short": ("awq", with_other("scales", lambda t: t[:1]), r"scales is \[1, 64\], and should be \[2, 64\]"),
+    "zeros as floats": ("gptq-4", with_other("qzeros", lambda t: t.float()), "qzeros is F32, and should be I32"),
+    "words of another size": ("awq", with_other("qweight", lambda t: t[:32]), r"qzeros is \[2, 8\], and should be \[1, 8\]"),
+    "groups that do not fit": ("awq", with_other("qweight", lambda t: t[:40]), "rows of 40, which groups of 32 do not"),
+    "order too long": ("gptq-4-desc-act", with_other("g_idx", lambda t: t + 1), "g_idx names groups 1 to 2, and there are 2"),
+    "scale missing": ("fp8-block", without("weight_scale_inv"), f"has no tensor {Q_PROJ}.weight_scale_inv"),
+    "scale of no block": ("fp8-block", with_other("weight_scale_inv", lambda t: t[:, :1]), r"\[2, 1\], and should be \[2, 2\]"),
+    "no zero points": ("compressed-int8-asymmetric", without("weight_zero_point"), "weight_zero_point"),
+    "another shape": ("compressed-packed-4", with_other("weight_shape", lambda t: t * 2), "weight_packed is"),
+    "one too many": ("awq", lambda tensors: tensors | {"extra.qweight_too": torch.zeros(1)}, "extra.qweight_too the first"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_a_spoiled_quantized_checkpoint_is_refused_in_a_sentence(case: str, tmp_path: Path) -> None:
+    method, spoil, says = SPOILED[case]
+    save_quantized(method, tmp_path)
+    rename_tensors(tmp_path, spoil)
+
+    with pytest.raises(WeightsFailure, match=says):
+        load(tmp_path)
+
+
+def test_a_quantized_checkpoint_that_does_not_say_so_is_seen_by_its_tensors(saved: Any, tmp_path: Path) -> None:
+    save_quantized("awq", tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "quantization_config"}))
+
+    with pytest.raises(WeightsFailure, match=r"q_proj.qweight, .*: is config.json without its quantization_config\?"):
+        load(tmp_path)
+
+
+def test_a_quantized_gpt2_is_refused(tmp_path: Path) -> None:
+    save_case("gpt2", tmp_path)
+    edit(tmp_path, METHODS["gptq-4"].said)
+
+    with pytest.raises(ConfigFailure, match="a quantized gpt2 is not supported yet"):
+        read_spec(tmp_path)
+
+
+# --- the option, and the whole engine -----------------------------------------------------------------------------
+
+
+def test_the_option_knows_every_scheme() -> None:
+    assert set(get_args(Quantization)) == {"auto", *SCHEMES}
+
+
+@pytest.mark.parametrize(
+    ("method", "wanted", "says"),
+    [
+        ("awq", "gptq", "--quantization gptq, but the checkpoint is quantized by awq: leave the option out"),
+        (None, "fp8", "--quantization fp8, but the checkpoint is not quantized"),
+    ],
+)
+def test_another_method_than_the_checkpoints_is_refused(
+    method: str | None, wanted: Any, says: str, tmp_path: Path
+) -> None:
+    if method:
+        save_quantized(method, tmp_path)
+    else:
+        save_llama(tmp_path)
+
+    with pytest.raises(ConfigFailure, match=says):
+        build_engine(EngineConfig(model=str(tmp_path), quantization=wanted))
+
+
+def test_an_engine_serves_a_quantized_model_and_says_what_memory_it_takes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    oracle = save_quantized("awq", tmp_path)
+    config = EngineConfig(model=str(tmp_path), quantization="awq", dtype="float32", kv_cache_gib=0.01)
+
+    with caplog.at_level("INFO", logger="quire.engine"):
+        engine = build_engine(config).engine
+    params = TokenParams(max_tokens=8, min_tokens=8, temperature=0.0)
+    engine.add(Request(id=RequestId(1), prompt=tuple(PROMPT), params=params))
+    tokens: list[int] = []
+    while engine.has_work:
+        tokens += [token for token in engine.step().tokens if token >= 0]
+
+    theirs = oracle.generate(torch.tensor([PROMPT]), max_new_tokens=8, do_sample=False, pad_token_id=0)
+    assert tokens == theirs[0, len(PROMPT) :].tolist()
+    assert "as much as in plain float32" in caplog.text
+
+
+def test_the_memory_plan_is_of_the_dequantised_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its files would need is not enough."""
+    save_quantized("awq", tmp_path)
+    plain = read_spec(tmp_path).shape.weight_bytes("float32")
+    assert (tmp_path / "model.safetensors").stat().st_size < plain / 2
+    monkeypatch.setattr("quire_engine.build._free_bytes", lambda device: plain - 1)
+
+    with pytest.raises(MemoryFailure, match="once they are dequantised to float32"):
+        build_engine(EngineConfig(model=str(tmp_path)))
