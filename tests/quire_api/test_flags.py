@@ -24,6 +24,8 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "max_model_len": st.none() | st.integers(16, 100_000),
     "kv_cache_gib": st.none() | st.floats(0.001, 4096),
     "max_num_seqs": st.integers(1, 4096),
+    "tensor_parallel_size": st.integers(1, 64),
+    "pipeline_parallel_size": st.integers(1, 64),
     "max_num_batched_tokens": st.integers(4096, 100_000),
     "long_prefill_token_threshold": st.none() | st.integers(1, 100_000),
     "scheduling_policy": st.sampled_from(["fcfs", "priority"]),
@@ -125,6 +127,6 @@ def test_nothing_that_we_have_is_moot() -> None:
 
 
 def test_of_what_we_have_one_value_of_another_is_refused() -> None:
-    assert take_moot(["--tensor-parallel-size", "1", "--kv-cache-dtype=auto"]) == ([], [])
-    with pytest.raises(InvalidInput, match="--tensor-parallel-size: 2 is not supported yet, only 1"):
-        take_moot(["--tensor-parallel-size", "2"])
+    assert take_moot(["--data-parallel-size", "1", "--kv-cache-dtype=auto"]) == ([], [])
+    with pytest.raises(InvalidInput, match="--data-parallel-size: 2 is not supported yet, only 1"):
+        take_moot(["--data-parallel-size", "2"])

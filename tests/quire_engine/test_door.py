@@ -243,7 +243,7 @@ def test_draining_by_the_admin_port_takes_nothing_new_and_can_be_taken_back(guar
         (["--api-key-file=/nowhere"], "--api-key-file /nowhere cannot be read"),
         (["--api-key="], "--api-key is empty"),
         (["--ssl-keyfile=/nowhere"], "without --ssl-certfile"),
-        (["--tensor-parallel-size=2"], "2 is not supported yet, only 1"),
+        (["--data-parallel-size=2"], "2 is not supported yet, only 1"),
         (["--ssl-certfile=/nowhere"], "cannot be used"),
         (["--tool-call-parser=hermess"], 'did you mean "hermes"?'),
         (["--reasoning-parser=qwen4"], 'did you mean "qwen3"?'),

@@ -302,7 +302,7 @@ def test_the_memory_plan_is_of_the_dequantised_model(tmp_path: Path, monkeypatch
     save_quantized("awq", tmp_path)
     plain = read_spec(tmp_path).shape.weight_bytes("float32")
     assert (tmp_path / "model.safetensors").stat().st_size < plain / 2
-    monkeypatch.setattr("quire_engine.build._free_bytes", lambda device: plain - 1)
+    monkeypatch.setattr("quire_engine.build.free_bytes", lambda device: plain - 1)
 
     with pytest.raises(MemoryFailure, match="once they are dequantised to float32"):
         build_engine(EngineConfig(model=str(tmp_path)))

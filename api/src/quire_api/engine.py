@@ -200,6 +200,22 @@ class EngineConfig(EngineOptions):
         description="The names which clients may send as `model`; metrics carry the first one. Unset: the model's folder name.",
         examples=[("tinyllama-1.1b",)],
     )
+    tensor_parallel_size: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Ranks, each a process with a device of its own, that compute every layer together: each has a part of "
+        "its heads and columns. On CPUs they share the cores and the memory.",
+        examples=[2],
+    )
+    pipeline_parallel_size: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Stages that have the layers one after another, each of `--tensor-parallel-size` ranks. "
+        "One step is under way in one stage at a time: it makes room, not speed.",
+        examples=[2],
+    )
     device: Device = Field(
         "auto",
         description="Where the model runs. `auto` takes a GPU when there is one.",

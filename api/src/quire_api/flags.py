@@ -59,9 +59,7 @@ ONLY = {
     "--data-parallel-size": "1",
     "--kv-cache-dtype": "auto",
     "--max-logprobs": "20",
-    "--pipeline-parallel-size": "1",
     "--response-role": "assistant",
-    "--tensor-parallel-size": "1",
 }
 _WITH_VALUE = {
     "--gpu-memory-utilization",

@@ -4,50 +4,65 @@ Everything below takes parts, not options; to see what an option does, look for 
 """
 
 import logging
-import math
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
 
 from quire_api.engine import EngineConfig
+from quire_api.flags import to_argv
 from quire_engine.core.blocks import BlockPool
 from quire_engine.core.memory import Memory
 from quire_engine.core.request import Request, RequestId, TokenParams
 from quire_engine.core.scheduler import Limits, Scheduler
 from quire_engine.engine import Engine, Runner
-from quire_engine.errors import ConfigFailure, DeviceFailure, MemoryFailure
+from quire_engine.errors import ConfigFailure, EngineFailure, MemoryFailure
 from quire_engine.grammars.store import GrammarStore
 from quire_engine.locate import check_hashes, locate_model
 from quire_engine.messages.formats import REASONING_FORMATS, TOOL_FORMATS, ReasoningFormat, ToolFormat
 from quire_engine.models import ENCODERS, GENERATORS, Build, CausalLM
 from quire_engine.models.weights import DummyWeights, Weights
-from quire_engine.ops import Ops
-from quire_engine.ops.cpu import NoLibrary, native_ops
-from quire_engine.ops.reference import reference_ops
+from quire_engine.ops import Forward, Ops
+from quire_engine.ops.choose import best_ops
+from quire_engine.process.crew import Crew, LedRunner
+from quire_engine.process.link import Allotted, Loaded, Pong, Rows
+from quire_engine.process.muster import muster
 from quire_engine.quant import scheme_of
 from quire_engine.runtime.batch import BatchBuilder
 from quire_engine.runtime.embedder import Embedder
+from quire_engine.runtime.follower import Follower, Leader
 from quire_engine.runtime.forecast import Forecaster, operations_of
 from quire_engine.runtime.kv_cache import KVCache
+from quire_engine.runtime.machine import device_of, free_bytes
+from quire_engine.runtime.ranks import ALONE, Ranks, check_division
 from quire_engine.runtime.runner import ModelRunner
-from quire_engine.runtime.sizing import Sizes, plan_sizes, swap_cost
+from quire_engine.runtime.sizing import Sizes, plan_sizes, share_of, swap_cost
+from quire_engine.runtime.together import Join, Together, open_store
 from quire_engine.sampling.grammar import GrammarMask
 from quire_engine.sampling.sampler import Sampler
 from quire_engine.spec import ModelSpec, read_spec
 from quire_engine.text.tokenizer import Tokenizer
 
-__all__ = ["BuiltEmbedder", "BuiltEngine", "build_embedder", "build_engine", "build_model"]
+__all__ = [
+    "BuiltEmbedder",
+    "BuiltEngine",
+    "BuiltRank",
+    "build_embedder",
+    "build_engine",
+    "build_follower",
+    "build_model",
+]
 
 COMPILES_ALL = 600  # tokens of the first prompt on a GPU: kernels for prompts, and for contexts in several parts
 
 log = logging.getLogger("quire.engine")
 
 Model = TypeVar("Model")
+Meet = Callable[[Join], Ranks]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +74,7 @@ class BuiltEngine:
     tokenizer: Tokenizer | None
     dtype: str
     device: torch.device
+    crew: Crew | None  # the other ranks, if there are any
 
     @property
     def max_model_len(self) -> int:
@@ -98,21 +114,63 @@ def build_engine(
     ops: Ops | None = None,
     with_tokenizer: bool = True,
     announce: Callable[[float], None] | None = None,
+    lost: Callable[[EngineFailure], None] | None = None,
 ) -> BuiltEngine:
     """Load the model; EngineFailure says in a sentence what is wrong.
 
     `depth` is how many steps may be under way. None takes what suits the device: a GPU computes a step while the
     host plans the next; a CPU computes while it is asked to, so there is nothing to run ahead of. `ops` are the
     kernels; None takes the best there are. Without a tokenizer, tokens have no text: only ids go in and out.
-    `announce` is told before each step how many seconds it should take.
+    `announce` is told before each step how many seconds it should take. With several ranks this process is the first, and
+    starts the others; `lost` is called, by another thread, when one of them has ended: no step can be computed any more.
     """
-    loaded = _load(config, GENERATORS, ops, with_tokenizer)
-    with _memory_is_named():
-        return _assemble(config, loaded, depth, announce)
+    crew: list[Crew] = []
+
+    def meet(join: Join) -> Ranks:
+        others, ranks = muster(_count(config), to_argv(config), lost, join)
+        crew.append(others)
+        return ranks
+
+    try:
+        loaded = _load(config, GENERATORS, ops, with_tokenizer, 0, meet)
+        with _memory_is_named():
+            return _assemble(config, loaded, depth, announce, crew[0] if crew else None)
+    except BaseException:
+        for each in crew:
+            each.close()
+        raise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltRank:
+    """Another rank than the first: a part of the model, and soon of its cache."""
+
+    loaded: "_Loaded[CausalLM]"
+    free_bytes: int
+    max_num_seqs: int
+
+    def follower(self, sizes: Sizes) -> Follower:
+        loaded = self.loaded
+        with _memory_is_named():
+            builder = BatchBuilder(self.max_num_seqs, sizes.max_model_len, sizes.block_size, loaded.device)
+            row = torch.empty(loaded.spec.shape.hidden, dtype=getattr(torch, loaded.dtype), device=loaded.device)
+            return Follower(loaded.model, loaded.ops.ranks, _cache(loaded, sizes), builder, row)
+
+
+def build_follower(config: EngineConfig, rank: int, port: int) -> BuiltRank:
+    """Load this rank's part of the model; the ranks meet at the port."""
+
+    loaded = _load(config, GENERATORS, None, False, rank, lambda join: join(rank, open_store(port)))
+    free = _free_for_each(loaded.device, _count(config))
+    return BuiltRank(loaded=loaded, free_bytes=free, max_num_seqs=config.max_num_seqs)
 
 
 def build_embedder(config: EngineConfig, *, ops: Ops | None = None, with_tokenizer: bool = True) -> BuiltEmbedder:
     """Load a model for its embeddings: an encoder, or what is below the output head of a generator."""
+    if _count(config) > 1:
+        raise ConfigFailure(
+            "embeddings are made by one rank: leave out --tensor-parallel-size and --pipeline-parallel-size"
+        )
     loaded = _load(config, {**GENERATORS, **ENCODERS}, ops, with_tokenizer)
     with _memory_is_named():
         embedder = Embedder(
@@ -129,13 +187,17 @@ def build_embedder(config: EngineConfig, *, ops: Ops | None = None, with_tokeniz
 
 
 def build_model(
-    config: EngineConfig, *, with_tokenizer: bool = True, announce: Callable[[float], None] | None = None
+    config: EngineConfig,
+    *,
+    with_tokenizer: bool = True,
+    announce: Callable[[float], None] | None = None,
+    lost: Callable[[EngineFailure], None] | None = None,
 ) -> BuiltEngine | BuiltEmbedder:
     """Whichever the checkpoint is for; modules.json is how sentence-transformers marks a model for embeddings."""
     folder = locate_model(config.model)
     if read_spec(folder).architecture in ENCODERS or (folder / "modules.json").exists():
         return build_embedder(config, with_tokenizer=with_tokenizer)
-    return build_engine(config, with_tokenizer=with_tokenizer, announce=announce)
+    return build_engine(config, with_tokenizer=with_tokenizer, announce=announce, lost=lost)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,30 +211,47 @@ class _Loaded(Generic[Model]):
 
 
 def _load(
-    config: EngineConfig, table: Mapping[str, Build[Model]], ops: Ops | None, with_tokenizer: bool
+    config: EngineConfig,
+    table: Mapping[str, Build[Model]],
+    ops: Ops | None,
+    with_tokenizer: bool,
+    rank: int = 0,
+    meet: Meet | None = None,
 ) -> _Loaded[Model]:
+    """`meet` is asked for the others, if there are any."""
     folder = locate_model(config.model)
-    if config.verify_weights == "always":
+    if config.verify_weights == "always" and rank == 0:
         check_hashes(folder)
     spec = read_spec(folder)
     if spec.architecture not in table:
         hint = "it makes embeddings, no text" if spec.architecture in ENCODERS else f"only {', '.join(sorted(table))}"
         raise ConfigFailure(f"architecture {spec.architecture} is not supported here: {hint}")
-    device = _device(config.device)
+    device = device_of(config.device, _count(config), rank)
     dtype = spec.dtype if config.dtype == "auto" else config.dtype
     torch_dtype = getattr(torch, dtype)
     scheme = scheme_of(spec.quantization, config.quantization)
-    if scheme is not None:
+    if scheme is not None and rank == 0:
         need = spec.shape.weight_bytes(dtype) / 2**30
         log.info("the weights are dequantised while they are read: %.2f GiB, as much as in plain %s", need, dtype)
-    _check_memory(spec, dtype, device)
+    if rank == 0 or device.type == "cuda":  # who comes later finds memory in use by those who came before
+        _check_memory(config, spec, dtype, device)
+    ranks = ALONE
+    if _count(config) > 1 and meet is not None:
+        tensor, stages = config.tensor_parallel_size, config.pipeline_parallel_size
+        hidden = spec.shape.hidden
+        ranks = meet(partial(Together, tensor=tensor, stages=stages, hidden=hidden, dtype=torch_dtype, device=device))
     with _memory_is_named():
         tokenizer = Tokenizer(folder, spec.shape.vocabulary) if with_tokenizer else None
-        ops = ops or _best_ops(device, torch_dtype)
+        ops = replace(ops or best_ops(device, torch_dtype, _count(config)), ranks=ranks)
         dummy = config.load_format == "dummy"
         with DummyWeights(torch_dtype, device) if dummy else Weights(folder, torch_dtype, device, scheme) as weights:
             model = table[spec.architecture](spec, weights, ops, device)
     return _Loaded(model=model, spec=spec, tokenizer=tokenizer, dtype=dtype, device=device, ops=ops)
+
+
+def _count(config: EngineConfig) -> int:
+    """Of ranks."""
+    return config.tensor_parallel_size * config.pipeline_parallel_size
 
 
 @contextmanager
@@ -191,11 +270,13 @@ def _assemble(
     loaded: "_Loaded[CausalLM]",
     depth: int | None,
     announce: Callable[[float], None] | None,
+    crew: Crew | None,
 ) -> BuiltEngine:
     """Size the KV cache by what is left, and put the parts together."""
     spec, tokenizer, dtype, device = loaded.spec, loaded.tokenizer, loaded.dtype, loaded.device
+    others = [each.free_bytes for each in crew.hear(Loaded)] if crew else []
     sizes = plan_sizes(
-        spec.shape,
+        share_of(spec.shape, config.tensor_parallel_size, config.pipeline_parallel_size),
         dtype,
         trained_len=spec.trained_len,
         max_model_len=config.max_model_len,
@@ -204,8 +285,10 @@ def _assemble(
         max_num_batched_tokens=config.max_num_batched_tokens,
         kv_cache_gib=config.kv_cache_gib,
         swap_space_gib=config.swap_space_gib,
-        free_bytes=_free_bytes(device),
+        free_bytes=min([_free_for_each(device, _count(config)), *others]),
     )
+    if crew:
+        crew.tell(Allotted(sizes=sizes))
     memory = Memory(
         BlockPool(sizes.num_blocks, sizes.block_size),
         BlockPool(sizes.num_host_blocks, sizes.block_size),
@@ -226,15 +309,26 @@ def _assemble(
         _writable(tokenizer, vocabulary), {token for token in spec.end_tokens if token < vocabulary}
     )
     mask = GrammarMask(grammars, token_bytes, config.max_num_seqs, device)
+    forward: Forward = loaded.model.forward
+    logits = loaded.model.logits
+    if crew:  # not recorded: sums of ranks are no kernels (decision 27)
+        leader = Leader(loaded.model, loaded.ops.ranks, partial(_want, crew, config.tensor_parallel_size))
+        forward, logits = leader.forward, leader.logits
+    else:
+        forward = loaded.ops.recorded(forward, config.max_num_batched_tokens)
     runner: Runner = ModelRunner(
-        loaded.ops.recorded(loaded.model.forward, config.max_num_batched_tokens),
-        loaded.model.logits,
-        KVCache(spec.shape, sizes.num_blocks, sizes.num_host_blocks, sizes.block_size, getattr(torch, dtype), device),
+        forward,
+        logits,
+        _cache(loaded, sizes),
         BatchBuilder(config.max_num_seqs, sizes.max_model_len, sizes.block_size, device),
         Sampler(vocabulary, config.max_num_seqs, device, loaded.ops.best, mask),
         config.max_num_seqs,
         device,
     )
+    if crew:
+        crew.hear(Pong)
+        runner = LedRunner(runner, crew)
+        weakref.finalize(runner, crew.close)
     if announce is not None:
         runner = Forecaster(runner, partial(operations_of, spec.shape), announce)
     engine = Engine(
@@ -251,7 +345,20 @@ def _assemble(
         tokenizer=tokenizer,
         dtype=dtype,
         device=device,
+        crew=crew,
     )
+
+
+def _cache(loaded: "_Loaded[CausalLM]", sizes: Sizes) -> KVCache:
+    """Of our own layers and heads."""
+    ranks, shape = loaded.ops.ranks, loaded.spec.shape
+    own = replace(shape, layers=len(ranks.layers(shape.layers)), kv_heads=ranks.share(shape.kv_heads).size)
+    dtype = getattr(torch, loaded.dtype)
+    return KVCache(own, sizes.num_blocks, sizes.num_host_blocks, sizes.block_size, dtype, loaded.device)
+
+
+def _want(crew: Crew, tensor: int, rows: int) -> None:
+    crew.tell(Rows(count=rows), below=tensor)
 
 
 def _writable(tokenizer: Tokenizer | None, vocabulary: int) -> list[bytes]:
@@ -264,38 +371,20 @@ def _writable(tokenizer: Tokenizer | None, vocabulary: int) -> list[bytes]:
     return tokenizer.text_table(skip_special=True, shown=shown)
 
 
-def _best_ops(device: torch.device, dtype: torch.dtype) -> Ops:
-    """The native kernels where they are, and where this machine can build them; else plain torch, which is slow."""
-    if device.type == "cpu":
-        try:
-            ops = native_ops(dtype)
-            torch.set_num_threads(1)  # two pools of threads on the same cores would hold each other up
-            return ops
-        except NoLibrary as reason:
-            log.warning("no native CPU kernels (%s): plain torch computes, several times slower", reason)
-    if device.type == "cuda":
-        try:
-            from quire_engine.ops.triton import triton_ops  # half a second that a CPU need not wait for
-
-            ops = triton_ops()
-            ops.best(torch.zeros(1, 1, device=device))  # it needs a C compiler, Python's headers, a folder to write to
-            return ops
-        except Exception as error:
-            why = (str(error).splitlines() or [type(error).__name__])[0]
-            log.warning("no Triton (%s): plain torch computes, several times slower", why)
-    return reference_ops()
-
-
-def _device(wanted: str) -> torch.device:
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise DeviceFailure("--device cuda, but torch sees no GPU here: use --device cpu, or run where a GPU is")
-    return torch.device(wanted)
-
-
-def _check_memory(spec: ModelSpec, dtype: str, device: torch.device) -> None:
-    need, free = spec.shape.weight_bytes(dtype), _free_bytes(device)
+def _check_memory(config: EngineConfig, spec: ModelSpec, dtype: str, device: torch.device) -> None:
+    """ConfigFailure if the model cannot be divided as asked for, MemoryFailure if it is too large."""
+    shape, tensor, stages = spec.shape, config.tensor_parallel_size, config.pipeline_parallel_size
+    check_division(
+        tensor=tensor,
+        stages=stages,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        intermediate=shape.intermediate,
+        vocabulary=shape.vocabulary,
+        layers=shape.layers,
+    )
+    share = replace(share_of(shape, tensor, stages), vocabulary=-(-shape.vocabulary // tensor))
+    need, free = share.weight_bytes(dtype), _free_for_each(device, tensor * stages)
     if need > free:
         plain = f" once they are dequantised to {dtype}" if spec.quantization else ""
         raise MemoryFailure(
@@ -303,28 +392,6 @@ def _check_memory(spec: ModelSpec, dtype: str, device: torch.device) -> None:
         )
 
 
-def _free_bytes(device: torch.device) -> int:
-    """What this process may still allocate on the device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    available = math.inf
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) * 1024
-    return int(min(available, _cgroup_free()))
-
-
-def _cgroup_free() -> float:
-    """Room below the container's memory limit, where there is one (cgroup v2, then v1). Cached files make way."""
-    base = Path("/sys/fs/cgroup")
-    versions = (
-        (base, "memory.max", "memory.current", "inactive_file"),
-        (base / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    )
-    for folder, limit, used, cached in versions:
-        try:
-            numbers = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            return float((folder / limit).read_text()) - float((folder / used).read_text()) + float(numbers[cached])
-        except (OSError, ValueError, KeyError):
-            continue  # absent, or "max"
-    return math.inf
+def _free_for_each(device: torch.device, ranks: int) -> int:
+    """On a CPU all ranks have the same memory."""
+    return free_bytes(device) // (ranks if device.type == "cpu" else 1)

@@ -4,7 +4,8 @@ EngineFailure (the engine cannot start or go on; the process exits with `exit_co
 ├── WeightsFailure   10  no usable model at the path
 ├── MemoryFailure    11  weights or KV cache do not fit
 ├── ConfigFailure    12  an option contradicts the model or the machine
-└── DeviceFailure    13  no such device
+├── DeviceFailure    13  no such device
+└── RankLost             a process that computes a part of the model has ended; the code is its own, else 1
 RequestRejected      (one request is refused, nothing else is touched; HTTP 400)
 
 The operator maps the exit codes to condition reasons; quire_api.status documents those.
@@ -17,6 +18,7 @@ __all__ = [
     "DeviceFailure",
     "EngineFailure",
     "MemoryFailure",
+    "RankLost",
     "RequestRejected",
     "WeightsFailure",
 ]
@@ -43,6 +45,12 @@ class ConfigFailure(EngineFailure):
 
 class DeviceFailure(EngineFailure):
     exit_code = 13
+
+
+class RankLost(EngineFailure):
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class RequestRejected(ValueError):

@@ -1,5 +1,6 @@
 """Attention: project, store, look back, project."""
 
+from dataclasses import replace
 from typing import Protocol
 
 from torch import Tensor
@@ -44,8 +45,10 @@ def attention_form(
 
 class Attention:
     def __init__(self, ops: Ops, form: AttentionForm, qkv: Linear, out: Linear) -> None:
+        """`form` counts all heads; of these a rank has its share, and its part of the projections."""
+        heads, kv_heads = ops.ranks.share(form.heads).size, ops.ranks.share(form.kv_heads).size
         self._ops = ops
-        self._form = form
+        self._form = replace(form, heads=heads, kv_heads=kv_heads)
         self._qkv = qkv
         self._out = out
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from quire_engine.layers.linear import Linear
 from quire_engine.models.weights import Weights
 from quire_engine.ops import Activation, Matrix, Ops
+from quire_engine.runtime.ranks import Part
 
 __all__ = ["Experts", "FeedForward", "Gated", "Plain"]
 
@@ -44,7 +45,8 @@ class Experts:
     """Each token goes to the few experts that the router likes best; their outputs are added by its weights.
 
     Checkpoints name an expert's matrices w1, w3, w2 or gate_proj, up_proj, down_proj, or keep those of all experts in
-    one tensor: gate_up_proj [experts, 2 * inner, hidden] and down_proj [experts, hidden, inner].
+    one tensor: gate_up_proj [experts, 2 * inner, hidden] and down_proj [experts, hidden, inner]. Every rank has its part of
+    each expert.
     """
 
     def __init__(
@@ -63,12 +65,15 @@ class Experts:
         self._chosen = chosen
         self._activation = Activation(activation)
         self._router = ops.pack(weights.take(f"{name}.gate.weight", (experts, hidden)))
+        own = ops.ranks.share(inner)
         self._gate_up: list[Matrix]  # of each expert [2 * inner, hidden]
         self._down: list[Matrix]  # [hidden, inner]
         fused = f"{name}.experts.gate_up_proj"
         if fused in weights:
-            self._gate_up = [ops.pack(part) for part in weights.parts(fused, (experts, 2 * inner, hidden))]
-            parts = weights.parts(f"{name}.experts.down_proj", (experts, hidden, inner))
+            both = Part.joined([own, own])
+            parts = weights.parts(fused, (experts, 2 * inner, hidden), part=both, dim=1)
+            self._gate_up = [ops.pack(part) for part in parts]
+            parts = weights.parts(f"{name}.experts.down_proj", (experts, hidden, inner), part=own, dim=2)
             self._down = [ops.pack(part) for part in parts]
             return
         self._gate_up, self._down = [], []
@@ -77,8 +82,8 @@ class Experts:
                 weights.either(f"{expert}.{old}.weight", f"{expert}.{new}.weight")
                 for old, new in (("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj"))
             )
-            self._gate_up.append(ops.pack(weights.stacked([gate, up], [(inner, hidden)] * 2)))
-            self._down.append(ops.pack(weights.take(down, (hidden, inner))))
+            self._gate_up.append(ops.pack(weights.stacked([gate, up], [(inner, hidden)] * 2, parts=[own] * 2)))
+            self._down.append(ops.pack(weights.take(down, (hidden, inner), part=own, dim=1)))
 
     def __call__(self, x: Tensor) -> Tensor:
         linear = self._ops.linear
@@ -91,4 +96,4 @@ class Experts:
             if len(rows):
                 y = linear(self._ops.gate(linear(x[rows], gate_up), self._activation), down)
                 out.index_add_(0, rows, y.float() * shares[rows, rank, None])
-        return out.to(x.dtype)
+        return self._ops.ranks.sum(out.to(x.dtype))

@@ -11,6 +11,7 @@ from quire_engine.layers.attention import Cache
 from quire_engine.layers.embedding import Embedding, Head
 from quire_engine.layers.norms import RMSNorm
 from quire_engine.layers.rotary import rotary_tables
+from quire_engine.layers.stage import own_layers
 from quire_engine.models.llama import gated, self_attention
 from quire_engine.models.weights import Weights
 from quire_engine.ops import LayerCache, Ops
@@ -23,11 +24,14 @@ __all__ = ["Gemma"]
 class Gemma:
     def __init__(self, spec: ModelSpec, weights: Weights, ops: Ops, device: torch.device) -> None:
         shape = spec.shape
-        self._embedding = Embedding(ops, weights, "model.embed_tokens", shape.vocabulary, shape.hidden)
+        self._ranks = ops.ranks
+        rows = ops.ranks.rows(shape.vocabulary)
+        self._embedding = Embedding(ops, weights, "model.embed_tokens", rows, shape.hidden)
         self._scale = shape.hidden**0.5
+        rotary = rotary_tables(spec, device)
         self._blocks = [
-            _Block(spec, weights, ops, f"model.layers.{i}", i, rotary)
-            for i, rotary in enumerate(rotary_tables(spec, device))
+            _Block(spec, weights, ops, f"model.layers.{i}", i, rotary[i])
+            for i in own_layers(ops, weights, "model.layers", shape.layers)
         ]
         self._norm = RMSNorm(ops, weights, "model.norm", shape.hidden, spec.norm_epsilon, from_one=True)
         tied = self._embedding if shape.tied else None
@@ -36,12 +40,14 @@ class Gemma:
         )
 
     def forward(self, batch: ForwardBatch, cache: Cache) -> Tensor:
-        x = self._embedding(batch.tokens)  # [T, H]
-        x = x * torch.tensor(self._scale, dtype=x.dtype).item()  # rounded to the format, as it was in training
-        residual = None
+        x, residual = self._ranks.enter(lambda: self._embed(batch.tokens), len(batch.tokens)), None  # [T, H]
         for index, block in enumerate(self._blocks):
             x, residual = block(x, residual, batch, cache.layer(index))
-        return self._norm.add(x, residual)[0]
+        return self._ranks.leave(lambda: self._norm.add(x, residual)[0], x, residual)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        x = self._embedding(tokens)
+        return x * torch.tensor(self._scale, dtype=x.dtype).item()  # rounded to the format, as it was in training
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self._head(hidden)

@@ -18,6 +18,7 @@ from quire_engine.layers.feed_forward import FeedForward, Gated
 from quire_engine.layers.linear import Linear
 from quire_engine.layers.norms import RMSNorm, rms_weight
 from quire_engine.layers.rotary import rotary_tables
+from quire_engine.layers.stage import own_layers
 from quire_engine.models.weights import Weights
 from quire_engine.ops import LayerCache, Ops
 from quire_engine.runtime.batch import ForwardBatch
@@ -33,7 +34,7 @@ def self_attention(
 ) -> Attention:
     """`name`.self_attn; `from_one` is for the norms of its heads, if it has any (layers/norms.py)."""
     shape, name = spec.shape, f"{name}.self_attn"
-    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    q, kv = (ops.ranks.share(heads, shape.head_dim) for heads in (shape.heads, shape.kv_heads))
     q_norm, k_norm = (
         rms_weight(weights, f"{name}.{part}_norm", shape.head_dim, from_one=from_one) if shape.qk_norm else None
         for part in "qk"
@@ -48,7 +49,8 @@ def self_attention(
 
 def gated(spec: ModelSpec, weights: Weights, ops: Ops, name: str) -> Gated:
     """`name`.mlp"""
-    hidden, inner, bias, name = spec.shape.hidden, spec.shape.intermediate, spec.shape.mlp_bias, f"{name}.mlp"
+    hidden, inner = spec.shape.hidden, ops.ranks.share(spec.shape.intermediate)
+    bias, name = spec.shape.mlp_bias, f"{name}.mlp"
     parts, fused = [f"{name}.gate_proj", f"{name}.up_proj"], f"{name}.gate_up_proj"
     gate_up = Linear(ops, weights, *parts, out=(inner, inner), into=hidden, bias=bias, fused=fused)
     down = Linear(ops, weights, f"{name}.down_proj", out=(hidden,), into=inner, bias=bias)
@@ -69,18 +71,20 @@ class Decoder:
         shape = spec.shape
         name = weights.either("model.embed_tokens.weight", "embed_tokens.weight").removesuffix(".weight")
         prefix = name.removesuffix("embed_tokens")
-        self._embedding = Embedding(ops, weights, name, shape.vocabulary, shape.hidden)
+        self._ranks = ops.ranks
+        self._embedding = Embedding(ops, weights, name, ops.ranks.rows(shape.vocabulary), shape.hidden)
+        rotary = rotary_tables(spec, device)
         self._blocks = [
-            _Block(spec, weights, ops, f"{prefix}layers.{i}", i, rotary, feed_forward)
-            for i, rotary in enumerate(rotary_tables(spec, device))
+            _Block(spec, weights, ops, f"{prefix}layers.{i}", i, rotary[i], feed_forward)
+            for i in own_layers(ops, weights, f"{prefix}layers", shape.layers)
         ]
         self._norm = RMSNorm(ops, weights, f"{prefix}norm", shape.hidden, spec.norm_epsilon)
 
     def forward(self, batch: ForwardBatch, cache: Cache) -> Tensor:
-        x, residual = self._embedding(batch.tokens), None  # [T, H]
+        x, residual = self._ranks.enter(lambda: self._embedding(batch.tokens), len(batch.tokens)), None  # [T, H]
         for index, block in enumerate(self._blocks):
             x, residual = block(x, residual, batch, cache.layer(index))
-        return self._norm.add(x, residual)[0]
+        return self._ranks.leave(lambda: self._norm.add(x, residual)[0], x, residual)
 
 
 class Llama(Decoder):

@@ -1,8 +1,8 @@
 """Weights by name, read one tensor at a time.
 
 A model takes what it needs while it is built: the peak is the model and one tensor. A name that is missing, has
-another shape, or is left over afterwards is an error, never a guess. Of a quantized checkpoint a scheme (quant/) makes
-plain tensors, which are dequantised as they are read.
+another shape, or is left over afterwards is an error, never a guess. Of a tensor that ranks divide only the own part is read;
+of a quantized checkpoint a scheme (quant/) makes plain tensors, which are dequantised as they are read.
 """
 
 import json
@@ -19,6 +19,7 @@ from quire_engine.errors import WeightsFailure
 from quire_engine.gguf.container import gguf_file
 from quire_engine.quant.gguf import stored_tensors
 from quire_engine.quant.stored import Scheme, Stored
+from quire_engine.runtime.ranks import Part
 
 __all__ = ["DummyWeights", "Weights"]
 
@@ -59,26 +60,50 @@ class Weights:
         """The first of these that is there; if none is, the first, which `take` will then ask for."""
         return next((name for name in names if name in self), names[0])
 
-    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor, on the device, in the wanted format: the model's, if none is named."""
-        return next(self._read(name, shape, [...], dtype))
+    def take(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: torch.dtype | None = None,
+        *,
+        part: Part | None = None,
+        dim: int = 0,
+    ) -> Tensor:
+        """The tensor, on the device, in the wanted format: the model's, if none is named. `shape` is that of the file; of
+        dimension `dim` only this part is read."""
+        return next(self._read(name, shape, [()], dtype, part, dim))
 
-    def parts(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Iterator[Tensor]:
+    def parts(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: torch.dtype | None = None,
+        *,
+        part: Part | None = None,
+        dim: int = 1,
+    ) -> Iterator[Tensor]:
         """[n, ...] as n tensors, each read by itself."""
-        return self._read(name, shape, range(shape[0]), dtype)
+        return self._read(name, shape, [(index,) for index in range(shape[0])], dtype, part, dim)
 
     def stacked(
-        self, names: Sequence[str], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype | None = None
+        self,
+        names: Sequence[str],
+        shapes: Sequence[tuple[int, ...]],
+        dtype: torch.dtype | None = None,
+        *,
+        parts: Sequence[Part | None] | None = None,
+        dim: int = 0,
     ) -> Tensor:
-        """Several tensors as one, along the first dimension."""
+        """Several tensors as one, along the first dimension; of each a part."""
+        parts = parts or [None] * len(names)
         if len(names) == 1:
-            return self.take(names[0], shapes[0], dtype)
-        rows = sum(shape[0] for shape in shapes)
-        out = torch.empty((rows, *shapes[0][1:]), dtype=dtype or self._dtype, device=self.device)
+            return self.take(names[0], shapes[0], dtype, part=parts[0], dim=dim)
+        sizes = [shape[0] if part is None else part.size for shape, part in zip(shapes, parts, strict=True)]
+        out = torch.empty((sum(sizes), *shapes[0][1:]), dtype=dtype or self._dtype, device=self.device)
         start = 0
-        for name, shape in zip(names, shapes, strict=True):
-            out[start : start + shape[0]] = self.take(name, shape, dtype)
-            start += shape[0]
+        for name, shape, size, part in zip(names, shapes, sizes, parts, strict=True):
+            out[start : start + size] = self.take(name, shape, dtype, part=part)
+            start += size
         return out
 
     def ignore(self, name: str) -> None:
@@ -86,8 +111,15 @@ class Weights:
         self._taken |= {n for n in self._tensors if n == name or (name.endswith(".") and n.startswith(name))}
 
     def _read(
-        self, name: str, shape: tuple[int, ...], indices: Sequence[Any], dtype: torch.dtype | None
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        indices: Sequence[tuple[int, ...]],
+        dtype: torch.dtype | None,
+        part: Part | None,
+        dim: int,
     ) -> Iterator[Tensor]:
+        """What is at each of the indices, which are those of the first dimensions."""
         if name not in self._tensors:
             raise WeightsFailure(f"{self._folder} has no tensor {name}{self._beside(name)}")
         found = self._tensors[name]
@@ -101,7 +133,9 @@ class Weights:
             )
         self._taken.add(name)
         for index in indices:
-            yield found[index].to(device=self.device, dtype=dtype or self._dtype)
+            pieces = [found[(*index, *piece)] for piece in _cut(part, dim - len(index))]
+            tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim - len(index))
+            yield tensor.to(device=self.device, dtype=dtype or self._dtype)
 
     def _beside(self, name: str) -> str:
         """What there is of the same module: of a quantized checkpoint that does not say so."""
@@ -124,13 +158,27 @@ class DummyWeights(Weights):
         return self
 
     def _read(
-        self, name: str, shape: tuple[int, ...], indices: Sequence[Any], dtype: torch.dtype | None
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        indices: Sequence[tuple[int, ...]],
+        dtype: torch.dtype | None,
+        part: Part | None,
+        dim: int,
     ) -> Iterator[Tensor]:
+        own = shape if part is None else (*shape[:dim], part.size, *shape[dim + 1 :])
         for index in indices:
-            size = shape if index is ... else shape[1:]
+            size = own[len(index) :]
             tensor = torch.empty(size, dtype=dtype or self._dtype, device=self.device)
             is_norm = len(shape) == 1 and not name.endswith("bias")
             yield tensor.fill_(1.0) if is_norm else tensor.normal_(0.0, 0.02, generator=self._random)
+
+
+def _cut(part: Part | None, dim: int) -> list[tuple[Any, ...]]:
+    """How to index a tensor for each range of a part of dimension `dim`."""
+    if part is None or part.is_whole:
+        return [(...,)]
+    return [(*[slice(None)] * dim, slice(start, stop)) for start, stop in part.ranges]
 
 
 def _stored(folder: Path) -> dict[str, Stored]:

@@ -8,13 +8,14 @@ Shapes: T tokens of a step, D head size. Activations are of the model's format; 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from quire_engine.runtime.batch import ForwardBatch
+from quire_engine.runtime.ranks import ALONE, Ranks
 
 __all__ = ["Activation", "AttentionForm", "Forward", "LayerCache", "Linear", "Matrix", "Ops"]
 
@@ -95,3 +96,6 @@ class Ops:
     recorded: Callable[[Forward, int], Forward]
     """A model's forward pass -> the same, to the bit, which may be quicker from its second time on where a batch has at
     most so many rows. It is for one cache, and what it returns holds until it is called again."""
+
+    ranks: Ranks = field(default=ALONE)
+    """No kernel: who computes the model together, which part this one has, and how they put theirs together"""

@@ -7,14 +7,19 @@ message, numbers travel as arrays.
 import pickle
 import socket
 import struct
+import threading
 from array import array
 from dataclasses import dataclass, field
 
 from quire_engine.core.request import Request, RequestId
 from quire_engine.core.scheduler import Load
-from quire_engine.core.step import Finish, TokenLogprob
+from quire_engine.core.step import Finish, StepPlan, TokenLogprob
+from quire_engine.runtime.sizing import Sizes
 
-__all__ = ["HEADER", "Embedded", "Ended", "Expect", "Link", "Ping", "Pong", "Ready", "Report", "Work", "pack"]
+__all__ = [
+    "HEADER", "Allotted", "Embedded", "Ended", "Expect", "Link", "Loaded", "Message", "Ping", "Pong", "Ready", "Report",
+    "Rows", "Step", "Work", "pack",
+]  # fmt: skip
 
 HEADER = struct.Struct("!I")
 
@@ -90,7 +95,38 @@ class Ended:
     reason: str
 
 
-Message = Work | Ping | Pong | Expect | Ready | Report | Embedded | Ended
+# Between rank 0 and the others (crew.py, rank.py):
+
+
+@dataclass(slots=True, kw_only=True)
+class Loaded:
+    """From a rank, once: it has its part of the weights."""
+
+    free_bytes: int  # that are left to it
+
+
+@dataclass(slots=True, kw_only=True)
+class Allotted:
+    """To a rank, once: how much memory everyone takes for what."""
+
+    sizes: Sizes
+
+
+@dataclass(slots=True, kw_only=True)
+class Step:
+    """To a rank: run it."""
+
+    plan: StepPlan
+
+
+@dataclass(slots=True, kw_only=True)
+class Rows:
+    """To a rank of the first stage: compute the logits of so many rows of hidden states."""
+
+    count: int
+
+
+Message = Work | Ping | Pong | Expect | Ready | Report | Embedded | Ended | Loaded | Allotted | Step | Rows
 
 
 def pack(message: Message) -> bytes:
@@ -99,15 +135,24 @@ def pack(message: Message) -> bytes:
 
 
 class Link:
-    """The engine's end: blocking, used by one thread."""
+    """The engine's end: blocking. One thread receives, any may send."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._buffer = bytearray()
+        self._sending = threading.Lock()
 
     def send(self, message: Message) -> None:
-        self._sock.setblocking(True)
-        self._sock.sendall(pack(message))
+        self.write(pack(message))
+
+    def write(self, data: bytes) -> None:
+        """A message, or several, as packed."""
+        with self._sending:
+            self._sock.setblocking(True)
+            self._sock.sendall(data)
+
+    def close(self) -> None:
+        self._sock.close()
 
     def receive(self, wait: bool) -> list[Message]:
         """What has come, at least one message if `wait`; EOFError when the other end is gone."""

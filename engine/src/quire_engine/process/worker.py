@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from array import array
+from collections.abc import Callable
 from typing import NoReturn
 
 from quire_api.flags import from_argv
@@ -41,7 +42,11 @@ def main(argv: list[str]) -> int:
             if seconds > LONG_STEP_S:
                 link.send(Expect(seconds))
 
-        built = build_model(config, announce=announce)
+        def lost(failure: EngineFailure) -> None:
+            """By another thread: ours may be waiting for a rank that is gone."""
+            os._exit(_end(link, failure.exit_code, str(failure)))
+
+        built = build_model(config, announce=announce, lost=lost)
         built.warm_up()
         ready = Ready(
             max_model_len=built.max_model_len,
@@ -56,7 +61,7 @@ def main(argv: list[str]) -> int:
         link.send(ready)
         if isinstance(built, BuiltEngine):
             built.grammars.prepare()  # after the model is ready: the first request may well ask for none
-            serve(built.engine, link)
+            serve(built.engine, link, built.crew.ask if built.crew else None)
         else:
             EmbeddingService(built.embedder, built.spec.shape, announce).serve(link)
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -68,13 +73,15 @@ def main(argv: list[str]) -> int:
         return _end(link, 1, f"{type(error).__name__}: {error}")
 
 
-def serve(engine: Engine, link: Link) -> NoReturn:
-    """Until the link closes, which is an EOFError."""
+def serve(engine: Engine, link: Link, ask: Callable[[], None] | None) -> NoReturn:
+    """Until the link closes, which is an EOFError. `ask` returns when the other ranks have said that they are there."""
     while True:
         rejected: dict[RequestId, tuple[str, str | None]] = {}
         events = Events()
         for message in link.receive(wait=not engine.has_work):
             if isinstance(message, Ping):
+                if ask is not None:
+                    ask()
                 link.send(Pong())
                 continue
             assert isinstance(message, Work)

@@ -6,12 +6,12 @@ What a step needs beside weights and cache is bounded by its budget of tokens an
 it is counted here, so that an engine which is ready has all it will ever ask for.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quire_api.footprint import DTYPE_BYTES, ModelShape
 from quire_engine.errors import ConfigFailure, MemoryFailure
 
-__all__ = ["SCORED_AT_ONCE", "Sizes", "plan_sizes", "step_bytes", "swap_cost"]
+__all__ = ["SCORED_AT_ONCE", "Sizes", "plan_sizes", "share_of", "step_bytes", "swap_cost"]
 
 GIB = 1 << 30
 SCORED_AT_ONCE = 256  # rows of logits at a time when log probabilities of prompts are asked for (runner.py)
@@ -80,6 +80,18 @@ def plan_sizes(
         max_model_len=min(wanted_len, held),
         kv_cache_bytes=num_blocks * block_bytes,
         step_bytes=step,
+    )
+
+
+def share_of(shape: ModelShape, tensor: int, stages: int) -> ModelShape:
+    """The most that one rank has of a model which stages and the ranks of each divide (ranks.py). The vocabulary is left
+    whole, for rank 0 has all logits."""
+    return replace(
+        shape,
+        layers=-(-shape.layers // stages),
+        heads=shape.heads // tensor,
+        kv_heads=max(1, shape.kv_heads // tensor),
+        intermediate=shape.intermediate // tensor,
     )
 
 

@@ -25,9 +25,10 @@ __all__ = ["NoLibrary", "PackedMatrix", "native_ops"]
 _ACTIVATIONS = {Activation.SILU: 0, Activation.GELU: 1, Activation.GELU_TANH: 2}  # rows.c
 
 
-def native_ops(dtype: torch.dtype) -> Ops:
-    """For activations and weights of this format; NoLibrary says in a line why there are none."""
-    kernels = _Kernels(dtype)
+def native_ops(dtype: torch.dtype, processes: int = 1) -> Ops:
+    """For activations and weights of this format, in one of so many processes on these cores; NoLibrary says in a line
+    why there are none."""
+    kernels = _Kernels(dtype, processes)
     return Ops(
         pack=kernels.pack,
         linear=kernels.linear,
@@ -57,9 +58,9 @@ class PackedMatrix:
 
 
 class _Kernels:
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, processes: int) -> None:
         self._dtype = dtype
-        self._library = open_library(str(dtype).removeprefix("torch."))
+        self._library = open_library(str(dtype).removeprefix("torch."), processes)
         self._to: Any = self._library  # what calls go to: it, or a recorder before it
         self._new: Callable[..., Tensor] = _new  # where results go
         self._forms: dict[AttentionForm, FormStruct] = {}

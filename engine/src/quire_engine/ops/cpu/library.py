@@ -105,8 +105,8 @@ def _may_use_amx() -> bool:
     return bool(ctypes.CDLL(None).syscall(c_long(158), c_long(0x1023), c_long(18)) == 0)
 
 
-def open_library(number_format: str) -> ctypes.CDLL:
-    """The best that this CPU can run."""
+def open_library(number_format: str, processes: int = 1) -> ctypes.CDLL:
+    """The best that this CPU can run. So many processes share its cores."""
     try:
         library = _load(number_format)
     except (CompileFailure, OSError) as error:
@@ -114,7 +114,7 @@ def open_library(number_format: str) -> ctypes.CDLL:
     for name, parameters in PARAMETERS.items():
         function = getattr(library, name)
         function.argtypes, function.restype = parameters, RESULTS.get(name)
-    library.set_threads(THREADS)
+    library.set_threads(max(1, THREADS // processes))
     return library
 
 

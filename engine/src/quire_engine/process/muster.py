@@ -1,0 +1,32 @@
+"""How the first rank gets the others together."""
+
+from collections.abc import Callable, Sequence
+
+from quire_engine.errors import EngineFailure
+from quire_engine.process.crew import Crew
+from quire_engine.process.link import Pong
+from quire_engine.runtime.together import Join, Together, open_store
+
+__all__ = ["muster"]
+
+
+def muster(
+    count: int, flags: Sequence[str], lost: Callable[[EngineFailure], None] | None, join: Join
+) -> tuple[Crew, Together]:
+    """Start the others with these flags, and meet them; `lost` is called, by another thread, when one has ended."""
+    store, joined = open_store(), list[Together]()
+
+    def gone(failure: EngineFailure) -> None:
+        if lost is not None:
+            lost(failure)
+        for ranks in joined:  # whoever waits for it in a collective learns of it
+            ranks.abort()
+
+    crew = Crew(count, store.port, flags, gone)
+    try:
+        crew.hear(Pong)  # else we would wait for one that could not start
+        joined.append(join(0, store))
+    except BaseException:
+        crew.close()
+        raise
+    return crew, joined[0]
