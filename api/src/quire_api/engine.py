@@ -205,7 +205,7 @@ class EngineConfig(EngineOptions):
         ge=1,
         le=64,
         description="Ranks, each a process with a device of its own, that compute every layer together: each has a part of "
-        "its heads and columns. On CPUs they share the cores and the memory.",
+        "its heads and columns. On CPUs they share the cores and the memory. `--kv-cache-gib` is of each.",
         examples=[2],
     )
     pipeline_parallel_size: int = Field(
