@@ -123,6 +123,15 @@ def _refusal(world: World, resource: dict[str, Any]) -> str:
     return "it was taken"
 
 
+def divided(world: World) -> None:
+    """ranks: an engine of two ranks takes the place of one of one, and answers; then the other way round"""
+    for ranks in (2, 1):
+        before = world.engines(NAME)
+        world.apply(edited(engine__maxNumSeqs=32, parallelism={"tensor": ranks}))
+        eventually("a new engine alone serves", lambda: serves(world, 1) and world.engines(NAME) != before, PATIENCE_S)  # noqa: B023
+        assert world.answer(MODEL, "Hello!") == GREETING
+
+
 def scaled_to_zero(world: World) -> None:
     """zero: scaled to 0 nothing runs, and it says so; scaled to 1 it serves again"""
     world.scale(NAME, 0)
@@ -150,6 +159,7 @@ SCENARIOS = (
     edited_under_load,
     edited_badly,
     refused,
+    divided,
     scaled_to_zero,
     drained_and_deleted,
 )

@@ -157,6 +157,20 @@ def test_a_model_that_cannot_start_ends_up_with_a_sentence(
     assert "Traceback" not in done.stderr
 
 
+def test_engines_of_several_gpus_are_refused_where_there_are_too_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    resource = spoiled({"spec.accelerator.profile": "nvidia", "spec.parallelism": {"tensor": 2}, "spec.replicas": 2})
+
+    with serving(tmp_path, "up", "-f", write(tmp_path, resource), ready="/livez") as server:
+        deadline = time.monotonic() + 20
+        while "or spec.parallelism" not in (said := server.log.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    assert "2 replicas need 4 GPUs, and this machine has 3: lower spec.replicas or spec.parallelism" in said
+
+
 def test_a_port_in_use_is_named_and_nothing_is_started(tmp_path: Path) -> None:
     port = free_port()
     with socket.socket() as taken:

@@ -453,6 +453,12 @@ def test_what_an_engine_needs_is_arithmetic(engine: dict[str, Any], footprint: F
     assert need_of(EngineOptions(**engine), footprint) == need
 
 
+def test_what_is_asked_for_in_gib_each_device_has() -> None:
+    engine = EngineOptions(kv_cache_gib=1, swap_space_gib=2)
+
+    assert need_of(engine, BIG, devices=4) == Need(weights=2000, cache=4 * GIB, swap=8 * GIB)
+
+
 @given(st.builds(Need, weights=st.integers(0, 9), cache=st.integers(0, 9), swap=st.integers(0, 9)), st.integers(0, 30))
 def test_nothing_is_refused_that_has_room(need: Need, room: int) -> None:
     host, device = (misfit(need, Room(bytes=room, of="it", on_device=on)) for on in (False, True))

@@ -179,6 +179,30 @@ class Accelerator(Strict):
     )
 
 
+class Parallelism(Strict):
+    """Several devices for one engine, of one pod: a model that is too large for one, or is to answer faster."""
+
+    tensor: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Devices that compute every layer together. It must divide the model's attention heads. Default: 1.",
+        examples=[2],
+    )
+    pipeline: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Stages that have the layers one after another, each of `tensor` devices: room, not speed. Default: 1.",
+        examples=[2],
+    )
+
+    @property
+    def devices(self) -> int:
+        """Of one engine."""
+        return self.tensor * self.pipeline
+
+
 class Health(Strict):
     """How long the engine may take to show that it works."""
 
@@ -261,6 +285,11 @@ class Spec(Strict):
     )
     weights: WeightsOptions = Field(default_factory=WeightsOptions, description="What becomes of fetched weights.")
     accelerator: Accelerator = Field(default_factory=Accelerator, description="What the engine computes on.")
+    parallelism: Parallelism = Field(
+        default_factory=Parallelism,
+        description="Several devices for one engine: a pod asks for `tensor` times `pipeline` of them, and `quire up` takes as many. "
+        "Without devices, on CPUs, they are processes that share the cores.",
+    )
     replicas: int = Field(
         1,
         ge=0,

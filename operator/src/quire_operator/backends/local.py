@@ -209,7 +209,7 @@ class LocalBackend:
         if self._gpus and need and need + others > len(self._gpus):
             used = f", of which other models take {others}" if others else ""
             raise Refused(
-                f"{replicas} replicas need {need} GPUs, and this machine has {len(self._gpus)}{used}: lower spec.replicas"
+                f"{replicas} {'replica needs' if replicas == 1 else 'replicas need'} {need} GPUs, and this machine has {len(self._gpus)}{used}: lower spec.replicas or spec.parallelism"
             )
 
     def _settle(self, key: ResourceKey) -> None:
@@ -221,14 +221,16 @@ class LocalBackend:
                 gpu for f in self._families.values() for e in f.engines.values() for gpu in e.process.launch.devices
             }
             free = free_gpus(self._gpus, taken)
-            spare = not (needs and self._gpus) or bool(free)
+            counted = needs and self._gpus
+            spare = not counted or len(free) >= needs
             steps = next_steps(family.members(), family.wanted, frozenset(family.engines), spare)
             for number in steps.retire:
                 self._let_go(key, family.engines[number])
             for number in steps.start:
-                if needs and self._gpus and not free:
-                    break  # one of those that are ending has it
-                self._start(key, number, (free.pop(0),) if needs and free else ())
+                if counted and len(free) < needs:
+                    break  # those that are ending have them
+                own, free = free[:needs], free[needs:]
+                self._start(key, number, tuple(own))
         self._publish()
 
     def _start(self, key: ResourceKey, number: int, devices: tuple[str, ...]) -> None:

@@ -22,7 +22,8 @@ def misfits(deployments: Iterable[LLMDeployment], available: int) -> list[str]:
         if deployment.spec.accelerator.profile != "cpu" or not deployment.spec.replicas:
             continue
         config = _config(deployment.spec.model.source.uri)
-        one = need_of(deployment.spec.engine, Footprint.from_config(config) if config else None)
+        footprint = Footprint.from_config(config) if config else None
+        one = need_of(deployment.spec.engine, footprint, deployment.spec.parallelism.devices)
         weights, cache, replicas = one.weights, one.cache + one.swap, deployment.spec.replicas
         need = replicas * (weights + cache)
         if used + need > available:

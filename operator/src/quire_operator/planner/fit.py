@@ -34,15 +34,15 @@ class Need:
     swap: int  # in the host's memory
 
 
-def need_of(engine: EngineOptions, footprint: Footprint | None) -> Need:
-    """Without a footprint, what the options alone say."""
-    swap, weights, width = int(engine.swap_space_gib * GIB), 0, 0
+def need_of(engine: EngineOptions, footprint: Footprint | None, devices: int = 1) -> Need:
+    """Without a footprint, what the options alone say. What is asked for in GiB, each of its devices has; the rest they share."""
+    swap, weights, width = int(engine.swap_space_gib * GIB) * devices, 0, 0
     if footprint is not None:
         dtype = footprint.dtype if engine.dtype == "auto" else engine.dtype
         width = DTYPE_BYTES.get(dtype, DTYPE_BYTES["float32"])
         weights = footprint.parameters * width
     if engine.kv_cache_gib is not None:
-        cache = int(engine.kv_cache_gib * GIB)
+        cache = int(engine.kv_cache_gib * GIB) * devices
     else:
         cache = (engine.max_model_len or 0) * (footprint.kv_values_per_token if footprint else 0) * width
     return Need(weights=weights, cache=cache, swap=swap)

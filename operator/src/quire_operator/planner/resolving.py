@@ -65,7 +65,11 @@ def hold(
         return Held(verdict=_suspended(observed))
     if pin is None:
         return _resolving(deployment.spec.model.source, job, observed.jobs, now)
-    words = misfit(need_of(deployment.spec.engine, pin.footprint), room) if room is not None else None
+    words = (
+        misfit(need_of(deployment.spec.engine, pin.footprint, deployment.spec.parallelism.devices), room)
+        if room is not None
+        else None
+    )
     if words is None:
         return None
     return Held(

@@ -40,7 +40,7 @@ def render(deployment: LLMDeployment, settings: OperatorSettings) -> Desired:
     common = {**_any_pod(deployment), **place(deployment)}
     return Desired(
         resolve=resolve_job(deployment, common, _fetcher(deployment, settings)) if asks else None,
-        room=_room(deployment.spec.accelerator.profile, profile, template["spec"]),
+        room=_room(deployment, profile, template["spec"]),
         objects=(*around(deployment, template["spec"]), _workload(deployment, template)),
         replicas=deployment.spec.replicas,
         url=settings.router_url or service_url(deployment, settings),
@@ -91,7 +91,7 @@ def _pod(deployment: LLMDeployment, settings: OperatorSettings, profile: Acceler
         "containers": [_engine(deployment, settings, profile, weights)],
         "volumes": [
             {"name": "tmp", "emptyDir": {}},
-            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{_shared_gib(profile)}Gi"}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{_shared_gib(deployment, profile)}Gi"}},
             *weights.volumes,
         ],
         **place_engine(deployment, profile),
@@ -142,7 +142,7 @@ def _engine(
     startup = seconds(deployment.spec.health.startup_timeout)
     resources: Manifest = {"requests": dict(profile.requests)}
     if profile.resource is not None:
-        resources["limits"] = {profile.resource: str(_devices(profile))}
+        resources["limits"] = {profile.resource: str(_devices(deployment, profile))}
     return {
         "name": "engine",
         "image": _image(deployment, settings),
@@ -172,24 +172,26 @@ def _engine(
     }
 
 
-def _room(name: str, profile: AcceleratorProfile, pod: Manifest) -> Room | None:
+def _room(deployment: LLMDeployment, profile: AcceleratorProfile, pod: Manifest) -> Room | None:
     """None where nobody has said how much memory there is; then only the engine can say that it is too little."""
     if profile.resource is not None:
-        memory = int((profile.memory_gib or 0) * GIB) * _devices(profile)
-        return Room(bytes=memory, of=f"a {profile.resource} of profile {name}", on_device=True) if memory else None
+        count, name = _devices(deployment, profile), deployment.spec.accelerator.profile
+        memory = int((profile.memory_gib or 0) * GIB) * count
+        of = f"{f'{count} times' if count > 1 else 'a'} {profile.resource} of profile {name}"
+        return Room(bytes=memory, of=of, on_device=True) if memory else None
     engine = next(container for container in pod["containers"] if container["name"] == "engine")
     limit = quantity_bytes(engine["resources"].get("limits", {}).get("memory"))
     return Room(bytes=limit, of="the memory limit of its container", on_device=False) if limit else None
 
 
-def _devices(profile: AcceleratorProfile) -> int:
-    """Of one pod: an engine computes on one."""
-    return 0 if profile.resource is None else 1
+def _devices(deployment: LLMDeployment, profile: AcceleratorProfile) -> int:
+    """Of one pod."""
+    return 0 if profile.resource is None else deployment.spec.parallelism.devices
 
 
-def _shared_gib(profile: AcceleratorProfile) -> int:
+def _shared_gib(deployment: LLMDeployment, profile: AcceleratorProfile) -> int:
     """Of /dev/shm, which processes and drivers share; it counts as memory only as far as it is used."""
-    return max(1, 2 * _devices(profile))
+    return max(1, 2 * _devices(deployment, profile))
 
 
 def _security(*, read_only_root: bool) -> Manifest:

@@ -28,7 +28,7 @@ def render(deployment: LLMDeployment, url: str) -> Desired:
                     device=profile.device,
                     **({"include": source.include} if source.include else {}),
                 ),
-                "gpus": 0 if profile.resource is None else 1,
+                "gpus": 0 if profile.resource is None else deployment.spec.parallelism.devices,
                 "graceSeconds": seconds(deployment.spec.drain.timeout) + 5,
             },
         },
