@@ -371,6 +371,98 @@ def test_a_source_that_has_moved_is_another_revision() -> None:
     assert world.fetcher[2] == "hf://acme/model@facade"
 
 
+def going_over_to(other: dict[str, Any]) -> World:
+    """A world in which another source has answered, and its engines are being started."""
+    world = resolved(resource())
+    rolled_out(world)
+    world.turn(resource())
+    world.turn(other)
+    world.end(answer=ANSWER.replace("c0ffee", "facade"))
+    for _ in range(2):
+        world.turn(other)
+    return world
+
+
+def starting(world: World) -> None:
+    """A new engine is there beside the old one, and does not serve."""
+    live = rolled_out(world)
+    world.observed = replace(
+        world.observed, workload=Workload(current=True, replicas=2, updated=1, ready=1, updated_ready=0, revision=live)
+    )
+
+
+@pytest.mark.parametrize("other", ["hf://acme/other", "builtin://quire-tiny"])
+def test_who_takes_another_source_back_is_not_asked_again_while_its_template_is_kept(other: str) -> None:
+    world = resolved(resource())
+    rolled_out(world)
+    world.turn(resource())
+    for _ in range(3):
+        world.turn(resource(other))
+        if world.jobs:
+            world.end(answer=ANSWER.replace("c0ffee", "facade"))
+    starting(world)
+    world.turn(resource(other))
+
+    back = world.turn(resource())
+
+    assert "Create Job" not in names(back)
+    assert "Apply Deployment" in names(back)
+    assert world.fetcher[2] == "hf://acme/model@c0ffee"
+    assert back.status.model is not None
+    assert back.status.model.revision == "c0ffee"
+
+
+def test_before_another_source_has_answered_it_can_be_taken_back_without_asking() -> None:
+    world = resolved(resource())
+    rolled_out(world)
+    world.turn(resource())
+    world.turn(resource("hf://acme/other"))
+
+    back = world.turn(resource())
+
+    assert names(back) == ["Delete Job"]
+    assert reason(back) == ("Serving", "")
+
+
+def test_after_a_roll_back_the_status_tells_of_the_model_that_runs_and_nobody_is_asked() -> None:
+    other = resource("hf://acme/other")
+    world = going_over_to(other)
+    starting(world)
+    world.turn(other)
+    wanted = world.observed.status.model if world.observed.status else None
+    world.wait(3600)
+
+    world.turn(other)
+    back = world.turn(other)
+    rolled_out(world)
+    rest = world.turn(other)
+
+    assert wanted is not None
+    assert wanted.revision == "facade"
+    assert reason(back) == ("RolledBack", "Stalled")
+    for told in (back, rest):
+        assert told.status.model is not None
+        assert (told.status.model.source, told.status.model.revision) == ("hf://acme/model", "c0ffee")
+        assert "Create Job" not in names(told)
+    assert world.turn(other).actions == ()
+
+
+def test_a_template_from_before_answers_were_kept_with_it_is_left_as_it_is() -> None:
+    """The data of a ControllerRevision cannot be changed."""
+    world = resolved(resource())
+    key = next(key for key in world.manifests if key.kind == "ControllerRevision")
+    old = {**world.manifests[key], "data": {"template": world.manifests[key]["data"]["template"]}}
+    world.manifests[key] = old
+    rolled_out(world)
+    world.observed = replace(world.observed, history=(from_object(old),))
+    world.forget()
+
+    world.turn(resource())
+
+    assert world.manifests[key]["data"] == old["data"]
+    assert reason(world.turn(resource("hf://acme/other"))) == ("Resolving", "Reconciling")
+
+
 def test_who_is_suspended_is_asked_nothing() -> None:
     world = World()
 

@@ -83,6 +83,7 @@ class Revision:
     number: int  # in the order in which they were made
     spec: str  # digest of the spec that it was made for
     template: Manifest
+    model: Manifest | None = None  # what its source had said, as it was kept; None where nobody was asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
