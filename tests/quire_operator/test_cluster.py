@@ -188,16 +188,37 @@ def test_a_container_that_fetches_weights_may_fail_too() -> None:
     assert failure == Failure(message="ModelAccessDenied: no token", exit_code=21, cause="Error", container="weights")
 
 
-def test_why_no_pod_can_be_made_is_read_from_the_deployment() -> None:
-    refusal = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota"}
-    mended = {**refusal, "status": "False"}
+REFUSAL = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota"}
 
-    workloads = [
-        snapshot(child("Deployment", spec={"replicas": 1}, status={"conditions": [c]})).workload
-        for c in (refusal, mended)
-    ]
 
-    assert [w.refused for w in workloads] == ["exceeded quota", ""]
+def template_of(revision: str) -> dict[str, Any]:
+    return {"metadata": {"labels": {"quire.dev/revision": revision}}}
+
+
+def replica_set(revision: str, condition: Any, deployment: str = "Deployment-good") -> dict[str, Any]:
+    owner = {"kind": "Deployment", "name": "good", "uid": deployment, "controller": True}
+    spec, status = {"template": template_of(revision)}, {"conditions": [condition]}
+    return child("ReplicaSet", name=f"good-{revision}-{deployment}", owner=owner, spec=spec, status=status)
+
+
+@pytest.mark.parametrize(
+    ("replica_sets", "refused"),
+    [
+        ([replica_set("new", REFUSAL)], "exceeded quota"),
+        ([replica_set("new", {**REFUSAL, "status": "False"})], ""),
+        ([replica_set("old", REFUSAL), replica_set("new", {"type": "Other", "status": "True"})], ""),
+        ([replica_set("old", REFUSAL)], ""),
+        ([replica_set("new", REFUSAL, deployment="of somebody else")], ""),
+    ],
+    ids=["refused", "mended", "of the old ones", "the new one is not there yet", "of somebody else"],
+)
+def test_why_no_pod_can_be_made_is_what_the_newest_replica_set_says(
+    replica_sets: list[dict[str, Any]], refused: str
+) -> None:
+    """The Deployment hands on what its old ones say as well."""
+    deployment = child("Deployment", spec={"template": template_of("new")}, status={"conditions": [REFUSAL]})
+
+    assert snapshot(deployment, *replica_sets).workload.refused == refused
 
 
 def test_a_deployment_whose_controller_lags_is_not_current() -> None:

@@ -36,6 +36,7 @@ log = logging.getLogger("quire.operator")
 WATCHED: tuple[tuple[str, str, str, str], ...] = (  # group, version, plural, kind
     (GROUP, VERSION, PLURAL, KIND),
     ("apps", "v1", "deployments", "Deployment"),
+    ("apps", "v1", "replicasets", "ReplicaSet"),
     ("apps", "v1", "controllerrevisions", "ControllerRevision"),
     ("", "v1", "services", "Service"),
     ("", "v1", "serviceaccounts", "ServiceAccount"),

@@ -9,7 +9,7 @@ Watches fill the store; nothing is read from the API server but what a create ru
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from quire_api.deployment import API_VERSION, KIND, LLMDeployment
 from quire_api.errors import InvalidInput
 from quire_api.status import DeploymentStatus
 from quire_operator.backends.jobs import pods_of_role, resolve_jobs
-from quire_operator.backends.pods import fetched_at, fetching, no_place
+from quire_operator.backends.pods import fetched_at, fetching, no_place, refusal_of
 from quire_operator.backends.store import Object, Store
 from quire_operator.planner.autoscale import ScaleDecision
 from quire_operator.planner.observed import Failure, Instance, Key, ObjectState, Observed, Workload
@@ -227,7 +227,7 @@ def observe(key: ResourceKey, resource: Object, store: Store, applied: Applied) 
     return Observed(
         status=_read_status(written) if written else None,
         objects=objects,
-        workload=_workload(deployment) if deployment is not None else Workload(),
+        workload=_workload(deployment, store.children(key, "ReplicaSet")) if deployment is not None else Workload(),
         instances=tuple(_instance(pod, revision) for pod in pods_of_role(pods, ENGINE)),
         jobs=resolve_jobs(
             (job for job in store.children(key, "Job") if _controller(job).get("uid") == uid),
@@ -294,12 +294,12 @@ def _mark(live: Object) -> str:
     )
 
 
-def _workload(deployment: Object) -> Workload:
+def _workload(deployment: Object, replica_sets: Iterable[Object]) -> Workload:
     spec, status = deployment["spec"], deployment.get("status") or {}
-    conditions = status.get("conditions") or []
     missing = ((spec.get("strategy") or {}).get("rollingUpdate") or {}).get("maxUnavailable")
     replicas, updated = status.get("replicas", 0), status.get("updatedReplicas", 0)
-    ready = status.get("availableReplicas", 0)
+    ready, revision = status.get("availableReplicas", 0), revision_id(spec.get("template") or {})
+    uid = deployment["metadata"]["uid"]
     return Workload(
         current=status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0),
         replicas=replicas,
@@ -308,16 +308,11 @@ def _workload(deployment: Object) -> Workload:
         updated_ready=max(
             0, min(updated, ready - (replicas - updated))
         ),  # at least so many: the others may all be old ones
-        revision=revision_id(spec.get("template") or {}),
+        revision=revision,
         unavailable=missing if isinstance(missing, int) else 0,
         paused=bool(spec.get("paused")),
-        refused=next((c.get("message", "") for c in conditions if _is_refusal(c)), ""),
+        refused=refusal_of(revision, (each for each in replica_sets if _controller(each).get("uid") == uid)),
     )
-
-
-def _is_refusal(condition: Mapping[str, Any]) -> bool:
-    """Of the pods of the newest ReplicaSet: the Deployment controller hands its condition on."""
-    return (condition["type"], condition.get("status")) == ("ReplicaFailure", "True")
 
 
 def _instance(pod: Object, revision: str | None) -> Instance:

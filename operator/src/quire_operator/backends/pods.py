@@ -1,15 +1,27 @@
-"""What a roll-out wants to know of a pod: whether it has a place, and whether its weights are still on their way. Pure."""
+"""What a roll-out wants to know of a pod: whether there may be one, whether it has a place, and whether its weights are still on
+their way. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from quire_operator.planner.observed import NoPlace
+from quire_operator.planner.revisions import revision_id
 
-__all__ = ["fetched_at", "fetching", "no_place"]
+__all__ = ["fetched_at", "fetching", "no_place", "refusal_of"]
 
 Object = Mapping[str, Any]
 
 FETCHER = "weights"  # the init container of render/kubernetes.py
+
+
+def refusal_of(revision: str, replica_sets: Iterable[Object]) -> str:
+    """Why the API server will not have one more pod of `revision`. A Deployment says it of its old ones as well."""
+    for each in replica_sets:
+        if revision_id(each["spec"].get("template") or {}) == revision:
+            for condition in (each.get("status") or {}).get("conditions") or []:
+                if (condition["type"], condition["status"]) == ("ReplicaFailure", "True"):
+                    return str(condition.get("message") or "")
+    return ""
 
 
 def no_place(pod: Object) -> NoPlace | None:
