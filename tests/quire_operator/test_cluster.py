@@ -5,13 +5,16 @@ import json
 from typing import Any
 
 import pytest
+from fakes.events import Events
 from fakes.resources import good
 
 from quire_api import DeploymentStatus
-from quire_operator.backends.cluster import observe
+from quire_operator.backends.cluster import ClusterBackend, observe
+from quire_operator.backends.refusals import PodlessJob, Refusals
 from quire_operator.backends.store import Store
 from quire_operator.planner.observed import Failure, Key, NoPlace, ResolveJob, Revision, Workload
 from quire_operator.reconcile import ResourceKey
+from quire_operator.settings import OperatorSettings
 from quire_operator.worker import Worker
 
 KEY = ResourceKey("default", "good")
@@ -31,7 +34,7 @@ def snapshot(*objects: dict[str, Any], applied: Any = None) -> Any:
     parent = good(metadata__uid="u1")
     for each in (parent, *objects):
         store.put(each)
-    return observe(KEY, parent, store, applied or {})
+    return observe(KEY, parent, store, applied or {}, lambda uid: "exceeded quota: pods" if uid == "refused" else "")
 
 
 def pod(name: str = "p", ready: bool = False, **container: Any) -> dict[str, Any]:
@@ -164,7 +167,7 @@ def test_a_status_that_is_not_ours_counts_as_empty() -> None:
     for written in ({"replicas": "many"}, {"phase": "Running"}):
         parent = {**good(metadata__uid="u1"), "status": written}
 
-        assert observe(KEY, parent, store, {}).status == DeploymentStatus()
+        assert observe(KEY, parent, store, {}, lambda uid: "").status == DeploymentStatus()
 
 
 def test_progress_is_read_from_the_deployment() -> None:
@@ -446,3 +449,68 @@ def test_what_a_job_has_found_out_is_read_from_it_and_its_pod(
 
     assert snap.jobs == (seen,)
     assert snap.instances == ()
+
+
+@pytest.mark.parametrize("over", [(), (FAILED,)])
+def test_why_a_job_has_no_pod_is_told_of_it_and_no_longer_when_it_has_one(over: tuple[Any, ...]) -> None:
+    refused = job(*over)
+    refused["metadata"]["uid"] = "refused"
+
+    without = snapshot(refused).jobs[0].failure
+    with_one = snapshot(refused, pod_of_the_job(state={"running": {}})).jobs[0].failure
+
+    assert without == Failure(message="exceeded quota: pods", cause="FailedCreate", container="weights")
+    assert with_one is None or with_one.cause != "FailedCreate"
+
+
+def backend_of(*objects: dict[str, Any]) -> ClusterBackend:
+    store = Store()
+    for each in objects:
+        store.put(each)
+    return ClusterBackend(None, store, OperatorSettings(engine_image="e"))
+
+
+def test_jobs_without_a_pod_are_found() -> None:
+    parent, alone = good(metadata__uid="u1"), job()
+    other = pod_of_the_job(state={"running": {}})
+
+    assert backend_of(parent, alone).podless_jobs() == [PodlessJob(alone["metadata"]["uid"], KEY)]
+    assert backend_of(parent, alone, other).podless_jobs() == []
+
+
+def test_a_job_that_stays_without_a_pod_is_asked_about_and_its_resource_woken_for_news_alone() -> None:
+    events, jobs, woken = Events(), [PodlessJob("j", KEY)], []
+    refusals = Refusals(events, lambda: jobs, woken.append)
+    events.tell("j", 'Error creating: pods "good-resolve-1-aaaaa" is forbidden: exceeded quota: pods')
+
+    async def looks() -> list[str]:
+        said = []
+        await refusals.look()
+        said.append(refusals.of("j"))
+        await refusals.look()
+        said.append(refusals.of("j"))
+        events.tell("j", 'Error creating: pods "good-resolve-1-bbbbb" is forbidden: exceeded quota: pods', "2026-01-02")
+        await refusals.look()
+        events.down = True
+        await refusals.look()
+        said.append(refusals.of("j"))
+        jobs.clear()
+        await refusals.look()
+        return [*said, refusals.of("j")]
+
+    said = asyncio.run(looks())
+
+    words = "its pod is forbidden: exceeded quota: pods"
+    assert said == ["", words, words, ""]
+    assert woken == [KEY]
+
+
+def test_a_resource_without_a_deployment_yet_is_no_scrape_target() -> None:
+    spec = {"spec__autoscaling": {"mode": "Builtin", "max": 3}}
+    parent = {**good(metadata__uid="u1", **spec), "status": {"observedGeneration": 1}}
+    deployment = child("Deployment", spec={"replicas": 2}, status={})
+
+    before, after = backend_of(parent).scrape_targets(), backend_of(parent, deployment).scrape_targets()
+
+    assert before == []
+    assert [(target.key, target.replicas, target.ready) for target in after] == [(KEY, 2, {})]

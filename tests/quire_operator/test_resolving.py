@@ -249,6 +249,31 @@ def test_why_a_job_cannot_start_is_said_while_it_waits() -> None:
     assert decided.actions == ()
 
 
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("its pod is forbidden: exceeded quota: pods", "QuotaExceeded"),
+        ('admission webhook "policy" denied the request: no', "PodRefused"),
+        (
+            'its pod is forbidden: error looking up service account d/x: serviceaccount "x" not found',
+            "ReferenceNotFound",
+        ),
+    ],
+)
+def test_who_will_not_have_the_pod_of_a_job_is_said(words: str, why: str) -> None:
+    world = World()
+    world.turn(resource())
+    (job,) = world.jobs.values()
+    refused = Failure(message=words, cause="FailedCreate", container="weights")
+    world.observed = replace(world.observed, jobs=(replace(job, failure=refused),))
+
+    decided = world.turn(resource())
+
+    assert reason(decided) == (why, "Stalled")
+    assert decided.status.conditions[0].message.startswith(f"hf://acme/model: no pod can be made: {words}. ")
+    assert decided.actions == ()
+
+
 def test_an_answer_that_cannot_be_read_is_a_failure() -> None:
     world = World()
     world.turn(resource())

@@ -20,6 +20,7 @@ from kubernetes.aio.dynamic.exceptions import DynamicApiError, ResourceNotFoundE
 from quire_api.deployment import GROUP, KIND, PLURAL, VERSION
 from quire_api.errors import InvalidInput
 from quire_operator.backends.cluster import ClusterBackend
+from quire_operator.backends.refusals import Refusals
 from quire_operator.backends.store import Store
 from quire_operator.metrics import OperatorMetrics
 from quire_operator.reconcile import ResourceKey, reconcile
@@ -67,6 +68,8 @@ async def run(settings: OperatorSettings, namespaces: list[str], port: int) -> N
         routers = _routers(settings, lambda: scraper.look_now())
         scraper = Scraper(backend.scrape_targets, routers or NoRouter(), worker.wake)
         backend.decision = scraper.decision
+        refusals = Refusals(dynamic, backend.podless_jobs, worker.wake)
+        backend.refusal = refusals.of
         tasks = {
             asyncio.create_task(
                 kopf.operator(
@@ -81,6 +84,7 @@ async def run(settings: OperatorSettings, namespaces: list[str], port: int) -> N
             ),
             asyncio.create_task(worker.run()),
             asyncio.create_task(scraper.run()),
+            asyncio.create_task(refusals.run()),
             asyncio.create_task(_relist(dynamic, store, worker, namespaces)),
             *([asyncio.create_task(routers.run())] if routers is not None else []),
         }

@@ -20,8 +20,9 @@ from pydantic import ValidationError
 from quire_api.deployment import API_VERSION, KIND, LLMDeployment
 from quire_api.errors import InvalidInput
 from quire_api.status import DeploymentStatus
-from quire_operator.backends.jobs import pods_of_role, resolve_jobs
+from quire_operator.backends.jobs import podless, pods_of_role, resolve_jobs
 from quire_operator.backends.pods import fetched_at, fetching, no_place, refusal_of
+from quire_operator.backends.refusals import PodlessJob
 from quire_operator.backends.store import Object, Store
 from quire_operator.planner.autoscale import ScaleDecision
 from quire_operator.planner.observed import Failure, Instance, Key, ObjectState, Observed, Workload
@@ -63,6 +64,17 @@ class ClusterBackend:
         self._settings = settings
         self._applied: Applied = {}
         self.decision: Callable[[ResourceKey], ScaleDecision | None] = lambda key: None  # of the autoscaler
+        self.refusal: Callable[[str], str] = lambda uid: ""  # why a Job has no pod
+
+    def podless_jobs(self) -> list[PodlessJob]:
+        """Of which it may be asked why."""
+        store = self._store
+        return [
+            PodlessJob(uid, key)
+            for key in store.resources()
+            if (jobs := list(store.children(key, "Job")))
+            for uid in podless(jobs, pods_of_role(store.children(key, "Pod"), RESOLVER))
+        ]
 
     def scrape_targets(self) -> list[Target]:
         """What the autoscaler is to look at; what cannot be read is no business of its."""
@@ -73,7 +85,8 @@ class ClusterBackend:
         if resource is None or resource["metadata"].get("deletionTimestamp"):
             self._applied = {k: v for k, v in self._applied.items() if k[0] != key}
             return None  # the garbage collector takes what we made
-        return resource, replace(observe(key, resource, self._store, self._applied), decision=self.decision(key))
+        seen = observe(key, resource, self._store, self._applied, self.refusal)
+        return resource, replace(seen, decision=self.decision(key))
 
     def render(self, deployment: LLMDeployment) -> Desired:
         return kubernetes.render(deployment, self._settings)
@@ -199,7 +212,9 @@ class ClusterBackend:
         raise NameTaken(child, f"{controller['kind']} {controller['name']}" if controller else "nobody that says so")
 
 
-def observe(key: ResourceKey, resource: Object, store: Store, applied: Applied) -> Observed:
+def observe(
+    key: ResourceKey, resource: Object, store: Store, applied: Applied, refusal: Callable[[str], str]
+) -> Observed:
     """The snapshot, from the store alone."""
     written, uid = resource.get("status"), resource["metadata"]["uid"]
     objects: dict[Key, ObjectState] = {}
@@ -233,6 +248,7 @@ def observe(key: ResourceKey, resource: Object, store: Store, applied: Applied) 
             (job for job in store.children(key, "Job") if _controller(job).get("uid") == uid),
             pods_of_role(pods, RESOLVER),
             _failure,
+            refusal,
         ),
         history=tuple(revision for revision in kept if revision is not None),
     )

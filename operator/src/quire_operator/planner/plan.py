@@ -179,7 +179,9 @@ def _scaled(deployment: LLMDeployment, observed: Observed, now: str) -> tuple[LL
     return deployment.model_copy(update={"spec": spec}), status.model_copy(update={"autoscaling": told})
 
 
-def _roll(deployment: LLMDeployment, pin: ModelStatus | None, desired: Desired, observed: Observed, now: str) -> Roll | None:
+def _roll(
+    deployment: LLMDeployment, pin: ModelStatus | None, desired: Desired, observed: Observed, now: str
+) -> Roll | None:
     """None where revisions are not kept."""
     if not desired.keeps_revisions:
         return None

@@ -4,12 +4,9 @@ Rule: while the part of the spec that pods are made of is the same, so is the te
 make of it. What only says how many, how or whether to roll is no part of it.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
-
-from pydantic import ValidationError
 
 from quire_api.deployment import GROUP, LLMDeployment
 from quire_api.resolved import ModelStatus
@@ -61,16 +58,13 @@ def wanted(
     if fresh in history:  # an edit that makes no difference to pods
         return replace(history[fresh], spec=spec), False
     number = 1 + max((r.number for r in history.values()), default=0)
-    model = pin.model_dump(mode="json", by_alias=True, exclude_defaults=True) if pin is not None else None
+    model = pin.kept if pin is not None else None
     return Revision(id=fresh, number=number, spec=spec, template=template, model=model), False
 
 
 def model_of(revision: Revision) -> ModelStatus | None:
     """What its source had said; None where nobody was asked, or it was not kept."""
-    try:
-        return ModelStatus.model_validate_json(json.dumps(revision.model)) if revision.model is not None else None
-    except ValidationError:
-        return None
+    return ModelStatus.from_kept(revision.model) if revision.model is not None else None
 
 
 def as_object(workload: Manifest, revision: Revision) -> Manifest:
