@@ -23,6 +23,7 @@ from checks import BEFORE_IMAGES, World  # noqa: E402
 from clients import STAGES  # noqa: E402
 from cluster_world import ClusterWorld  # noqa: E402
 from dashboard import dashboard_in_a_browser  # noqa: E402
+from gitops import GITOPS  # noqa: E402
 from one_machine import LOCAL  # noqa: E402
 from readme import first_answer  # noqa: E402
 from rights import rights_are_those_that_are_used  # noqa: E402
@@ -82,7 +83,7 @@ def main() -> int:
 
 def _run(stages: Stages, *, keep: bool) -> None:
     stages.run("make run, then the README's curl: the first answer", first_answer)
-    for stage in (*STAGES, *LOCAL, engines_follow_the_load, dashboard_in_a_browser, *WEIGHTS, *SOAK):
+    for stage in (*STAGES, *LOCAL, engines_follow_the_load, dashboard_in_a_browser, *WEIGHTS, *SOAK, *GITOPS):
         stages.run(stage.__doc__ or "", stage)
     with tempfile.TemporaryDirectory() as folder:
         target = choose(f"e2e-{os.getpid()}", Path(folder))

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from fakes.kstatus import kstatus
+from fakes.kstatus import kstatus_of
 from fakes.resources import good
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -329,8 +329,8 @@ def test_what_does_not_fit_changes_nothing_and_says_the_numbers() -> None:
 
     assert decided.actions == ()
     assert reason(decided) == ("DoesNotFit", "Stalled")
-    assert kstatus(decided.status, generation=1) == "Failed"
-    assert kstatus(decided.status, generation=2) == "InProgress"
+    assert kstatus_of(decided.status, generation=1) == "Failed"
+    assert kstatus_of(decided.status, generation=2) == "InProgress"
     assert decided.status.conditions[0].message == (
         "an engine needs 16.00 GiB for the weights and 5.00 GiB for the KV cache, and a nvidia.com/gpu of profile small has "
         "20.00 GiB: lower maxModelLen or kvCacheGiB, take a smaller model, or give it more memory"
@@ -531,7 +531,7 @@ def test_whatever_happens_engines_are_never_taken_away_and_all_comes_to_rest(eve
         decided = world.turn(what)
         assert "Delete Deployment" not in names(decided)
         assert len(world.jobs) <= 2
-        assert kstatus(decided.status, generation=1) == TO_TOOLS[reason(decided)[1]]
+        assert kstatus_of(decided.status, generation=1) == TO_TOOLS[reason(decided)[1]]
         assert (reason(decided)[0] == "DoesNotFit") <= (names(decided).count("Apply Deployment") == 0)
 
     fitting = {**what, "spec": {**what["spec"], "engine": {"maxModelLen": 1024}}}
