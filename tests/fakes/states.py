@@ -75,6 +75,7 @@ def _at_rest() -> Iterator[tuple[str, SmallCluster, tuple[str, str]]]:
     yield "an engine less than wanted", _lost(), CURRENT
     yield "at zero", _edited(20, replicas=0), CURRENT
     yield "scaled by others", _edited(20, spec__autoscaling={"mode": "External"}), CURRENT
+    yield "an HPA without metrics", _without_metrics(), CURRENT
     yield "a newer template waits", _upgraded(), CURRENT
     yield "paused at rest", _edited(20, spec__paused=True), CURRENT
     yield "suspended", _edited(20, spec__suspend=True), SUSPENDED
@@ -140,6 +141,14 @@ def _lost() -> SmallCluster:
     cluster = _serving()
     cluster.gpus, cluster.pods[0].placed = 1, None
     cluster.run(3)
+    return cluster
+
+
+def _without_metrics() -> SmallCluster:
+    cluster = _edited(5, spec__autoscaling={"mode": "HPA", "max": 3})
+    inactive = {"type": "ScalingActive", "status": "False", "reason": "FailedGetPodsMetric", "message": "no metrics"}
+    cluster.put({**cluster.objects["HorizontalPodAutoscaler", KEY.name], "status": {"conditions": [inactive]}})
+    cluster.run(5)
     return cluster
 
 

@@ -12,7 +12,7 @@ from quire_api import DeploymentStatus
 from quire_operator.backends.cluster import ClusterBackend, observe
 from quire_operator.backends.refusals import PodlessJob, Refusals
 from quire_operator.backends.store import Store
-from quire_operator.planner.observed import Failure, Key, NoPlace, ResolveJob, Revision, Workload
+from quire_operator.planner.observed import Failure, Key, NoPlace, ResolveJob, Revision, Scaler, Workload, digest
 from quire_operator.reconcile import ResourceKey
 from quire_operator.settings import OperatorSettings
 from quire_operator.worker import Worker
@@ -514,3 +514,48 @@ def test_a_resource_without_a_deployment_yet_is_no_scrape_target() -> None:
 
     assert before == []
     assert [(target.key, target.replicas, target.ready) for target in after] == [(KEY, 2, {})]
+
+
+def hpa(**parts: Any) -> dict[str, Any]:
+    """As the API server keeps it: without a generation."""
+    made = child("HorizontalPodAutoscaler", **{"spec": {"maxReplicas": 3}, **parts})
+    del made["metadata"]["generation"]
+    return made
+
+
+def hpa_condition(kind: str, status: str) -> dict[str, str]:
+    return {"type": kind, "status": status, "reason": "FailedGetPodsMetric", "message": f"{kind}: no metrics."}
+
+
+@pytest.mark.parametrize(
+    ("conditions", "fault"),
+    [
+        ([], ""),
+        ([hpa_condition("ScalingActive", "True"), hpa_condition("ScalingLimited", "False")], ""),
+        ([hpa_condition("AbleToScale", "True"), hpa_condition("ScalingActive", "False")], "ScalingActive: no metrics"),
+        ([hpa_condition("ScalingActive", "False"), hpa_condition("AbleToScale", "False")], "AbleToScale: no metrics"),
+    ],
+)
+def test_what_an_hpa_lacks_is_read_from_its_conditions(conditions: list[Any], fault: str) -> None:
+    assert snapshot(hpa(status={"conditions": conditions})).scaler == Scaler(fault=fault)
+
+
+def test_without_an_hpa_of_ours_nothing_is_said_of_one() -> None:
+    others = hpa(owner={**OWNER, "uid": "u2"}, status={"conditions": [hpa_condition("ScalingActive", "False")]})
+
+    assert snapshot(others).scaler is None
+
+
+def test_what_an_hpa_says_of_itself_is_no_reason_to_apply_it_again_and_an_edit_is() -> None:
+    key = (KEY, Key("HorizontalPodAutoscaler", "good"))
+    metadata = hpa()["metadata"]
+    mark = json.dumps(
+        [metadata["uid"], digest({"maxReplicas": 3}), metadata["labels"], metadata["ownerReferences"]], sort_keys=True
+    )
+    applied = {key: ("digest", mark)}
+
+    news = snapshot(hpa(version=7, status={"currentReplicas": 2}), applied=applied)
+    edited = snapshot(hpa(version=8, spec={"maxReplicas": 9}), applied=applied)
+
+    assert news.objects[key[1]].applied == "digest"
+    assert edited.objects[key[1]].applied is None

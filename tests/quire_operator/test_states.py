@@ -9,7 +9,7 @@ REASONS = {
     "fresh": "NotObserved", "loading": "Starting", "rolling": "RollingOut", "no place": "Unschedulable", "more are wanted": "Starting",
     "ending again and again": "CrashLoop", "a write is refused": "WriteRefused", "suspended, engines still there": "Scaling",
     "ready": "Serving", "an engine less than wanted": "Serving", "at zero": "ScaledToZero", "scaled by others": "Serving",
-    "a newer template waits": "Serving", "paused at rest": "Serving", "suspended": "Suspended", "paused, and changes wait": "Paused",
+    "a newer template waits": "Serving", "an HPA without metrics": "Serving", "paused at rest": "Serving", "suspended": "Suspended", "paused, and changes wait": "Paused",
     "rolled back": "RolledBack", "deadline missed": "ProgressDeadlineExceeded", "image denied": "ImagePullDenied",
     "quota exceeded": "QuotaExceeded", "invalid": "InvalidSpec", "name conflict": "NameConflict", "resolving": "Resolving",
     "source unreachable": "SourceUnreachable", "model access denied": "ModelAccessDenied", "model not found": "ModelNotFound",

@@ -44,6 +44,7 @@ WATCHED: tuple[tuple[str, str, str, str], ...] = (  # group, version, plural, ki
     ("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy"),
     ("batch", "v1", "jobs", "Job"),
     ("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget"),
+    ("autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler"),
     ("", "v1", "pods", "Pod"),
 )
 OURS = ",".join(f"{name}={value}" for name, value in MANAGED.items())

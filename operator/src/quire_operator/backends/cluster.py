@@ -21,7 +21,7 @@ from quire_api.deployment import API_VERSION, KIND, LLMDeployment
 from quire_api.errors import InvalidInput
 from quire_api.status import DeploymentStatus
 from quire_operator.backends.jobs import podless, pods_of_role, resolve_jobs
-from quire_operator.backends.pods import fetched_at, fetching, no_place, refusal_of
+from quire_operator.backends.pods import fetched_at, fetching, no_place, refusal_of, scaler_of
 from quire_operator.backends.refusals import PodlessJob
 from quire_operator.backends.store import Object, Store
 from quire_operator.planner.autoscale import ScaleDecision
@@ -43,6 +43,7 @@ OWNED: dict[str, str] = {  # kind -> apiVersion
     "Service": "v1",
     "NetworkPolicy": "networking.k8s.io/v1",
     "PodDisruptionBudget": "policy/v1",
+    "HorizontalPodAutoscaler": "autoscaling/v2",
     "Job": "batch/v1",
     "ControllerRevision": "apps/v1",
     "Deployment": "apps/v1",
@@ -251,6 +252,10 @@ def observe(
             refusal,
         ),
         history=tuple(revision for revision in kept if revision is not None),
+        scaler=next(
+            (scaler_of(s) for s in store.children(key, "HorizontalPodAutoscaler") if _controller(s).get("uid") == uid),
+            None,
+        ),
     )
 
 
@@ -302,9 +307,13 @@ def _controller(live: Object) -> dict[str, Any]:
 
 
 def _mark(live: Object) -> str:
-    """Changes whenever somebody changes what we apply: the generation, where a kind has one, and the metadata we set."""
+    """Changes whenever somebody changes what we apply: the generation, where a kind has one, and the metadata we set.
+
+    A HorizontalPodAutoscaler has none, and a status that changes all the time: its spec itself.
+    """
     metadata = live["metadata"]
-    version = metadata.get("generation") or metadata["resourceVersion"]
+    by_spec = live["kind"] == "HorizontalPodAutoscaler"
+    version = digest(live.get("spec")) if by_spec else metadata.get("generation") or metadata["resourceVersion"]
     return json.dumps(
         [metadata["uid"], version, metadata.get("labels"), metadata.get("ownerReferences")], sort_keys=True
     )

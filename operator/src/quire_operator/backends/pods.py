@@ -1,13 +1,13 @@
-"""What a roll-out wants to know of a pod: whether there may be one, whether it has a place, and whether its weights are still on
-their way. Pure."""
+"""What is read of the objects around a pod: whether there may be one, whether it has a place, whether its weights are still on
+their way; and what an autoscaler says of itself. Pure."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from quire_operator.planner.observed import NoPlace
+from quire_operator.planner.observed import NoPlace, Scaler
 from quire_operator.planner.revisions import revision_id
 
-__all__ = ["fetched_at", "fetching", "no_place", "refusal_of"]
+__all__ = ["fetched_at", "fetching", "no_place", "refusal_of", "scaler_of"]
 
 Object = Mapping[str, Any]
 
@@ -22,6 +22,14 @@ def refusal_of(revision: str, replica_sets: Iterable[Object]) -> str:
                 if (condition["type"], condition["status"]) == ("ReplicaFailure", "True"):
                     return str(condition.get("message") or "")
     return ""
+
+
+def scaler_of(autoscaler: Object) -> Scaler:
+    """Of a HorizontalPodAutoscaler."""
+    told = {c["type"]: c for c in (autoscaler.get("status") or {}).get("conditions") or []}
+    faults = (told[kind] for kind in ("AbleToScale", "ScalingActive") if kind in told)
+    message = next((c.get("message") or c.get("reason") or "" for c in faults if c["status"] == "False"), "")
+    return Scaler(fault=str(message).rstrip(". "))
 
 
 def no_place(pod: Object) -> NoPlace | None:

@@ -137,7 +137,7 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
     conditions = (
         available(deployment, observed),
         degraded(deployment, observed, verdict),
-        condition(deployment, observed.decision),
+        condition(deployment, observed.decision, observed.scaler),
         *(roll.conditions if roll is not None else ()),
     )
     about = Facts(image=desired.image, model_name=deployment.model_names[0], model=None)

@@ -28,7 +28,7 @@ def around(deployment: LLMDeployment, pod: Manifest) -> tuple[Manifest, ...]:
 
 def most_replicas(deployment: LLMDeployment) -> int:
     autoscaling = deployment.spec.autoscaling
-    return (autoscaling.max or 1) if autoscaling.mode == "Builtin" else deployment.spec.replicas
+    return (autoscaling.max or 1) if autoscaling.mode in ("Builtin", "HPA") else deployment.spec.replicas
 
 
 def _service(deployment: LLMDeployment, name: str | None, port: int, kind: Manifest) -> Manifest:
