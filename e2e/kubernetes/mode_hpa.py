@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,9 @@ def hpa_scales_engines(world: World, layout: Layout) -> None:
             "it says that it has no metrics", lambda: reason(world, NAME, "AutoscalingActive") == "HPANotActive", 60
         )
         assert reason(world, NAME, "Ready") == "Serving"
-        with _metrics_api(world, Path(folder), metrics):
-            threading.Thread(
-                target=_report, args=(world, metrics, stop := threading.Event(), load := {"waiting": 0})
-            ).start()
-            try:
-                _follows_the_load(world, layout, load)
-            finally:
-                stop.set()
+        load = {"waiting": 0}
+        with _metrics_api(world, Path(folder), metrics), _pods_export(world, metrics, load):
+            _follows_the_load(world, layout, load)
         _apply(world, NAME, {"mode": "Manual"})
         world.eventually("no HPA is left", lambda: not world.get("hpa")["items"], 30)
         assert reason(world, NAME, "AutoscalingActive") == ""
@@ -115,34 +110,50 @@ def _writes(layout: Layout) -> int:
     return sum(f'"verb":"{verb}"' in line for line in lines for verb in ("patch", "create", "update", "delete"))
 
 
-def _report(world: World, metrics: Path, stop: threading.Event, load: dict[str, int]) -> None:
-    """Each pod exports the same; a file is replaced, never half there."""
-    while not stop.wait(1):
+@contextmanager
+def _pods_export(world: World, metrics: Path, load: dict[str, int]) -> Iterator[None]:
+    """Each pod the same; a file is replaced, never half there."""
+
+    def report() -> None:
         values = {pod: str(load["waiting"]) for pod in _pods(world)}
         partial = metrics.with_suffix(".partial")
         partial.write_text(json.dumps({WAITING: values, KV_USAGE: dict.fromkeys(values, "100m")}))
         partial.rename(metrics)
 
+    with _again_and_again(report, 1.0):
+        yield
+
 
 @contextmanager
 def _player(world: World) -> Iterator[None]:
     """Pods without a node run, as soon as they are there."""
-    stop = threading.Event()
     status = {
         "phase": "Running",
         "podIP": NODE_ADDRESS,
         "conditions": [{"type": "Ready", "status": "True"}, {"type": "ContainersReady", "status": "True"}],
     }
+    played: set[str] = set()
 
     def play() -> None:
-        played: set[str] = set()
-        while not stop.wait(0.5):
-            for pod in set(_pods(world)) - played:
-                patch = ["patch", "pod", pod, "-n", NAMESPACE, "--subresource=status", "--type=merge"]
-                done = world.tools.kubectl(*patch, "-p", json.dumps({"status": status}), check=False)
-                played |= {pod} if done.returncode == 0 else set()
+        for pod in set(_pods(world)) - played:
+            patch = ["patch", "pod", pod, "-n", NAMESPACE, "--subresource=status", "--type=merge"]
+            done = world.tools.kubectl(*patch, "-p", json.dumps({"status": status}), check=False)
+            played.update({pod} if done.returncode == 0 else ())
 
-    thread = threading.Thread(target=play)
+    with _again_and_again(play, 0.5):
+        yield
+
+
+@contextmanager
+def _again_and_again(act: Callable[[], None], every_s: float) -> Iterator[None]:
+    """In a thread, which is over when this is."""
+    stop = threading.Event()
+
+    def run() -> None:
+        while not stop.wait(every_s):
+            act()
+
+    thread = threading.Thread(target=run)
     thread.start()
     try:
         yield

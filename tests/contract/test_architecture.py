@@ -22,7 +22,7 @@ DIRECTION: dict[str, set[str]] = {
 CONFINED: dict[str, set[str]] = {
     "kopf": {"quire_operator/handlers.py"},
     "kubernetes": {
-        "quire_operator/handlers.py", "quire_operator/backends/cluster.py", "quire_operator/backends/refusals.py",
+        "quire_operator/handlers.py", "quire_operator/backends/cluster.py",
         "quire_router/cluster/informer.py", "quire_router/cluster/world.py",
     },
     "yaml": {"quire_operator/documents.py", "quire_operator/cli.py", "quire_api/generate.py", "quire_router/config.py"},

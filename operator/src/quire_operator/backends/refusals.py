@@ -10,8 +10,6 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from kubernetes.aio.dynamic.exceptions import DynamicApiError
-
 from quire_operator.reconcile import ResourceKey
 
 __all__ = ["PodlessJob", "Refusals"]
@@ -68,7 +66,7 @@ class Refusals:
             found = await api.get(
                 namespace=job.owner.namespace, field_selector=selector, limit=100, _request_timeout=TIMEOUT_S
             )
-        except (DynamicApiError, OSError, TimeoutError) as error:
+        except Exception as error:  # whatever it is: no word is worth the end of the operator
             log.warning("%s/%s: cannot read the Events of its Job: %s", *job.owner, error)
             return ""
         events = sorted(found.to_dict()["items"], key=lambda event: event.get("lastTimestamp") or "")
