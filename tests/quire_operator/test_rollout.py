@@ -162,6 +162,19 @@ def test_an_autoscaler_that_writes_replicas_does_not_try_a_failed_revision_again
     assert cluster.said("Stalled") == "True/RolledBack"
 
 
+@pytest.mark.parametrize("mode", ["HPA", "External"])
+def test_engines_that_an_autoscaler_asks_for_are_no_news_of_the_spec(mode: str) -> None:
+    scaled = {"spec__autoscaling": {"mode": mode, "max": 6}}
+    cluster = serving(**scaled)
+
+    cluster.apply(resource(replicas=4, **scaled))
+    cluster.run(2)
+
+    assert cluster.status["serving"] == "2/4"
+    assert cluster.said("Ready") == "True/Serving"
+    assert cluster.said("Degraded") == "True/ReplicasMissing"
+
+
 def test_an_edit_of_anything_else_tries_a_failed_revision_again() -> None:
     cluster = serving()
     cluster.apply(resource("bad:2"))
