@@ -23,6 +23,8 @@ from checks import BEFORE_IMAGES, World  # noqa: E402
 from clients import STAGES  # noqa: E402
 from cluster_world import ClusterWorld  # noqa: E402
 from dashboard import dashboard_in_a_browser  # noqa: E402
+from gitops import GITOPS  # noqa: E402
+from mode_hpa import hpa_scales_engines  # noqa: E402
 from one_machine import LOCAL  # noqa: E402
 from readme import first_answer  # noqa: E402
 from rights import rights_are_those_that_are_used  # noqa: E402
@@ -30,7 +32,7 @@ from rollouts import ROLLOUTS  # noqa: E402
 from routing import WITH_IMAGES  # noqa: E402
 from scenarios import SCENARIOS  # noqa: E402
 from soak import SOAK  # noqa: E402
-from target import RELEASE, SYSTEM, Images, Target, choose  # noqa: E402
+from target import RELEASE, SYSTEM, Images, OwnCluster, Target, choose  # noqa: E402
 from weights import STAGES as WEIGHTS  # noqa: E402
 
 
@@ -82,7 +84,7 @@ def main() -> int:
 
 def _run(stages: Stages, *, keep: bool) -> None:
     stages.run("make run, then the README's curl: the first answer", first_answer)
-    for stage in (*STAGES, *LOCAL, engines_follow_the_load, dashboard_in_a_browser, *WEIGHTS, *SOAK):
+    for stage in (*STAGES, *LOCAL, engines_follow_the_load, dashboard_in_a_browser, *WEIGHTS, *SOAK, *GITOPS):
         stages.run(stage.__doc__ or "", stage)
     with tempfile.TemporaryDirectory() as folder:
         target = choose(f"e2e-{os.getpid()}", Path(folder))
@@ -105,6 +107,10 @@ def _run_on(target: Target, stages: Stages) -> None:
     world = World(target.tools, loaded[0])
     for check in BEFORE_IMAGES:
         stages.run(check.__doc__ or "", lambda check=check: check(world))
+    if isinstance(target, OwnCluster):
+        stages.run(hpa_scales_engines.__doc__ or "", lambda: hpa_scales_engines(world, target.layout))
+    else:
+        print(f"== {target.name}: mode HPA is not tried, for its metrics API would be a process here", flush=True)
     stages.run("images are loaded", target.load)
     *checks, last = WITH_IMAGES
     *checks, leaves_nothing = checks

@@ -62,6 +62,7 @@ def start_control_plane(layout: Layout, pki: Path) -> None:
             "--allocate-node-cidrs=true",
             f"--cluster-cidr={POD_RANGE}",
             "--leader-elect=false",
+            "--horizontal-pod-autoscaler-sync-period=3s",  # not 15: checks wait for it
         ],
     )
     start(

@@ -328,7 +328,7 @@ def delete_leaves_nothing(world: World) -> None:
     world.tools.kubectl("delete", "-n", NAMESPACE, "llmd/tiny", "--timeout=60s")
     kinds = (
         "llmd,deployments,controllerrevisions,replicasets,pods,services,serviceaccounts,networkpolicies,"
-        "poddisruptionbudgets,jobs,configmaps,secrets"
+        "poddisruptionbudgets,horizontalpodautoscalers,jobs,configmaps,secrets"
     )
 
     def left() -> list[str]:
@@ -336,7 +336,7 @@ def delete_leaves_nothing(world: World) -> None:
         return [
             f"{o['kind']}/{o['metadata']['name']}"
             for o in items
-            if o["metadata"]["name"].startswith(("tiny", "taken", "lost", "rolling", "lonely"))
+            if o["metadata"]["name"].startswith(("tiny", "taken", "lost", "rolling", "lonely", "scaled", "refused"))
         ]
 
     world.eventually("nothing is left", lambda: not left(), 120)

@@ -22,6 +22,7 @@ APPLIED: dict[str, tuple[str, ...]] = {
     "batch": ("jobs",),
     "networking.k8s.io": ("networkpolicies",),
     "policy": ("poddisruptionbudgets",),
+    "autoscaling": ("horizontalpodautoscalers",),
 }
 UNPROVOKED: dict[Right, str] = {
     **{

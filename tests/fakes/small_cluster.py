@@ -205,15 +205,9 @@ class SmallCluster:
             "updatedReplicas": len(current),
             "availableReplicas": sum(p.ready(self.now) for p in active),
         }
-        if self.over_quota:
-            failure = {
-                "type": "ReplicaFailure",
-                "status": "True",
-                "message": "pods are forbidden: exceeded quota: gpus",
-            }
-            status["conditions"] = [failure]
         if deployment.get("status") != status:
             self._put({**copy.deepcopy(deployment), "status": status})
+        self._put(self._replica_set(deployment))
         for pod in self.pods:
             self._put(self._as_object(pod))
 
@@ -241,6 +235,17 @@ class SmallCluster:
             serving -= pod.ready(self.now)
             if not pod.ready(self.now) or serving >= 0:
                 pod.ends = self.now
+
+    def _replica_set(self, deployment: Object) -> Object:
+        """The newest one; nobody asks for the others."""
+        failure = {"type": "ReplicaFailure", "status": "True", "message": "pods are forbidden: exceeded quota: gpus"}
+        template = copy.deepcopy(deployment["spec"]["template"])
+        name = f"{KEY.name}-{template['metadata']['labels'].get(REVISION, 'stub')}"
+        owner = {"kind": "Deployment", "name": KEY.name, "uid": deployment["metadata"]["uid"], "controller": True}
+        labels = {"quire.dev/llmdeployment": KEY.name}
+        metadata = {"name": name, "namespace": "default", "uid": name, "labels": labels, "ownerReferences": [owner]}
+        conditions = {"conditions": [failure] if self.over_quota else []}
+        return {"kind": "ReplicaSet", "metadata": metadata, "spec": {"template": template}, "status": conditions}
 
     def _place_and_end(self) -> None:
         for pod in [p for p in self.pods if p.ends is not None and self.now - p.ends >= DRAINS_S]:

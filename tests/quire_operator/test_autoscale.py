@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire_api import LLMDeployment
-from quire_api.reasons import SCALE_REASONS, Reason, ScaleReason
+from quire_api.reasons import SCALE_REASONS, ConditionType, Reason, ScaleReason
 from quire_api.status import AutoscalingStatus, DeploymentStatus
 from quire_operator.planner.autoscale import Policy, ScaleDecision, decide
 from quire_operator.planner.demand import EngineLoad, Look, Memory, capacity
 from quire_operator.planner.explain import explain
-from quire_operator.planner.observed import Instance, Key, ObjectState, Observed, Workload
+from quire_operator.planner.observed import Instance, Key, ObjectState, Observed, Scaler, Workload
 from quire_operator.planner.plan import Plan, Scale, Weigh, plan
 from quire_operator.planner.scaling import policy_of, recall
 from quire_operator.render import kubernetes
@@ -270,8 +270,14 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 SPEC = {"mode": "Builtin", "min": 1, "max": 5}
 
 
-def planned(observed: Observed, **autoscaling: Any) -> Plan:
-    what = good(metadata__uid="u", metadata__generation=1, spec__replicas=4, spec__autoscaling={**SPEC, **autoscaling})
+def planned(observed: Observed, suspend: bool = False, **autoscaling: Any) -> Plan:
+    what = good(
+        metadata__uid="u",
+        metadata__generation=1,
+        spec__replicas=4,
+        spec__suspend=suspend,
+        spec__autoscaling={**SPEC, **autoscaling},
+    )
     return plan(what, observed, lambda d: kubernetes.render(d, OperatorSettings()), NOW)
 
 
@@ -334,6 +340,33 @@ def test_other_modes_copy_spec_replicas() -> None:
     assert scales(manual) == scales(external) == [4]
     assert manual.status.autoscaling is None
     assert [c.reason for c in external.status.conditions if c.type == "AutoscalingActive"] == [Reason.SCALED_BY_OTHERS]
+
+
+UNREAD = "the HPA was unable to compute the replica count: no metrics returned from custom metrics API"
+
+
+@pytest.mark.parametrize(
+    ("scaler", "suspend", "said"),
+    [
+        (None, False, ("True", Reason.SCALED_BY_HPA)),
+        (Scaler(), False, ("True", Reason.SCALED_BY_HPA)),
+        (Scaler(fault=UNREAD), False, ("False", Reason.HPA_NOT_ACTIVE)),
+        (Scaler(fault=UNREAD), True, ("True", Reason.SCALED_BY_HPA)),
+    ],
+)
+def test_in_mode_hpa_spec_replicas_are_copied_and_what_the_hpa_lacks_is_said(
+    scaler: Scaler | None, suspend: bool, said: tuple[str, Reason]
+) -> None:
+    observed = replace(seen(2, None), scaler=scaler)
+
+    decided = planned(observed, mode="HPA", suspend=suspend)
+
+    active = decided.status.condition(ConditionType.AUTOSCALING_ACTIVE)
+    assert active is not None
+    assert (active.status, active.reason) == said
+    assert (UNREAD in active.message and "prometheus-adapter" in active.message) == (said[0] == "False")
+    assert scales(decided) == ([0] if suspend else [4])
+    assert decided.status.autoscaling is None
 
 
 def test_the_history_keeps_five_and_is_explained() -> None:

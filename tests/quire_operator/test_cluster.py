@@ -5,13 +5,16 @@ import json
 from typing import Any
 
 import pytest
+from fakes.events import Events
 from fakes.resources import good
 
 from quire_api import DeploymentStatus
-from quire_operator.backends.cluster import observe
+from quire_operator.backends.cluster import ClusterBackend, observe
+from quire_operator.backends.refusals import PodlessJob, Refusals
 from quire_operator.backends.store import Store
-from quire_operator.planner.observed import Failure, Key, NoPlace, ResolveJob, Revision, Workload
+from quire_operator.planner.observed import Failure, Key, NoPlace, ResolveJob, Revision, Scaler, Workload, digest
 from quire_operator.reconcile import ResourceKey
+from quire_operator.settings import OperatorSettings
 from quire_operator.worker import Worker
 
 KEY = ResourceKey("default", "good")
@@ -31,7 +34,7 @@ def snapshot(*objects: dict[str, Any], applied: Any = None) -> Any:
     parent = good(metadata__uid="u1")
     for each in (parent, *objects):
         store.put(each)
-    return observe(KEY, parent, store, applied or {})
+    return observe(KEY, parent, store, applied or {}, lambda uid: "exceeded quota: pods" if uid == "refused" else "")
 
 
 def pod(name: str = "p", ready: bool = False, **container: Any) -> dict[str, Any]:
@@ -164,7 +167,7 @@ def test_a_status_that_is_not_ours_counts_as_empty() -> None:
     for written in ({"replicas": "many"}, {"phase": "Running"}):
         parent = {**good(metadata__uid="u1"), "status": written}
 
-        assert observe(KEY, parent, store, {}).status == DeploymentStatus()
+        assert observe(KEY, parent, store, {}, lambda uid: "").status == DeploymentStatus()
 
 
 def test_progress_is_read_from_the_deployment() -> None:
@@ -188,16 +191,37 @@ def test_a_container_that_fetches_weights_may_fail_too() -> None:
     assert failure == Failure(message="ModelAccessDenied: no token", exit_code=21, cause="Error", container="weights")
 
 
-def test_why_no_pod_can_be_made_is_read_from_the_deployment() -> None:
-    refusal = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota"}
-    mended = {**refusal, "status": "False"}
+REFUSAL = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota"}
 
-    workloads = [
-        snapshot(child("Deployment", spec={"replicas": 1}, status={"conditions": [c]})).workload
-        for c in (refusal, mended)
-    ]
 
-    assert [w.refused for w in workloads] == ["exceeded quota", ""]
+def template_of(revision: str) -> dict[str, Any]:
+    return {"metadata": {"labels": {"quire.dev/revision": revision}}}
+
+
+def replica_set(revision: str, condition: Any, deployment: str = "Deployment-good") -> dict[str, Any]:
+    owner = {"kind": "Deployment", "name": "good", "uid": deployment, "controller": True}
+    spec, status = {"template": template_of(revision)}, {"conditions": [condition]}
+    return child("ReplicaSet", name=f"good-{revision}-{deployment}", owner=owner, spec=spec, status=status)
+
+
+@pytest.mark.parametrize(
+    ("replica_sets", "refused"),
+    [
+        ([replica_set("new", REFUSAL)], "exceeded quota"),
+        ([replica_set("new", {**REFUSAL, "status": "False"})], ""),
+        ([replica_set("old", REFUSAL), replica_set("new", {"type": "Other", "status": "True"})], ""),
+        ([replica_set("old", REFUSAL)], ""),
+        ([replica_set("new", REFUSAL, deployment="of somebody else")], ""),
+    ],
+    ids=["refused", "mended", "of the old ones", "the new one is not there yet", "of somebody else"],
+)
+def test_why_no_pod_can_be_made_is_what_the_newest_replica_set_says(
+    replica_sets: list[dict[str, Any]], refused: str
+) -> None:
+    """The Deployment hands on what its old ones say as well."""
+    deployment = child("Deployment", spec={"template": template_of("new")}, status={"conditions": [REFUSAL]})
+
+    assert snapshot(deployment, *replica_sets).workload.refused == refused
 
 
 def test_a_deployment_whose_controller_lags_is_not_current() -> None:
@@ -425,3 +449,113 @@ def test_what_a_job_has_found_out_is_read_from_it_and_its_pod(
 
     assert snap.jobs == (seen,)
     assert snap.instances == ()
+
+
+@pytest.mark.parametrize("over", [(), (FAILED,)])
+def test_why_a_job_has_no_pod_is_told_of_it_and_no_longer_when_it_has_one(over: tuple[Any, ...]) -> None:
+    refused = job(*over)
+    refused["metadata"]["uid"] = "refused"
+
+    without = snapshot(refused).jobs[0].failure
+    with_one = snapshot(refused, pod_of_the_job(state={"running": {}})).jobs[0].failure
+
+    assert without == Failure(message="exceeded quota: pods", cause="FailedCreate", container="weights")
+    assert with_one is None or with_one.cause != "FailedCreate"
+
+
+def backend_of(*objects: dict[str, Any]) -> ClusterBackend:
+    store = Store()
+    for each in objects:
+        store.put(each)
+    return ClusterBackend(None, store, OperatorSettings(engine_image="e"))
+
+
+def test_jobs_without_a_pod_are_found() -> None:
+    parent, alone = good(metadata__uid="u1"), job()
+    other = pod_of_the_job(state={"running": {}})
+
+    assert backend_of(parent, alone).podless_jobs() == [PodlessJob(alone["metadata"]["uid"], KEY)]
+    assert backend_of(parent, alone, other).podless_jobs() == []
+
+
+def test_a_job_that_stays_without_a_pod_is_asked_about_and_its_resource_woken_for_news_alone() -> None:
+    events, jobs, woken = Events(), [PodlessJob("j", KEY)], []
+    refusals = Refusals(events, lambda: jobs, woken.append)
+    events.tell("j", 'Error creating: pods "good-resolve-1-aaaaa" is forbidden: exceeded quota: pods')
+
+    async def looks() -> list[str]:
+        said = []
+        await refusals.look()
+        said.append(refusals.of("j"))
+        await refusals.look()
+        said.append(refusals.of("j"))
+        events.tell("j", 'Error creating: pods "good-resolve-1-bbbbb" is forbidden: exceeded quota: pods', "2026-01-02")
+        await refusals.look()
+        events.down = True
+        await refusals.look()
+        said.append(refusals.of("j"))
+        jobs.clear()
+        await refusals.look()
+        return [*said, refusals.of("j")]
+
+    said = asyncio.run(looks())
+
+    words = "its pod is forbidden: exceeded quota: pods"
+    assert said == ["", words, words, ""]
+    assert woken == [KEY]
+
+
+def test_a_resource_without_a_deployment_yet_is_no_scrape_target() -> None:
+    spec = {"spec__autoscaling": {"mode": "Builtin", "max": 3}}
+    parent = {**good(metadata__uid="u1", **spec), "status": {"observedGeneration": 1}}
+    deployment = child("Deployment", spec={"replicas": 2}, status={})
+
+    before, after = backend_of(parent).scrape_targets(), backend_of(parent, deployment).scrape_targets()
+
+    assert before == []
+    assert [(target.key, target.replicas, target.ready) for target in after] == [(KEY, 2, {})]
+
+
+def hpa(**parts: Any) -> dict[str, Any]:
+    """As the API server keeps it: without a generation."""
+    made = child("HorizontalPodAutoscaler", **{"spec": {"maxReplicas": 3}, **parts})
+    del made["metadata"]["generation"]
+    return made
+
+
+def hpa_condition(kind: str, status: str) -> dict[str, str]:
+    return {"type": kind, "status": status, "reason": "FailedGetPodsMetric", "message": f"{kind}: no metrics."}
+
+
+@pytest.mark.parametrize(
+    ("conditions", "fault"),
+    [
+        ([], ""),
+        ([hpa_condition("ScalingActive", "True"), hpa_condition("ScalingLimited", "False")], ""),
+        ([hpa_condition("AbleToScale", "True"), hpa_condition("ScalingActive", "False")], "ScalingActive: no metrics"),
+        ([hpa_condition("ScalingActive", "False"), hpa_condition("AbleToScale", "False")], "AbleToScale: no metrics"),
+    ],
+)
+def test_what_an_hpa_lacks_is_read_from_its_conditions(conditions: list[Any], fault: str) -> None:
+    assert snapshot(hpa(status={"conditions": conditions})).scaler == Scaler(fault=fault)
+
+
+def test_without_an_hpa_of_ours_nothing_is_said_of_one() -> None:
+    others = hpa(owner={**OWNER, "uid": "u2"}, status={"conditions": [hpa_condition("ScalingActive", "False")]})
+
+    assert snapshot(others).scaler is None
+
+
+def test_what_an_hpa_says_of_itself_is_no_reason_to_apply_it_again_and_an_edit_is() -> None:
+    key = (KEY, Key("HorizontalPodAutoscaler", "good"))
+    metadata = hpa()["metadata"]
+    mark = json.dumps(
+        [metadata["uid"], digest({"maxReplicas": 3}), metadata["labels"], metadata["ownerReferences"]], sort_keys=True
+    )
+    applied = {key: ("digest", mark)}
+
+    news = snapshot(hpa(version=7, status={"currentReplicas": 2}), applied=applied)
+    edited = snapshot(hpa(version=8, spec={"maxReplicas": 9}), applied=applied)
+
+    assert news.objects[key[1]].applied == "digest"
+    assert edited.objects[key[1]].applied is None

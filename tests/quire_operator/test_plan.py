@@ -150,6 +150,20 @@ def settled(**changes: Any) -> tuple[FakeCluster, dict[str, Any]]:
     return cluster, what
 
 
+def test_an_hpa_is_made_in_its_mode_and_deleted_when_the_mode_changes() -> None:
+    cluster, key = FakeCluster(), Key("HorizontalPodAutoscaler", "good")
+    cluster.turn(resource())
+    made = cluster.turn(resource(spec__autoscaling={"mode": "HPA", "max": 3}))
+    at_rest = cluster.turn(resource(spec__autoscaling={"mode": "HPA", "max": 3}))
+
+    changed = cluster.turn(resource(spec__autoscaling={"mode": "External"}))
+
+    assert [type(action) for action in made.actions if action.key == key] == [Create]
+    assert at_rest.actions == ()
+    assert [type(action) for action in changed.actions if action.key == key] == [Delete]
+    assert key not in cluster.observed.objects
+
+
 def test_the_first_word_is_that_nothing_is_known_yet() -> None:
     """A resource without status counts as healthy for kstatus, so it gets one before anything else."""
     decided = decide(resource(), Observed(status=None))

@@ -6,7 +6,8 @@ import pytest
 from fakes.resources import good
 
 from quire_api import InvalidInput, LLMDeployment
-from quire_operator.render import kubernetes
+from quire_api.metrics import ENGINE
+from quire_operator.render import kubernetes, process
 from quire_operator.settings import PROFILES, AcceleratorProfile, OperatorSettings
 
 MIG = AcceleratorProfile(
@@ -61,10 +62,42 @@ def test_what_stands_around_one_engine() -> None:
         ({"spec__autoscaling": {"mode": "Builtin", "max": 1}}, False),
         ({"spec__autoscaling": {"mode": "Builtin", "max": 4}}, True),
         ({"spec__autoscaling": {"mode": "External"}, "spec__replicas": 3}, True),
+        ({"spec__autoscaling": {"mode": "HPA", "max": 4}}, True),
     ],
 )
 def test_node_drains_are_bounded_where_there_may_be_more_than_one(changes: dict[str, Any], wanted: bool) -> None:
     assert ("PodDisruptionBudget/good" in objects(**changes)) is wanted
+
+
+def test_mode_hpa_asks_for_what_the_targets_say_by_the_names_of_the_engine() -> None:
+    wanted = {
+        "mode": "HPA",
+        "min": 2,
+        "max": 6,
+        "targets": {"kvCacheUtilization": 0.6, "waitingPerReplica": 9},
+        "behavior": {"scaleDownDelay": "10m"},
+    }
+
+    spec = objects(spec__autoscaling=wanted)["HorizontalPodAutoscaler/good"]["spec"]
+
+    assert spec["scaleTargetRef"] == {"apiVersion": "quire.dev/v1alpha1", "kind": "LLMDeployment", "name": "good"}
+    assert (spec["minReplicas"], spec["maxReplicas"]) == (2, 6)
+    means = {m["pods"]["metric"]["name"]: m["pods"]["target"]["averageValue"] for m in spec["metrics"]}
+    assert means == {"vllm:kv_cache_usage_perc": "600m", "vllm:num_requests_waiting": "9"}
+    assert set(means) <= {metric.name for metric in ENGINE}
+    assert spec["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 600
+
+
+@pytest.mark.parametrize("mode", ["Manual", "Builtin", "External"])
+def test_in_other_modes_there_is_no_hpa(mode: str) -> None:
+    assert "HorizontalPodAutoscaler/good" not in objects(spec__autoscaling={"mode": mode, "max": 3})
+
+
+def test_on_one_machine_mode_hpa_is_refused_in_a_sentence() -> None:
+    resource = LLMDeployment.parse(good(spec__autoscaling={"mode": "HPA", "max": 3}))
+
+    with pytest.raises(InvalidInput, match="HPA needs a cluster"):
+        process.render(resource, "http://127.0.0.1:8000/v1")
 
 
 def test_a_node_drain_takes_as_many_as_it_may() -> None:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from fakes.kstatus import kstatus
+from fakes.kstatus import kstatus_of
 from fakes.resources import good
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -249,6 +249,31 @@ def test_why_a_job_cannot_start_is_said_while_it_waits() -> None:
     assert decided.actions == ()
 
 
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("its pod is forbidden: exceeded quota: pods", "QuotaExceeded"),
+        ('admission webhook "policy" denied the request: no', "PodRefused"),
+        (
+            'its pod is forbidden: error looking up service account d/x: serviceaccount "x" not found',
+            "ReferenceNotFound",
+        ),
+    ],
+)
+def test_who_will_not_have_the_pod_of_a_job_is_said(words: str, why: str) -> None:
+    world = World()
+    world.turn(resource())
+    (job,) = world.jobs.values()
+    refused = Failure(message=words, cause="FailedCreate", container="weights")
+    world.observed = replace(world.observed, jobs=(replace(job, failure=refused),))
+
+    decided = world.turn(resource())
+
+    assert reason(decided) == (why, "Stalled")
+    assert decided.status.conditions[0].message.startswith(f"hf://acme/model: no pod can be made: {words}. ")
+    assert decided.actions == ()
+
+
 def test_an_answer_that_cannot_be_read_is_a_failure() -> None:
     world = World()
     world.turn(resource())
@@ -304,8 +329,8 @@ def test_what_does_not_fit_changes_nothing_and_says_the_numbers() -> None:
 
     assert decided.actions == ()
     assert reason(decided) == ("DoesNotFit", "Stalled")
-    assert kstatus(decided.status, generation=1) == "Failed"
-    assert kstatus(decided.status, generation=2) == "InProgress"
+    assert kstatus_of(decided.status, generation=1) == "Failed"
+    assert kstatus_of(decided.status, generation=2) == "InProgress"
     assert decided.status.conditions[0].message == (
         "an engine needs 16.00 GiB for the weights and 5.00 GiB for the KV cache, and a nvidia.com/gpu of profile small has "
         "20.00 GiB: lower maxModelLen or kvCacheGiB, take a smaller model, or give it more memory"
@@ -371,6 +396,98 @@ def test_a_source_that_has_moved_is_another_revision() -> None:
     assert world.fetcher[2] == "hf://acme/model@facade"
 
 
+def going_over_to(other: dict[str, Any]) -> World:
+    """A world in which another source has answered, and its engines are being started."""
+    world = resolved(resource())
+    rolled_out(world)
+    world.turn(resource())
+    world.turn(other)
+    world.end(answer=ANSWER.replace("c0ffee", "facade"))
+    for _ in range(2):
+        world.turn(other)
+    return world
+
+
+def starting(world: World) -> None:
+    """A new engine is there beside the old one, and does not serve."""
+    live = rolled_out(world)
+    world.observed = replace(
+        world.observed, workload=Workload(current=True, replicas=2, updated=1, ready=1, updated_ready=0, revision=live)
+    )
+
+
+@pytest.mark.parametrize("other", ["hf://acme/other", "builtin://quire-tiny"])
+def test_who_takes_another_source_back_is_not_asked_again_while_its_template_is_kept(other: str) -> None:
+    world = resolved(resource())
+    rolled_out(world)
+    world.turn(resource())
+    for _ in range(3):
+        world.turn(resource(other))
+        if world.jobs:
+            world.end(answer=ANSWER.replace("c0ffee", "facade"))
+    starting(world)
+    world.turn(resource(other))
+
+    back = world.turn(resource())
+
+    assert "Create Job" not in names(back)
+    assert "Apply Deployment" in names(back)
+    assert world.fetcher[2] == "hf://acme/model@c0ffee"
+    assert back.status.model is not None
+    assert back.status.model.revision == "c0ffee"
+
+
+def test_before_another_source_has_answered_it_can_be_taken_back_without_asking() -> None:
+    world = resolved(resource())
+    rolled_out(world)
+    world.turn(resource())
+    world.turn(resource("hf://acme/other"))
+
+    back = world.turn(resource())
+
+    assert names(back) == ["Delete Job"]
+    assert reason(back) == ("Serving", "")
+
+
+def test_after_a_roll_back_the_status_tells_of_the_model_that_runs_and_nobody_is_asked() -> None:
+    other = resource("hf://acme/other")
+    world = going_over_to(other)
+    starting(world)
+    world.turn(other)
+    wanted = world.observed.status.model if world.observed.status else None
+    world.wait(3600)
+
+    world.turn(other)
+    back = world.turn(other)
+    rolled_out(world)
+    rest = world.turn(other)
+
+    assert wanted is not None
+    assert wanted.revision == "facade"
+    assert reason(back) == ("RolledBack", "Stalled")
+    for told in (back, rest):
+        assert told.status.model is not None
+        assert (told.status.model.source, told.status.model.revision) == ("hf://acme/model", "c0ffee")
+        assert "Create Job" not in names(told)
+    assert world.turn(other).actions == ()
+
+
+def test_a_template_from_before_answers_were_kept_with_it_is_left_as_it_is() -> None:
+    """The data of a ControllerRevision cannot be changed."""
+    world = resolved(resource())
+    key = next(key for key in world.manifests if key.kind == "ControllerRevision")
+    old = {**world.manifests[key], "data": {"template": world.manifests[key]["data"]["template"]}}
+    world.manifests[key] = old
+    rolled_out(world)
+    world.observed = replace(world.observed, history=(from_object(old),))
+    world.forget()
+
+    world.turn(resource())
+
+    assert world.manifests[key]["data"] == old["data"]
+    assert reason(world.turn(resource("hf://acme/other"))) == ("Resolving", "Reconciling")
+
+
 def test_who_is_suspended_is_asked_nothing() -> None:
     world = World()
 
@@ -414,7 +531,7 @@ def test_whatever_happens_engines_are_never_taken_away_and_all_comes_to_rest(eve
         decided = world.turn(what)
         assert "Delete Deployment" not in names(decided)
         assert len(world.jobs) <= 2
-        assert kstatus(decided.status, generation=1) == TO_TOOLS[reason(decided)[1]]
+        assert kstatus_of(decided.status, generation=1) == TO_TOOLS[reason(decided)[1]]
         assert (reason(decided)[0] == "DoesNotFit") <= (names(decided).count("Apply Deployment") == 0)
 
     fitting = {**what, "spec": {**what["spec"], "engine": {"maxModelLen": 1024}}}

@@ -77,6 +77,52 @@ def test_what_went_wrong_is_told_after_its_pods_are_gone(bad: str, reason: str) 
     assert cluster.status["revision"]["failed"]["reason"] + ": " == reason
 
 
+def open_to_all(cluster: SmallCluster) -> list[int]:
+    """Ports that the NetworkPolicy lets in."""
+    (rule,) = cluster.objects["NetworkPolicy", "good"]["spec"]["ingress"]
+    return [port["port"] for port in rule["ports"]]
+
+
+def with_port(port: int) -> dict[str, Any]:
+    return {"spec__podTemplate": {"spec": {"containers": [{"name": "engine", "ports": [{"containerPort": port}]}]}}}
+
+
+def test_the_open_ports_are_those_of_every_engine_that_there_is_and_after_a_roll_back_of_the_old_ones() -> None:
+    cluster = serving(**with_port(9100))
+    before = open_to_all(cluster)
+    cluster.apply(resource("bad:2", **with_port(9200)))
+    cluster.run(DEADLINE_S - 5)
+    during = open_to_all(cluster)
+
+    cluster.run(3 * DEADLINE_S)
+
+    assert before == [8000, 9100]
+    assert during == [8000, 9100, 9200]
+    assert cluster.said("Stalled") == "True/RolledBack"
+    assert open_to_all(cluster) == [8000, 9100]
+    at_rest(cluster)
+
+
+def test_the_open_ports_of_a_roll_out_that_went_well_are_the_new_ones() -> None:
+    cluster = serving(**with_port(9100))
+    cluster.apply(resource("good:2", **with_port(9200)))
+
+    cluster.run(DEADLINE_S)
+
+    assert open_to_all(cluster) == [8000, 9200]
+
+
+def test_the_model_keeps_the_name_that_the_engines_that_run_have_after_a_roll_back() -> None:
+    cluster = serving()
+    cluster.apply(resource("bad:2", spec__model__name="renamed"))
+    cluster.run(DEADLINE_S - 5)
+    during = cluster.status["modelName"]
+
+    cluster.run(3 * DEADLINE_S)
+
+    assert (during, cluster.status["modelName"]) == ("renamed", "quire-tiny")
+
+
 def test_after_a_roll_back_an_edit_goes_forward() -> None:
     cluster = serving()
     cluster.apply(resource("bad:2"))
@@ -114,6 +160,19 @@ def test_an_autoscaler_that_writes_replicas_does_not_try_a_failed_revision_again
     assert cluster.rolled == ["good:1", "bad:2", "good:1"]
     assert cluster.serving() == ["good:1"] * 4
     assert cluster.said("Stalled") == "True/RolledBack"
+
+
+@pytest.mark.parametrize("mode", ["HPA", "External"])
+def test_engines_that_an_autoscaler_asks_for_are_no_news_of_the_spec(mode: str) -> None:
+    scaled = {"spec__autoscaling": {"mode": mode, "max": 6}}
+    cluster = serving(**scaled)
+
+    cluster.apply(resource(replicas=4, **scaled))
+    cluster.run(2)
+
+    assert cluster.status["serving"] == "2/4"
+    assert cluster.said("Ready") == "True/Serving"
+    assert cluster.said("Degraded") == "True/ReplicasMissing"
 
 
 def test_an_edit_of_anything_else_tries_a_failed_revision_again() -> None:

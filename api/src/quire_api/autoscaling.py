@@ -1,6 +1,6 @@
 """`spec.autoscaling`: who decides how many engines there are, and by what.
 
-One writer always: in Manual and External `spec.replicas` is copied to the engines, whoever writes it; in Builtin the
+One writer always: in Manual, HPA and External `spec.replicas` is copied to the engines, whoever writes it; in Builtin the
 operator decides, and `spec.replicas` is left alone.
 """
 
@@ -29,7 +29,7 @@ class Targets(Strict):
 
 
 class Behavior(Strict):
-    """How fast. Times are a number and s, m or h."""
+    """How fast, in mode Builtin; `scaleDownDelay` in mode HPA too. Times are a number and s, m or h."""
 
     stable_window: Duration = Field(
         "60s", description="Demand is the mean of so long; 2s to 1h. Default: 60s.", examples=["30s"]
@@ -44,7 +44,8 @@ class Behavior(Strict):
     )
     scale_down_delay: Duration = Field(
         "300s",
-        description="Engines go when they were not needed for so long, or for two cold starts, which are measured. Default: 300s.",
+        description="Engines go when they were not needed for so long; in mode Builtin also not for two cold starts, which are measured. "
+        "At most 24h, in mode HPA 1h. Default: 300s.",
         examples=["10m"],
     )
 
@@ -103,9 +104,10 @@ class ScaleToZero(Strict):
 class Autoscaling(Strict):
     """Who decides how many engines there are."""
 
-    mode: Literal["Manual", "Builtin", "External"] = Field(
+    mode: Literal["Manual", "Builtin", "HPA", "External"] = Field(
         "Manual",
         description="`Manual`: you, by `replicas`. `External`: a HorizontalPodAutoscaler or KEDA of yours, which writes the resource's `/scale`. "
+        "`HPA`: a HorizontalPodAutoscaler that is made for the resource, from the engines' metrics; needs a cluster whose metrics API has them. "
         "`Builtin`: the operator, from what the engines have to do; `replicas` is then ignored. Default: Manual.",
         examples=["Builtin"],
     )
@@ -113,23 +115,34 @@ class Autoscaling(Strict):
         1,
         ge=0,
         le=1000,
-        description="The fewest engines, in mode Builtin; 0 with `scaleToZero`. Default: 1.",
+        description="The fewest engines, in modes Builtin and HPA; 0 with `scaleToZero`. Default: 1.",
         examples=[0],
     )
     max: int | None = Field(
-        None, ge=1, le=1000, description="The most engines, in mode Builtin, which needs it.", examples=[6]
+        None, ge=1, le=1000, description="The most engines, in modes Builtin and HPA, which need it.", examples=[6]
     )
-    targets: Targets = Field(default_factory=Targets, description="What counts as too full, in mode Builtin.")
-    behavior: Behavior = Field(default_factory=Behavior, description="How fast, in mode Builtin.")
+    targets: Targets = Field(
+        default_factory=Targets,
+        description="What counts as too full, in mode Builtin; in mode HPA what engines are to have at the mean.",
+    )
+    behavior: Behavior = Field(
+        default_factory=Behavior, description="How fast, in mode Builtin; `scaleDownDelay` in mode HPA too."
+    )
     scale_to_zero: ScaleToZero | None = Field(
         None, description="Present: no engine while nobody asks, in mode Builtin. Default: absent."
     )
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            cel="self.mode != 'Builtin' || has(self.max)",
-            message="mode Builtin needs max: say how many engines there may be",
-            holds=lambda a: a.mode != "Builtin" or a.max is not None,
+            cel="!(self.mode in ['Builtin', 'HPA']) || has(self.max)",
+            message="modes Builtin and HPA need max: say how many engines there may be",
+            holds=lambda a: a.mode not in ("Builtin", "HPA") or a.max is not None,
+        ),
+        Rule(
+            cel="self.mode != 'HPA' || !has(self.behavior) || !has(self.behavior.scaleDownDelay) || "
+            "duration(self.behavior.scaleDownDelay) <= duration('1h')",
+            message="mode HPA needs a scaleDownDelay of at most 1h: a HorizontalPodAutoscaler looks no further back",
+            holds=lambda a: a.mode != "HPA" or seconds(a.behavior.scale_down_delay) <= 3600,
         ),
         Rule(
             cel="!has(self.max) || self.min <= self.max",

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationError
 
+from quire_api.accelerator import Accelerator, Parallelism
 from quire_api.autoscaling import Autoscaling
 from quire_api.base import Duration, Rule, Strict, seconds
 from quire_api.engine import EngineOptions
@@ -163,44 +164,6 @@ class WeightsOptions(Strict):
         description="What is compared at each start: `Manifest` that every file has its size, `Always` every hash too. Default: Manifest.",
         examples=["Always"],
     )
-
-
-class Accelerator(Strict):
-    """What the engine computes on."""
-
-    profile: str = Field(
-        "nvidia",
-        min_length=1,
-        max_length=63,
-        pattern=r"^[a-z0-9]+([.-]+[a-z0-9]+)*$",
-        description="`nvidia` asks for a GPU (`nvidia.com/gpu`); `cpu` asks for none; a cluster may have more, for parts of a GPU (MIG) "
-        "or for nodes of one kind: `acceleratorProfiles` of the chart. Default: nvidia.",
-        examples=["cpu"],
-    )
-
-
-class Parallelism(Strict):
-    """Several devices for one engine, of one pod: a model that is too large for one, or is to answer faster."""
-
-    tensor: int = Field(
-        1,
-        ge=1,
-        le=64,
-        description="Devices that compute every layer together. It must divide the model's attention heads. Default: 1.",
-        examples=[2],
-    )
-    pipeline: int = Field(
-        1,
-        ge=1,
-        le=64,
-        description="Stages that have the layers one after another, each of `tensor` devices: room, not speed. Default: 1.",
-        examples=[2],
-    )
-
-    @property
-    def devices(self) -> int:
-        """Of one engine."""
-        return self.tensor * self.pipeline
 
 
 class Health(Strict):

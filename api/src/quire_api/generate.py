@@ -141,7 +141,7 @@ def _standing(reason: Reason) -> str:
 
 _GOOD = {Reason.SERVING, Reason.SCALED_TO_ZERO, Reason.SUSPENDED}
 _NOT_SO = {  # of a condition which is there when it holds, and sometimes when it does not
-    ConditionType.AUTOSCALING_ACTIVE: {Reason.METRICS_UNAVAILABLE},
+    ConditionType.AUTOSCALING_ACTIVE: {Reason.METRICS_UNAVAILABLE, Reason.HPA_NOT_ACTIVE},
     ConditionType.AVAILABLE: {Reason.NO_ENGINE_SERVES, Reason.SCALED_TO_ZERO, Reason.SUSPENDED},
     ConditionType.PROGRESSING: {Reason.ROLLED_BACK, Reason.PROGRESS_DEADLINE_EXCEEDED},
 }

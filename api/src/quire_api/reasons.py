@@ -70,6 +70,8 @@ class Reason(StrEnum):
     FOLLOWING_DEMAND = "FollowingDemand"
     METRICS_UNAVAILABLE = "MetricsUnavailable"
     SCALED_BY_OTHERS = "ScaledByOthers"
+    SCALED_BY_HPA = "ScaledByHPA"
+    HPA_NOT_ACTIVE = "HPANotActive"
 
 
 class ScaleReason(StrEnum):
@@ -290,6 +292,17 @@ REASONS: dict[Reason, ReasonDoc] = {
         (_AUTOSCALING,),
         "`mode: External`: whoever writes the resource's `/scale` decides.",
         "Nothing to do here; look at your autoscaler.",
+    ),
+    Reason.SCALED_BY_HPA: ReasonDoc(
+        (_AUTOSCALING,),
+        "`mode: HPA`: the HorizontalPodAutoscaler of the resource's name decides, and writes `spec.replicas`.",
+        "Nothing to do; `kubectl describe hpa NAME` says what it sees.",
+    ),
+    Reason.HPA_NOT_ACTIVE: ReasonDoc(
+        (_AUTOSCALING,),
+        "`mode: HPA`: the HorizontalPodAutoscaler does not scale, most often for want of metrics; their number stays. The message has its words.",
+        "Let the cluster's metrics API (custom.metrics.k8s.io) have the engines' metrics, by prometheus-adapter for one; or take `mode: Builtin`, "
+        "which needs none. With `spec.replicas: 0` it stands still: `kubectl scale` to 1.",
     ),
 }
 

@@ -1,7 +1,8 @@
 """What a source was when it was asked: `quire fetch resolve` says it, `status.model` keeps it, engines are made of it."""
 
 import json
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Self
 
 from pydantic import Field, ValidationError
 
@@ -38,6 +39,19 @@ class ModelStatus(Strict):
             )
         except (ValueError, ValidationError, KeyError, TypeError, AttributeError):
             return None
+
+    @classmethod
+    def from_kept(cls, kept: Mapping[str, Any]) -> Self | None:
+        """What `kept` made of an answer; None when it is none that we know."""
+        try:
+            return cls.model_validate_json(json.dumps(kept))
+        except ValidationError:
+            return None
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """To be kept beside the template that is made of it."""
+        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
     @property
     def footprint(self) -> Footprint | None:

@@ -20,6 +20,7 @@ from kubernetes.aio.dynamic.exceptions import DynamicApiError, ResourceNotFoundE
 from quire_api.deployment import GROUP, KIND, PLURAL, VERSION
 from quire_api.errors import InvalidInput
 from quire_operator.backends.cluster import ClusterBackend
+from quire_operator.backends.refusals import Refusals
 from quire_operator.backends.store import Store
 from quire_operator.metrics import OperatorMetrics
 from quire_operator.reconcile import ResourceKey, reconcile
@@ -36,12 +37,14 @@ log = logging.getLogger("quire.operator")
 WATCHED: tuple[tuple[str, str, str, str], ...] = (  # group, version, plural, kind
     (GROUP, VERSION, PLURAL, KIND),
     ("apps", "v1", "deployments", "Deployment"),
+    ("apps", "v1", "replicasets", "ReplicaSet"),
     ("apps", "v1", "controllerrevisions", "ControllerRevision"),
     ("", "v1", "services", "Service"),
     ("", "v1", "serviceaccounts", "ServiceAccount"),
     ("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy"),
     ("batch", "v1", "jobs", "Job"),
     ("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget"),
+    ("autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler"),
     ("", "v1", "pods", "Pod"),
 )
 OURS = ",".join(f"{name}={value}" for name, value in MANAGED.items())
@@ -66,6 +69,8 @@ async def run(settings: OperatorSettings, namespaces: list[str], port: int) -> N
         routers = _routers(settings, lambda: scraper.look_now())
         scraper = Scraper(backend.scrape_targets, routers or NoRouter(), worker.wake)
         backend.decision = scraper.decision
+        refusals = Refusals(dynamic, backend.podless_jobs, worker.wake)
+        backend.refusal = refusals.of
         tasks = {
             asyncio.create_task(
                 kopf.operator(
@@ -80,6 +85,7 @@ async def run(settings: OperatorSettings, namespaces: list[str], port: int) -> N
             ),
             asyncio.create_task(worker.run()),
             asyncio.create_task(scraper.run()),
+            asyncio.create_task(refusals.run()),
             asyncio.create_task(_relist(dynamic, store, worker, namespaces)),
             *([asyncio.create_task(routers.run())] if routers is not None else []),
         }

@@ -9,7 +9,7 @@ Watches fill the store; nothing is read from the API server but what a create ru
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,8 +20,9 @@ from pydantic import ValidationError
 from quire_api.deployment import API_VERSION, KIND, LLMDeployment
 from quire_api.errors import InvalidInput
 from quire_api.status import DeploymentStatus
-from quire_operator.backends.jobs import pods_of_role, resolve_jobs
-from quire_operator.backends.pods import fetched_at, fetching, no_place
+from quire_operator.backends.jobs import podless, pods_of_role, resolve_jobs
+from quire_operator.backends.pods import fetched_at, fetching, no_place, refusal_of, scaler_of
+from quire_operator.backends.refusals import PodlessJob
 from quire_operator.backends.store import Object, Store
 from quire_operator.planner.autoscale import ScaleDecision
 from quire_operator.planner.observed import Failure, Instance, Key, ObjectState, Observed, Workload
@@ -42,6 +43,7 @@ OWNED: dict[str, str] = {  # kind -> apiVersion
     "Service": "v1",
     "NetworkPolicy": "networking.k8s.io/v1",
     "PodDisruptionBudget": "policy/v1",
+    "HorizontalPodAutoscaler": "autoscaling/v2",
     "Job": "batch/v1",
     "ControllerRevision": "apps/v1",
     "Deployment": "apps/v1",
@@ -63,6 +65,17 @@ class ClusterBackend:
         self._settings = settings
         self._applied: Applied = {}
         self.decision: Callable[[ResourceKey], ScaleDecision | None] = lambda key: None  # of the autoscaler
+        self.refusal: Callable[[str], str] = lambda uid: ""  # why a Job has no pod
+
+    def podless_jobs(self) -> list[PodlessJob]:
+        """Of which it may be asked why."""
+        store = self._store
+        return [
+            PodlessJob(uid, key)
+            for key in store.resources()
+            if (jobs := list(store.children(key, "Job")))
+            for uid in podless(jobs, pods_of_role(store.children(key, "Pod"), RESOLVER))
+        ]
 
     def scrape_targets(self) -> list[Target]:
         """What the autoscaler is to look at; what cannot be read is no business of its."""
@@ -73,7 +86,8 @@ class ClusterBackend:
         if resource is None or resource["metadata"].get("deletionTimestamp"):
             self._applied = {k: v for k, v in self._applied.items() if k[0] != key}
             return None  # the garbage collector takes what we made
-        return resource, replace(observe(key, resource, self._store, self._applied), decision=self.decision(key))
+        seen = observe(key, resource, self._store, self._applied, self.refusal)
+        return resource, replace(seen, decision=self.decision(key))
 
     def render(self, deployment: LLMDeployment) -> Desired:
         return kubernetes.render(deployment, self._settings)
@@ -199,7 +213,9 @@ class ClusterBackend:
         raise NameTaken(child, f"{controller['kind']} {controller['name']}" if controller else "nobody that says so")
 
 
-def observe(key: ResourceKey, resource: Object, store: Store, applied: Applied) -> Observed:
+def observe(
+    key: ResourceKey, resource: Object, store: Store, applied: Applied, refusal: Callable[[str], str]
+) -> Observed:
     """The snapshot, from the store alone."""
     written, uid = resource.get("status"), resource["metadata"]["uid"]
     objects: dict[Key, ObjectState] = {}
@@ -227,14 +243,19 @@ def observe(key: ResourceKey, resource: Object, store: Store, applied: Applied) 
     return Observed(
         status=_read_status(written) if written else None,
         objects=objects,
-        workload=_workload(deployment) if deployment is not None else Workload(),
+        workload=_workload(deployment, store.children(key, "ReplicaSet")) if deployment is not None else Workload(),
         instances=tuple(_instance(pod, revision) for pod in pods_of_role(pods, ENGINE)),
         jobs=resolve_jobs(
             (job for job in store.children(key, "Job") if _controller(job).get("uid") == uid),
             pods_of_role(pods, RESOLVER),
             _failure,
+            refusal,
         ),
         history=tuple(revision for revision in kept if revision is not None),
+        scaler=next(
+            (scaler_of(s) for s in store.children(key, "HorizontalPodAutoscaler") if _controller(s).get("uid") == uid),
+            None,
+        ),
     )
 
 
@@ -286,20 +307,24 @@ def _controller(live: Object) -> dict[str, Any]:
 
 
 def _mark(live: Object) -> str:
-    """Changes whenever somebody changes what we apply: the generation, where a kind has one, and the metadata we set."""
+    """Changes whenever somebody changes what we apply: the generation, where a kind has one, and the metadata we set.
+
+    A HorizontalPodAutoscaler has none, and a status that changes all the time: its spec itself.
+    """
     metadata = live["metadata"]
-    version = metadata.get("generation") or metadata["resourceVersion"]
+    by_spec = live["kind"] == "HorizontalPodAutoscaler"
+    version = digest(live.get("spec")) if by_spec else metadata.get("generation") or metadata["resourceVersion"]
     return json.dumps(
         [metadata["uid"], version, metadata.get("labels"), metadata.get("ownerReferences")], sort_keys=True
     )
 
 
-def _workload(deployment: Object) -> Workload:
+def _workload(deployment: Object, replica_sets: Iterable[Object]) -> Workload:
     spec, status = deployment["spec"], deployment.get("status") or {}
-    conditions = status.get("conditions") or []
     missing = ((spec.get("strategy") or {}).get("rollingUpdate") or {}).get("maxUnavailable")
     replicas, updated = status.get("replicas", 0), status.get("updatedReplicas", 0)
-    ready = status.get("availableReplicas", 0)
+    ready, revision = status.get("availableReplicas", 0), revision_id(spec.get("template") or {})
+    uid = deployment["metadata"]["uid"]
     return Workload(
         current=status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0),
         replicas=replicas,
@@ -308,16 +333,11 @@ def _workload(deployment: Object) -> Workload:
         updated_ready=max(
             0, min(updated, ready - (replicas - updated))
         ),  # at least so many: the others may all be old ones
-        revision=revision_id(spec.get("template") or {}),
+        revision=revision,
         unavailable=missing if isinstance(missing, int) else 0,
         paused=bool(spec.get("paused")),
-        refused=next((c.get("message", "") for c in conditions if _is_refusal(c)), ""),
+        refused=refusal_of(revision, (each for each in replica_sets if _controller(each).get("uid") == uid)),
     )
-
-
-def _is_refusal(condition: Mapping[str, Any]) -> bool:
-    """Of the pods of the newest ReplicaSet: the Deployment controller hands its condition on."""
-    return (condition["type"], condition.get("status")) == ("ReplicaFailure", "True")
 
 
 def _instance(pod: Object, revision: str | None) -> Instance:

@@ -78,9 +78,8 @@ def _was_ready(deployment: LLMDeployment, observed: Observed) -> bool:
     before = observed.status.condition(ConditionType.READY) if observed.status is not None else None
     if before is None or (before.status, before.reason) != ("True", Reason.SERVING):
         return False
-    return (
-        before.observed_generation == deployment.metadata.generation or deployment.spec.autoscaling.mode == "External"
-    )
+    others = deployment.spec.autoscaling.mode in ("HPA", "External")
+    return others or before.observed_generation == deployment.metadata.generation
 
 
 def _work_in_progress(wanted: int, observed: Observed, settled: bool) -> Verdict:

@@ -3,7 +3,7 @@
     exit code      of a container of ours: quire_engine.errors and quire_api.fetching say what each one means
     cause          the kubelet's word, with what its message must hold (`CAUSES`); the first that fits. Of what it could not
                    start for another reason, as a disk of the node that is full, it says the words and tries again
-    refusal        of the API server to make a pod at all (`REFUSALS`)
+    refusal        of the API server to make a pod at all (`REFUSALS`); as a cause it is `REFUSED`
 
 Rule: who has a word of its own, the engine or the fetch, is quoted; where only the machine speaks, the fix follows.
 """
@@ -12,7 +12,7 @@ from quire_api.fetching import FETCH_OUTCOMES
 from quire_api.reasons import REASONS, Reason
 from quire_operator.planner.observed import Failure
 
-__all__ = ["EXIT_CODES", "FETCHER", "PASSING", "lasting", "passing", "refusal", "told"]
+__all__ = ["EXIT_CODES", "FETCHER", "PASSING", "REFUSED", "lasting", "passing", "refusal", "told"]
 
 ENGINE = "engine"  # containers of ours; what exit codes of others mean, we do not know
 FETCHER = "weights"
@@ -48,6 +48,7 @@ NOT_STARTED = (
     "StartError",
     "ContainerCannotRun",
 )
+REFUSED = "FailedCreate"  # a cause: there is no pod, for the API server will not have it
 REFUSALS: tuple[tuple[str, Reason], ...] = (
     ("exceeded quota", Reason.QUOTA_EXCEEDED),
     ("serviceaccount", Reason.REFERENCE_NOT_FOUND),
@@ -57,6 +58,8 @@ REFUSALS: tuple[tuple[str, Reason], ...] = (
 
 def lasting(failure: Failure) -> Reason | None:
     """Why only somebody outside can help; None where starting again may."""
+    if failure.cause == REFUSED:
+        return refusal(failure.message)
     for cause, words, reason in CAUSES:
         if words in failure.message and (failure.cause == cause or (not cause and failure.cause in NOT_STARTED)):
             return reason
@@ -80,6 +83,8 @@ def told(failure: Failure, reason: Reason) -> str:
     """The failure in a sentence, with the fix unless its container has said a word of its own."""
     code = f" (exit code {failure.exit_code})" if failure.exit_code is not None else ""
     where = "" if failure.container == ENGINE else f"container {failure.container}: "
+    if failure.cause == REFUSED:
+        where = "no pod can be made: "
     said = failure.message or failure.cause or ("killed" if failure.exit_code == 137 else "no message")
     own_words = failure.message and failure.exit_code is not None and failure.cause in ("", "Error", "Completed")
     return f"{where}{said}{code}" + ("" if own_words else f". {REASONS[reason].fix}")

@@ -19,6 +19,7 @@ __all__ = [
     "Observed",
     "ResolveJob",
     "Revision",
+    "Scaler",
     "Workload",
     "digest",
     "key_of",
@@ -83,6 +84,7 @@ class Revision:
     number: int  # in the order in which they were made
     spec: str  # digest of the spec that it was made for
     template: Manifest
+    model: Manifest | None = None  # what its source had said, as it was kept; None where nobody was asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +114,13 @@ class ResolveJob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scaler:
+    """What the HorizontalPodAutoscaler of the resource says of itself."""
+
+    fault: str = ""  # why it does not scale, in its words; empty while it does, or has not said anything
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
     status: DeploymentStatus | None  # what we wrote last
     objects: Mapping[Key, ObjectState] = field(default_factory=dict)
@@ -121,6 +130,7 @@ class Observed:
     history: tuple[Revision, ...] = ()
     conflicts: Mapping[Key, str] = field(default_factory=dict)  # names that somebody else has, and who
     decision: ScaleDecision | None = None  # of the autoscaler, once it has looked
+    scaler: Scaler | None = None  # of mode HPA, once it is there
 
 
 def key_of(manifest: Manifest) -> Key:

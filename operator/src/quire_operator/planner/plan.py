@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from quire_api.deployment import LLMDeployment
 from quire_api.errors import InvalidInput
 from quire_api.reasons import Reason
+from quire_api.resolved import ModelStatus
 from quire_api.rollout import RevisionStatus
 from quire_api.status import Child, DeploymentStatus
 from quire_operator.planner.conditions import Verdict, judge, write_status
@@ -20,6 +21,7 @@ from quire_operator.planner.fit import Room
 from quire_operator.planner.observed import Key, Manifest, Observed, digest, key_of
 from quire_operator.planner.resolving import Held, hold, pin_of
 from quire_operator.planner.rollout import Roll, frozen, roll_out, strategy
+from quire_operator.planner.running import Facts, facts_of, held_facts, live, opened
 from quire_operator.planner.scaling import condition, replicas, tell
 from quire_operator.planner.standing import available, degraded, with_standing
 from quire_operator.render.weights import pinned
@@ -96,7 +98,7 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
         return Plan(actions=(), status=write_status(DeploymentStatus(), verdict, generation, now), requeue_after=0.0)
     try:
         deployment, standing = _scaled(LLMDeployment.parse(resource), observed, now)
-        pin = pin_of(deployment, observed.status)
+        pin = pin_of(deployment, observed)
         desired = render(deployment if pin is None else pinned(deployment, pin.revision))
     except InvalidInput as error:
         verdict = Verdict.stalled(Reason.INVALID_SPEC, str(error).replace("\n", "; "))
@@ -106,7 +108,10 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
         verdict = Verdict.working(Reason.STARTING, "waiting until what a deleted resource of this name left is gone")
         return Plan(actions=(), status=write_status(standing, verdict, generation, now), requeue_after=2.0)
     held = hold(deployment, desired.resolve, desired.room, observed, now)
-    roll = _roll(deployment, pin.revision if pin is not None else "", desired, observed, now) if held is None else None
+    roll = _roll(deployment, pin, desired, observed, now) if held is None else None
+    runs = roll.target if roll is not None else live(observed)
+    if runs is not None:
+        desired = replace(desired, objects=opened(desired.objects, runs, observed))
     if roll is not None:
         desired = _of(roll, desired)
     if held is not None:
@@ -132,19 +137,24 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
     conditions = (
         available(deployment, observed),
         degraded(deployment, observed, verdict),
-        condition(deployment, observed.decision),
+        condition(deployment, observed.decision, observed.scaler),
         *(roll.conditions if roll is not None else ()),
     )
+    about = Facts(image=desired.image, model_name=deployment.model_names[0], model=None)
+    if held is not None:
+        about = held_facts(standing, about, desired.resolve is not None)
+    elif roll is not None:
+        about = facts_of(about, pin, roll.status.failed is None, roll.target, observed)
     facts = DeploymentStatus(
         url=desired.url,
-        image=standing.image or desired.image if held is not None else desired.image,
-        model_name=deployment.model_names[0],
+        image=about.image,
+        model_name=about.model_name,
         selector=",".join(f"{k}={v}" for k, v in sorted(_selector(desired).items())),
         replicas=workload.replicas,
         ready_replicas=workload.ready,
         serving=f"{workload.updated_ready}/{wanted}",
         children=tuple(Child(kind=key.kind, name=key.name) for key in sorted(map(key_of, desired.objects))),
-        model=standing.model if desired.resolve is not None else None,
+        model=about.model,
         revision=roll.status if roll is not None else _at_rest(standing, desired),
         autoscaling=standing.autoscaling,
         conditions=with_standing(standing.conditions, conditions, generation, now),
@@ -169,7 +179,9 @@ def _scaled(deployment: LLMDeployment, observed: Observed, now: str) -> tuple[LL
     return deployment.model_copy(update={"spec": spec}), status.model_copy(update={"autoscaling": told})
 
 
-def _roll(deployment: LLMDeployment, pin: str, desired: Desired, observed: Observed, now: str) -> Roll | None:
+def _roll(
+    deployment: LLMDeployment, pin: ModelStatus | None, desired: Desired, observed: Observed, now: str
+) -> Roll | None:
     """None where revisions are not kept."""
     if not desired.keeps_revisions:
         return None
@@ -198,7 +210,7 @@ def _back(desired: Desired, standing: DeploymentStatus, observed: Observed) -> M
 def _of(roll: Roll, desired: Desired) -> Desired:
     """`desired`, with the templates that are kept before the workload that uses one of them."""
     others = tuple(manifest for manifest in desired.objects if not _scalable(manifest))
-    return replace(desired, objects=(*others, *roll.kept, roll.workload), image=roll.image or desired.image)
+    return replace(desired, objects=(*others, *roll.kept, roll.workload))
 
 
 def _pause(actions: list[Action], desired: Desired, observed: Observed) -> list[Action]:

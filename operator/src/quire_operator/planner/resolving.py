@@ -5,7 +5,8 @@
                                              pinned --does not fit--> DoesNotFit
 
 Until then engines of what was pinned before serve on: they are neither changed nor deleted. What failed is shown until the
-next Job has ended, so that the status does not change its mind with each attempt.
+next Job has ended, so that the status does not change its mind with each attempt. An answer is known for as long as a template
+is kept that was made of it, so that who takes an edit back is not asked again.
 """
 
 from collections.abc import Mapping
@@ -17,11 +18,11 @@ from typing import Any
 from quire_api.deployment import LLMDeployment, Source
 from quire_api.reasons import Reason
 from quire_api.resolved import ModelStatus
-from quire_api.status import DeploymentStatus
 from quire_operator.planner.conditions import MESSAGE_MAX, Verdict
 from quire_operator.planner.failures import FETCHER, lasting, passing, told
 from quire_operator.planner.fit import Room, misfit, need_of
 from quire_operator.planner.observed import Failure, Observed, ResolveJob
+from quire_operator.planner.revisions import model_of
 from quire_operator.render.names import ATTEMPT_LABEL, REVISION_LABEL
 
 __all__ = ["Held", "hold", "pin_of"]
@@ -47,11 +48,12 @@ class Held:
         return self.jobs if self.workload is None else (self.workload, *self.jobs)
 
 
-def pin_of(deployment: LLMDeployment, status: DeploymentStatus | None) -> ModelStatus | None:
-    """What was found at the source that is wanted."""
-    pin = status.model if status is not None else None
-    source = deployment.spec.model.source
-    return pin if pin is not None and (pin.source, pin.include) == (source.uri, source.include) else None
+def pin_of(deployment: LLMDeployment, observed: Observed) -> ModelStatus | None:
+    """What was found at the source that is wanted; of several answers the last."""
+    status, source = observed.status, deployment.spec.model.source
+    kept = (model_of(revision) for revision in sorted(observed.history, key=lambda r: r.number, reverse=True))
+    known = (status.model if status is not None else None, *kept)
+    return next((pin for pin in known if pin and (pin.source, pin.include) == (source.uri, source.include)), None)
 
 
 def hold(
@@ -60,7 +62,7 @@ def hold(
     """None: engines may be made. `job` asks the source, and is None where there is nobody to ask."""
     if job is None:
         return None
-    pin = pin_of(deployment, observed.status)
+    pin = pin_of(deployment, observed)
     if deployment.spec.suspend and pin is None:
         return Held(verdict=_suspended(observed))
     if pin is None:

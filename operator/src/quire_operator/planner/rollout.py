@@ -20,12 +20,13 @@ from typing import Any
 from quire_api.base import seconds
 from quire_api.deployment import LLMDeployment
 from quire_api.reasons import ConditionType, Reason
+from quire_api.resolved import ModelStatus
 from quire_api.rollout import FailedRevision, RevisionStatus
 from quire_api.status import Condition
 from quire_operator.planner.conditions import Verdict, trouble
 from quire_operator.planner.failures import refusal
 from quire_operator.planner.observed import Instance, Manifest, Observed, Revision
-from quire_operator.planner.revisions import as_object, edit_digest, revision_id, wanted
+from quire_operator.planner.revisions import as_object, edit_digest, engine_of, revision_id, wanted
 
 __all__ = ["Roll", "frozen", "roll_out", "strategy"]
 
@@ -37,7 +38,7 @@ MESSAGE_MAX = 1000
 class Roll:
     workload: Manifest
     kept: tuple[Manifest, ...]  # templates
-    image: str  # of the engines
+    target: Revision  # whose template the workload has
     status: RevisionStatus
     steady: bool  # the wanted revision runs, and has served
     conditions: tuple[Condition, ...]
@@ -51,7 +52,9 @@ def strategy(unavailable: int) -> dict[str, Any]:
     return {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}}
 
 
-def roll_out(deployment: LLMDeployment, pin: str, workload: Manifest, observed: Observed, now: str) -> Roll:
+def roll_out(
+    deployment: LLMDeployment, pin: ModelStatus | None, workload: Manifest, observed: Observed, now: str
+) -> Roll:
     """`workload` is the Deployment as it would be rendered now; `deployment` has as many replicas as are wanted now."""
     history = {revision.id: revision for revision in observed.history}
     before = (observed.status.revision if observed.status is not None else None) or RevisionStatus()
@@ -69,7 +72,7 @@ def roll_out(deployment: LLMDeployment, pin: str, workload: Manifest, observed: 
     return Roll(
         workload={**workload, "spec": {**workload["spec"], **changes}},
         kept=tuple(as_object(workload, revision) for revision in (*last_good, asked)),
-        image=_image(target.template),
+        target=target,
         status=status,
         steady=status.failed is None and asked.id == status.last_good == observed.workload.revision,
         conditions=tuple(_conditions(deployment, status, observed, overdue, unavailable, newer, workload)),
@@ -260,8 +263,7 @@ def _progressing(holds: bool, reason: Reason, message: str) -> Condition:
 
 
 def _image(template: Manifest) -> str:
-    containers = (template.get("spec") or {}).get("containers") or []
-    return next((str(c.get("image", "")) for c in containers if c.get("name") == "engine"), "")
+    return str(engine_of(template).get("image", ""))
 
 
 def _moment(when: str) -> float:

@@ -1,14 +1,17 @@
 """Between the resource and the autoscaler: its spec as a policy, and a decision as replicas, status and condition.
 
-Rule: one writer. In mode Builtin the operator decides and never touches `spec.replicas`; in the other modes it copies them.
+Rule: one writer. In mode Builtin the operator decides and never touches `spec.replicas`; in the other modes it copies them,
+whoever wrote them: a person, a HorizontalPodAutoscaler that we keep (HPA), or an autoscaler of others (External).
 """
 
 from quire_api.base import seconds
 from quire_api.deployment import LLMDeployment
-from quire_api.reasons import ConditionType, Reason, ScaleReason
+from quire_api.reasons import REASONS, ConditionType, Reason, ScaleReason
 from quire_api.status import AutoscalingStatus, Condition, DeploymentStatus, ScaleEvent, ScaleInputs
 from quire_operator.planner.autoscale import Inputs, Policy, ScaleDecision
+from quire_operator.planner.conditions import MESSAGE_MAX
 from quire_operator.planner.demand import Memory
+from quire_operator.planner.observed import Scaler
 
 __all__ = ["condition", "policy_of", "recall", "replicas", "tell"]
 
@@ -96,11 +99,15 @@ def tell(
     )
 
 
-def condition(deployment: LLMDeployment, decision: ScaleDecision | None) -> Condition | None:
+def condition(
+    deployment: LLMDeployment, decision: ScaleDecision | None, scaler: Scaler | None = None
+) -> Condition | None:
     """AutoscalingActive, but for its time."""
     spec = deployment.spec.autoscaling
     if spec.mode == "Manual":
         return None
+    if spec.mode == "HPA":
+        return _of_hpa(deployment, scaler)
     if spec.mode == "External":
         reason, message = Reason.SCALED_BY_OTHERS, "whoever writes /scale of this resource decides"
     elif decision is not None and decision.reason is ScaleReason.METRICS_UNAVAILABLE:
@@ -119,6 +126,22 @@ def condition(deployment: LLMDeployment, decision: ScaleDecision | None) -> Cond
         status="False" if reason is Reason.METRICS_UNAVAILABLE else "True",
         reason=reason,
         message=message,
+    )
+
+
+def _of_hpa(deployment: LLMDeployment, scaler: Scaler | None) -> Condition:
+    """Whoever is suspended has no metrics, and wants none."""
+    spec, name = deployment.spec.autoscaling, deployment.metadata.name
+    fault = scaler.fault if scaler is not None and not deployment.spec.suspend else ""
+    if fault:
+        words = f"the HorizontalPodAutoscaler {name} does not scale: {fault}. {REASONS[Reason.HPA_NOT_ACTIVE].fix}"
+    else:
+        words = f"between {spec.min} and {spec.max} engines, as the HorizontalPodAutoscaler {name} writes spec.replicas"
+    return Condition(
+        type=ConditionType.AUTOSCALING_ACTIVE,
+        status="False" if fault else "True",
+        reason=Reason.HPA_NOT_ACTIVE if fault else Reason.SCALED_BY_HPA,
+        message=words[:MESSAGE_MAX],
     )
 
 

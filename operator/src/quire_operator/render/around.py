@@ -8,6 +8,7 @@ PodDisruptionBudget    where there may be more than one; for one alone it would 
 """
 
 from quire_api.deployment import LLMDeployment
+from quire_operator.planner.running import ports
 from quire_operator.render.names import selector
 from quire_operator.render.objects import Manifest, owned
 
@@ -27,7 +28,7 @@ def around(deployment: LLMDeployment, pod: Manifest) -> tuple[Manifest, ...]:
 
 def most_replicas(deployment: LLMDeployment) -> int:
     autoscaling = deployment.spec.autoscaling
-    return (autoscaling.max or 1) if autoscaling.mode == "Builtin" else deployment.spec.replicas
+    return (autoscaling.max or 1) if autoscaling.mode in ("Builtin", "HPA") else deployment.spec.replicas
 
 
 def _service(deployment: LLMDeployment, name: str | None, port: int, kind: Manifest) -> Manifest:
@@ -36,11 +37,6 @@ def _service(deployment: LLMDeployment, name: str | None, port: int, kind: Manif
 
 
 def _policy(deployment: LLMDeployment, pod: Manifest) -> Manifest:
-    named = [
-        {"port": port["containerPort"], "protocol": port.get("protocol", "TCP")}
-        for container in pod["containers"]
-        for port in container.get("ports", ())
-    ]
     return owned(
         deployment,
         "networking.k8s.io/v1",
@@ -48,7 +44,7 @@ def _policy(deployment: LLMDeployment, pod: Manifest) -> Manifest:
         spec={
             "podSelector": {"matchLabels": selector(deployment)},
             "policyTypes": ["Ingress"],
-            "ingress": [{"ports": named}],  # the engine has one at least: no ports would mean all of them
+            "ingress": [{"ports": ports([{"spec": pod}])}],  # the engine has one at least: none would mean all of them
         },
     )
 

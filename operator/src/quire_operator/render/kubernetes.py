@@ -17,6 +17,7 @@ from quire_operator.render.names import REVISION_LABEL, labels, selector
 from quire_operator.render.objects import Manifest, owned
 from quire_operator.render.patch import patched
 from quire_operator.render.place import place, place_engine
+from quire_operator.render.scaler import autoscaler
 from quire_operator.render.weights import WeightsPlan, plan_weights
 from quire_operator.settings import AcceleratorProfile, OperatorSettings, profile_of
 
@@ -41,7 +42,7 @@ def render(deployment: LLMDeployment, settings: OperatorSettings) -> Desired:
     return Desired(
         resolve=resolve_job(deployment, common, _fetcher(deployment, settings)) if asks else None,
         room=_room(deployment, profile, template["spec"]),
-        objects=(*around(deployment, template["spec"]), _workload(deployment, template)),
+        objects=(*around(deployment, template["spec"]), *autoscaler(deployment), _workload(deployment, template)),
         replicas=deployment.spec.replicas,
         url=settings.router_url or service_url(deployment, settings),
         image=_image(deployment, settings),

@@ -4,6 +4,7 @@ It has the form of a Deployment, so that one planner serves both worlds: how man
 """
 
 from quire_api.deployment import LLMDeployment, seconds
+from quire_api.errors import InvalidInput
 from quire_operator.planner.plan import Desired
 from quire_operator.render.engine import engine_argv
 from quire_operator.render.names import selector
@@ -14,6 +15,12 @@ __all__ = ["render"]
 
 def render(deployment: LLMDeployment, url: str) -> Desired:
     """`url` is the router's."""
+    if deployment.spec.autoscaling.mode == "HPA":
+        raise InvalidInput(
+            [
+                "spec.autoscaling.mode: HPA needs a cluster, which has HorizontalPodAutoscalers; on one machine take Builtin or Manual"
+            ]
+        )
     profile = profile_of(deployment.spec.accelerator.profile, PROFILES)
     source = deployment.spec.model.source
     template = {
