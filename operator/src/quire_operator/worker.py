@@ -24,11 +24,16 @@ RESYNC_S = 600.0
 
 class Worker:
     def __init__(
-        self, reconcile: Callable[[ResourceKey], Awaitable[float | None]], limit_s: float | None = None
+        self,
+        reconcile: Callable[[ResourceKey], Awaitable[float | None]],
+        limit_s: float | None = None,
+        waited: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        """`limit_s` ends a turn that takes longer, as a failure, so that one resource cannot hold up the others."""
+        """`limit_s` ends a turn that takes longer, as a failure, so that one resource cannot hold up the others.
+        `waited` is told how late each turn begins."""
         self._reconcile = reconcile
         self._limit_s = limit_s
+        self._waited = waited
         self.due: dict[ResourceKey, float] = {}  # when to look at a key, by the loop's clock
         self._failures: dict[ResourceKey, int] = {}
         self._changed = asyncio.Event()
@@ -54,8 +59,13 @@ class Worker:
                 except TimeoutError:
                     pass
                 continue
-            del self.due[key]
+            self._waited(now - self.due.pop(key))
             await self._turn(key)
+
+    def late(self) -> list[float]:
+        """Seconds since each turn was due that has not begun."""
+        now = time.monotonic()
+        return [now - when for when in self.due.values() if when <= now]
 
     async def _turn(self, key: ResourceKey) -> None:
         try:

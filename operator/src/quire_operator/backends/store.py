@@ -73,11 +73,14 @@ class Store:
             self._objects.pop(key, None)
 
     def resource(self, key: ResourceKey) -> Object | None:
-        return self._objects.get(key, {}).get((KIND, key.name))
+        return self.child(key, KIND, key.name)
 
     def resources(self) -> list[ResourceKey]:
         """Those that exist."""
         return [key for key, family in self._objects.items() if (KIND, key.name) in family]
+
+    def child(self, key: ResourceKey, kind: str, name: str) -> Object | None:
+        return self._objects.get(key, {}).get((kind, name))
 
     def children(self, key: ResourceKey, kind: str) -> Iterator[Object]:
         for (its_kind, _), obj in sorted(self._objects.get(key, {}).items()):
