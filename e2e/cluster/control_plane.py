@@ -6,6 +6,11 @@ from pathlib import Path
 from layout import API_PORT, BINARIES, NODE_ADDRESS, POD_RANGE, SERVICE_RANGE, Layout
 from processes import start, wait_until
 
+UNBOUND = (
+    "--kube-api-qps=1000",
+    "--kube-api-burst=2000",
+)  # else thousands of pods wait for those who make and place them
+
 
 def start_control_plane(layout: Layout, pki: Path) -> None:
     folder = layout.folder
@@ -62,12 +67,18 @@ def start_control_plane(layout: Layout, pki: Path) -> None:
             "--allocate-node-cidrs=true",
             f"--cluster-cidr={POD_RANGE}",
             "--leader-elect=false",
+            *UNBOUND,
         ],
     )
     start(
         layout,
         "scheduler",
-        [str(BINARIES / "kube-scheduler"), f"--kubeconfig={folder / 'scheduler.kubeconfig'}", "--leader-elect=false"],
+        [
+            str(BINARIES / "kube-scheduler"),
+            f"--kubeconfig={folder / 'scheduler.kubeconfig'}",
+            "--leader-elect=false",
+            *UNBOUND,
+        ],
     )
 
 

@@ -342,6 +342,62 @@ def test_a_wake_during_a_turn_is_not_lost() -> None:
     assert turns == 2
 
 
+def test_several_have_their_turns_at_once_and_one_never_has_two() -> None:
+    now: list[ResourceKey] = []
+    most: list[int] = []
+    turns = dict.fromkeys("abcde", 0)
+
+    async def main() -> None:
+        async def turn(key: ResourceKey) -> float | None:
+            assert key not in now
+            now.append(key)
+            most.append(len(now))
+            worker.wake(key, 0 if turns[key.name] < 3 else 1000)
+            await asyncio.sleep(0.002)
+            turns[key.name] += 1
+            now.remove(key)
+            return None
+
+        worker = Worker(turn, at_once=3)
+        for name in turns:
+            worker.wake(ResourceKey("default", name))
+        running = asyncio.create_task(worker.run())
+        while min(turns.values()) < 4:
+            await asyncio.sleep(0.001)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(main())
+
+    assert max(most) == 3
+
+
+def test_a_queue_that_ends_ends_its_turns() -> None:
+    ended: list[str] = []
+
+    async def main() -> None:
+        began = asyncio.Event()
+
+        async def turn(key: ResourceKey) -> float | None:
+            began.set()
+            try:
+                await asyncio.sleep(1000)
+            finally:
+                ended.append(key.name)
+            return None
+
+        worker = Worker(turn)
+        worker.wake(KEY)
+        running = asyncio.create_task(worker.run())
+        await began.wait()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(main())
+
+    assert ended == [KEY.name]
+
+
 def test_what_is_gone_is_not_looked_at_again() -> None:
     async def main() -> Worker:
         async def turn(key: ResourceKey) -> float | None:

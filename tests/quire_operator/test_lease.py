@@ -1,6 +1,9 @@
 """One operator at a time: who may take the Lease, who loses it, and that nothing is written without it."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -284,3 +287,23 @@ def test_without_the_lease_nothing_is_written_and_what_is_written_is_counted() -
 )
 def test_what_is_written_is_read_from_the_path(path: str, what: str) -> None:
     assert what_is_written(path) == what
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ([], "one of the arguments --lease --no-lease is required"),
+        (["--lease=a/b", "--no-lease"], "not allowed with"),
+        (["--lease=quire-operator"], "quire-operator is not NAMESPACE/NAME"),
+        (["--lease=a/b"], "no cluster: not in a pod, and no kubeconfig"),
+        (["--no-lease"], "no cluster: not in a pod, and no kubeconfig"),
+    ],
+)
+def test_whether_there_is_a_lease_has_to_be_said(flags: list[str], says: str) -> None:
+    environment = {**os.environ, "KUBECONFIG": "/nowhere/at/all"}
+    command = [sys.executable, "-m", "quire_api", "operator", "--port=0", *flags]
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr

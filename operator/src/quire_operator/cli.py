@@ -104,7 +104,6 @@ def operator(argv: list[str]) -> int:
     parser.add_argument(
         "--routers",
         type=_service,
-        default="",
         metavar="HOST:PORT",
         help="internal port of all routers, by a headless Service; without it nothing goes to zero (default: none)",
     )
@@ -130,7 +129,7 @@ def operator(argv: list[str]) -> int:
         cluster_domain=arguments.cluster_domain,
         profiles=load_profiles(arguments.profiles),
         router_url=arguments.router_url,
-        routers=arguments.routers,
+        routers=arguments.routers or "",
     )
 
     options = OperateOptions(namespaces=arguments.namespace, port=arguments.port, lease=arguments.lease)

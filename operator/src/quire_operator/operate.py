@@ -19,6 +19,7 @@ from typing import Any
 
 from kubernetes.aio import client, config
 
+from quire_api.errors import InvalidInput
 from quire_operator.backends.census import Census, census
 from quire_operator.backends.client import WritingClient
 from quire_operator.backends.cluster import ClusterBackend
@@ -37,6 +38,7 @@ __all__ = ["OperateOptions", "operate"]
 
 BEGIN_MOST_S = 60.0  # else whoever holds the lease and cannot begin would keep others from it
 TURN_MOST_S = 45.0
+TURNS_AT_ONCE = 8  # a turn is mostly waiting for the API server: a new resource is thirteen writes, one after the other
 QUEUE_STUCK_S = 60.0
 
 
@@ -91,7 +93,7 @@ class _Operator:
             with self._metrics.reconcile():
                 return await reconcile(key, backend)
 
-        worker = self._worker = Worker(turn, TURN_MOST_S, self._metrics.waited)
+        worker = self._worker = Worker(turn, TURN_MOST_S, self._metrics.waited, TURNS_AT_ONCE)
         named = self._settings.routers
         routers = Routers(lambda: addresses_of(named), lambda: scraper.look_now()) if named else None
         scraper = Scraper(backend.scrape_targets, routers or NoRouter(), worker.wake)
@@ -141,5 +143,12 @@ async def _api_client() -> client.ApiClient:
     try:
         config.load_incluster_config()
     except config.ConfigException:
-        await config.load_kube_config()
+        try:
+            await config.load_kube_config()
+        except config.ConfigException as error:
+            raise InvalidInput(
+                [
+                    f"no cluster: not in a pod, and no kubeconfig ({error}): set KUBECONFIG, or use `quire up` without a cluster"
+                ]
+            ) from None
     return client.ApiClient()
