@@ -81,6 +81,11 @@ bench-router: setup ## measure the router beside nginx (five minutes; nothing el
 bench-fetch: setup ## measure how fast weights arrive, beside curl and huggingface_hub (two minutes)
 	$(BIN)/python benchmarks/fetch.py
 
+.PHONY: bench-fleet
+bench-fleet: setup ## measure the operator with 1,000 resources and 5,000 pods on a control plane with kwok (root; half an hour; nothing else may run)
+	@scripts/system-packages.sh e2e
+	$(BIN)/python benchmarks/fleet.py
+
 .PHONY: gpu
 gpu: ## on a machine with a GPU: its limits, and the engine's tokens on CPU and GPU; JSON goes to benchmarks/results/
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) e2e/gpu/run.py

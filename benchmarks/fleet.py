@@ -172,7 +172,7 @@ class Bench:
     def _kwok(self) -> list[str]:
         return [
             str(ensure_kwok()), f"--kubeconfig={self.layout.kubeconfig}", "--manage-all-nodes", f"--cidr={POD_NETWORK}",
-            f"--node-ip={NODE_ADDRESS}", "--node-lease-duration-seconds=40", f"--config={HERE / 'fleet-stages.yaml'}",
+            f"--node-ip={NODE_ADDRESS}", f"--config={HERE / 'fleet-stages.yaml'}",
         ]  # fmt: skip
 
 

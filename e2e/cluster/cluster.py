@@ -41,7 +41,7 @@ def up(layout: Layout, *, node: bool = True) -> None:
         pki = make_pki(layout)
         if node:
             start_containerd(layout)
-        start_control_plane(layout, pki)
+        start_control_plane(layout, pki, played=not node)
         if node:
             import_pause_image(layout)
             save_kernel_settings()

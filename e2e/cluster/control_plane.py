@@ -12,7 +12,11 @@ UNBOUND = (
 )  # else thousands of pods wait for those who make and place them
 
 
-def start_control_plane(layout: Layout, pki: Path) -> None:
+PLAYED = ("--node-monitor-grace-period=24h",)  # who plays nodes tells once that they are ready, and renews nothing
+
+
+def start_control_plane(layout: Layout, pki: Path, *, played: bool = False) -> None:
+    """`played`: there is no kubelet, and somebody plays the nodes."""
     folder = layout.folder
     start(
         layout,
@@ -68,6 +72,7 @@ def start_control_plane(layout: Layout, pki: Path) -> None:
             f"--cluster-cidr={POD_RANGE}",
             "--leader-elect=false",
             *UNBOUND,
+            *(PLAYED if played else ()),
         ],
     )
     start(

@@ -55,6 +55,20 @@ def test_the_store_keeps_the_newer_state_whatever_the_order_of_events() -> None:
     assert [o["metadata"]["resourceVersion"] for o in store.children(KEY, "Service")] == ["10"]
 
 
+def test_the_store_keeps_what_is_read_and_no_more() -> None:
+    store = Store()
+    store.put(pod("p", ready=True))
+    service = child("Service", spec={"selector": {}})
+    service["metadata"]["managedFields"] = [{"manager": "quire"}]
+    store.put(service)
+
+    (kept_pod,), (kept_service,) = store.children(KEY, "Pod"), store.children(KEY, "Service")
+
+    assert set(kept_pod) == {"kind", "metadata", "status"}
+    assert set(kept_service) == {"kind", "metadata"}
+    assert "managedFields" not in kept_service["metadata"]
+
+
 def test_a_late_deletion_does_not_drop_the_successor() -> None:
     store = Store()
     old, new = child("Service", version=1), child("Service", version=5)
