@@ -85,6 +85,11 @@ bench-fetch: setup ## measure how fast weights arrive, beside curl and huggingfa
 compile-kernels: setup ## compile every kernel for GPUs, without one: a table of what each takes (six minutes)
 	PYTHONPATH=tests $(BIN)/python -m fakes.compiling
 
+.PHONY: bench-fleet
+bench-fleet: setup ## measure the operator with 1,000 resources and 5,000 pods on a control plane with kwok (root; half an hour; nothing else may run)
+	@scripts/system-packages.sh e2e
+	$(BIN)/python benchmarks/fleet.py
+
 .PHONY: gpu
 gpu: ## on a machine with a GPU: its limits, and the engine's tokens on CPU and GPU; JSON goes to benchmarks/results/
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) e2e/gpu/run.py

@@ -26,6 +26,7 @@ from dashboard import dashboard_in_a_browser  # noqa: E402
 from gitops import GITOPS  # noqa: E402
 from mode_hpa import hpa_scales_engines  # noqa: E402
 from one_machine import LOCAL  # noqa: E402
+from operators import OPERATORS, one_wrote_at_a_time  # noqa: E402
 from readme import first_answer  # noqa: E402
 from rights import rights_are_those_that_are_used  # noqa: E402
 from rollouts import ROLLOUTS  # noqa: E402
@@ -114,15 +115,16 @@ def _run_on(target: Target, stages: Stages) -> None:
     stages.run("images are loaded", target.load)
     *checks, last = WITH_IMAGES
     *checks, leaves_nothing = checks
-    for check in (*checks, *ROLLOUTS, leaves_nothing):
+    for check in (*checks, *OPERATORS, *ROLLOUTS, leaves_nothing):
         stages.run(check.__doc__ or "", lambda check=check: check(world))
     for scenario in SCENARIOS:
         stages.run(f"conformance, {scenario.__doc__}", lambda scenario=scenario: scenario(ClusterWorld(world)))
     if (log := target.audit_log) is not None:
-        stages.run(rights_are_those_that_are_used.__doc__ or "", lambda: rights_are_those_that_are_used(world, log))
+        for compare in (rights_are_those_that_are_used, one_wrote_at_a_time):
+            stages.run(compare.__doc__ or "", lambda compare=compare: compare(world, log))
     else:
         print(
-            f"== {target.name} keeps no audit log that could be read: the operator's rights are not compared",
+            f"== {target.name} keeps no audit log that could be read: the operators' rights and writes are not compared",
             flush=True,
         )
     stages.run(last.__doc__ or "", lambda: last(world))

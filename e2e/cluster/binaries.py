@@ -10,7 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from layout import BINARIES, COREDNS, HELM, KUBERNETES
+from layout import BINARIES, CACHE, COREDNS, HELM, KUBERNETES, KWOK
 
 KUBERNETES_PROGRAMS = (
     "kubectl",
@@ -23,12 +23,24 @@ KUBERNETES_PROGRAMS = (
 MODULES = {
     "helm": f"helm.sh/helm/v3/cmd/helm@{HELM}",
     "coredns": f"github.com/coredns/coredns@{COREDNS}",
+    "kwok": f"sigs.k8s.io/kwok/cmd/kwok@{KWOK}",
 }
 
 
 def ensure_binaries() -> None:
     """Build what is missing: about ten minutes on two cores from nothing, no time when all is there."""
-    missing = [name for name in (*KUBERNETES_PROGRAMS, *MODULES) if not (BINARIES / name).exists()]
+    _ensure({name: BINARIES / name for name in (*KUBERNETES_PROGRAMS, "helm", "coredns")})
+
+
+def ensure_kwok() -> Path:
+    """What plays nodes and pods, for those who need many of them."""
+    path = CACHE / f"kwok-{KWOK}"
+    _ensure({"kwok": path})
+    return path
+
+
+def _ensure(programs: dict[str, Path]) -> None:
+    missing = {name: path for name, path in programs.items() if not path.exists()}
     if not missing:
         return
     if shutil.which("go") is None:
@@ -36,14 +48,14 @@ def ensure_binaries() -> None:
             "the e2e cluster is built from source and needs Go >= 1.24: go.dev/dl, or apt-get install golang-1.24-go from backports"
         )
     BINARIES.mkdir(parents=True, exist_ok=True)
-    for name in missing:
+    for name, path in missing.items():
         started = time.monotonic()
         print(f"  building {name} ...", flush=True)
-        _build(name)
+        _build(name, path)
         print(f"  built {name} in {time.monotonic() - started:.0f} s", flush=True)
 
 
-def _build(name: str) -> None:
+def _build(name: str, path: Path) -> None:
     here = Path(__file__).resolve().parent / "binaries"
     partial = BINARIES / f".partial-{os.getpid()}"  # so that an interrupted build is never taken for a program
     partial.mkdir(exist_ok=True)
@@ -65,5 +77,5 @@ def _build(name: str) -> None:
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"cannot build {name}:\n{done.stderr[-3000:]}")
-    (partial / name).rename(BINARIES / name)
+    (partial / name).rename(path)
     shutil.rmtree(partial)

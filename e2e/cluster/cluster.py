@@ -26,7 +26,8 @@ from pki import make_pki
 from processes import stop
 
 
-def up(layout: Layout) -> None:
+def up(layout: Layout, *, node: bool = True) -> None:
+    """Without `node` a control plane alone: somebody else plays the nodes."""
     if os.geteuid() != 0:
         raise SystemExit("a cluster needs root: it makes a network namespace and mounts")
     if layout.folder.exists():
@@ -38,11 +39,13 @@ def up(layout: Layout) -> None:
     try:
         _make_network(layout)
         pki = make_pki(layout)
-        start_containerd(layout)
-        start_control_plane(layout, pki)
-        import_pause_image(layout)
-        save_kernel_settings()
-        start_node(layout)
+        if node:
+            start_containerd(layout)
+        start_control_plane(layout, pki, played=not node)
+        if node:
+            import_pause_image(layout)
+            save_kernel_settings()
+            start_node(layout)
     except BaseException:
         down(layout)
         raise

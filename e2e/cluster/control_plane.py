@@ -6,8 +6,17 @@ from pathlib import Path
 from layout import API_PORT, BINARIES, NODE_ADDRESS, POD_RANGE, SERVICE_RANGE, Layout
 from processes import start, wait_until
 
+UNBOUND = (
+    "--kube-api-qps=1000",
+    "--kube-api-burst=2000",
+)  # else thousands of pods wait for those who make and place them
 
-def start_control_plane(layout: Layout, pki: Path) -> None:
+
+PLAYED = ("--node-monitor-grace-period=24h",)  # who plays nodes tells once that they are ready, and renews nothing
+
+
+def start_control_plane(layout: Layout, pki: Path, *, played: bool = False) -> None:
+    """`played`: there is no kubelet, and somebody plays the nodes."""
     folder = layout.folder
     start(
         layout,
@@ -63,12 +72,19 @@ def start_control_plane(layout: Layout, pki: Path) -> None:
             f"--cluster-cidr={POD_RANGE}",
             "--leader-elect=false",
             "--horizontal-pod-autoscaler-sync-period=3s",  # not 15: checks wait for it
+            *UNBOUND,
+            *(PLAYED if played else ()),
         ],
     )
     start(
         layout,
         "scheduler",
-        [str(BINARIES / "kube-scheduler"), f"--kubeconfig={folder / 'scheduler.kubeconfig'}", "--leader-elect=false"],
+        [
+            str(BINARIES / "kube-scheduler"),
+            f"--kubeconfig={folder / 'scheduler.kubeconfig'}",
+            "--leader-elect=false",
+            *UNBOUND,
+        ],
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 KUBERNETES = "v1.34.4"
 HELM = "v3.19.5"
 COREDNS = "v1.13.1"
+KWOK = "v0.7.0"
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quire-e2e"
 BINARIES = CACHE / f"kubernetes-{KUBERNETES}-helm-{HELM}-coredns-{COREDNS}"

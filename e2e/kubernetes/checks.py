@@ -262,32 +262,44 @@ def operator_killed_and_back(world: World) -> None:
     """operator killed: engines serve on; changed meanwhile, seen after"""
     pods = {pod["metadata"]["uid"] for pod in world.pods()}
     world.tools.kubectl("scale", "-n", SYSTEM, f"deploy/{RELEASE}-operator", "--replicas=0")
-    world.eventually("no operator", lambda: not _operator_pods(world), 60)
+    world.eventually("no operator", lambda: not operator_pods(world), 60)
     world.tools.kubectl(
         "patch", "-n", NAMESPACE, "llmd/tiny", "--type=merge", '-p={"spec":{"model":{"aliases":["tiny-alias"]}}}'
     )
     time.sleep(3)
     assert {pod["metadata"]["uid"] for pod in world.pods()} == pods
-    world.tools.kubectl("scale", "-n", SYSTEM, f"deploy/{RELEASE}-operator", "--replicas=1")
+    world.tools.kubectl("scale", "-n", SYSTEM, f"deploy/{RELEASE}-operator", "--replicas=2")
     world.tools.kubectl("rollout", "status", "-n", SYSTEM, f"deploy/{RELEASE}-operator", "--timeout=120s")
     generation = world.tiny()["metadata"]["generation"]
     world.eventually("the change is seen", lambda: world.tiny()["status"]["observedGeneration"] == generation, 60)
     world.wait_ready(180)
 
 
-def _operator_pods(world: World) -> list[Any]:
+def operator_pods(world: World) -> list[Any]:
     found = world.tools.kubectl("get", "pods", "-n", SYSTEM, "-l", OPERATOR, "-o", "json").stdout
     items: list[Any] = json.loads(found)["items"]
     return items
 
 
 def operator_crash_changes_nothing(world: World) -> None:
-    """operator deleted without grace: back, and no object written"""
+    """operators deleted without grace: back, and no object written"""
     before = versions(world)
     world.tools.kubectl("delete", "pods", "-n", SYSTEM, "-l", OPERATOR, "--grace-period=0", "--force")
     world.tools.kubectl("rollout", "status", "-n", SYSTEM, f"deploy/{RELEASE}-operator", "--timeout=120s")
+    world.eventually("one of the new ones works", lambda: holder(world) in _names(operator_pods(world)), 30)
     time.sleep(5)
     assert versions(world) == before
+
+
+def holder(world: World) -> str:
+    """The pod of the operator that works; empty while none does."""
+    path = "jsonpath={.spec.holderIdentity}"
+    lease = world.tools.kubectl("get", "-n", SYSTEM, "lease", f"{RELEASE}-operator", "-o", path, check=False)
+    return lease.stdout.rpartition("_")[0]
+
+
+def _names(objects: list[Any]) -> set[str]:
+    return {each["metadata"]["name"] for each in objects}
 
 
 def edit_rolls_the_pods(world: World) -> None:

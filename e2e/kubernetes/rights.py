@@ -1,4 +1,4 @@
-"""The operator's rights are those that it uses: the chart's role against the API server's audit log of the whole run.
+"""The operator's rights are those that it uses: the chart's roles against the API server's audit log of the whole run.
 
 A right that no check provokes stands in `UNPROVOKED` with its reason; whoever adds a right adds a check or a line here.
 """
@@ -48,10 +48,14 @@ UNPROVOKED: dict[Right, str] = {
 
 
 def rights_are_those_that_are_used(world: World, audit_log: Path) -> None:
-    """RBAC: what the operator asked for in all of this is the chart's role, no more and no less"""
+    """RBAC: what the operator asked for in all of this is the chart's roles, no more and no less"""
     used = dict(_asked(audit_log))
-    role = json.loads(world.tools.kubectl("get", "clusterrole", OPERATOR, "-o", "json").stdout)
-    allowed = set(_allowed(role))
+    roles = (("clusterrole", OPERATOR), ("role", "-n", SYSTEM, f"{OPERATOR}-lease"))
+    allowed = {
+        right
+        for role in roles
+        for right in _allowed(json.loads(world.tools.kubectl("get", *role, "-o", "json").stdout))
+    }
     denied = sorted(right for right, code in used.items() if code == 403)
     assert not denied, f"asked for and denied: {denied}"
     assert used, f"nothing of {OPERATOR} in {audit_log}"

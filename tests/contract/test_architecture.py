@@ -22,7 +22,8 @@ DIRECTION: dict[str, set[str]] = {
 CONFINED: dict[str, set[str]] = {
     "kopf": {"quire_operator/handlers.py"},
     "kubernetes": {
-        "quire_operator/handlers.py", "quire_operator/backends/cluster.py",
+        "quire_operator/handlers.py", "quire_operator/backends/client.py", "quire_operator/backends/cluster.py",
+        "quire_operator/lease.py", "quire_operator/operate.py",
         "quire_router/cluster/informer.py", "quire_router/cluster/world.py",
     },
     "yaml": {"quire_operator/documents.py", "quire_operator/cli.py", "quire_api/generate.py", "quire_router/config.py"},
@@ -178,7 +179,7 @@ def test_only_the_composition_root_reads_the_config() -> None:
     "module",
     [
         "quire_operator.cli",
-        "quire_operator.handlers",
+        "quire_operator.operate",
         "quire_operator.up",
         "quire_router",
         "quire_api",

@@ -68,6 +68,7 @@ class SmallCluster:
     pods: list[Pod] = field(default_factory=list)
     rolled: list[str] = field(default_factory=list)  # images of the templates that were applied, one after the other
     available: list[bool] = field(default_factory=list)  # at each second
+    corrected: list[str] = field(default_factory=list)  # kinds of what the operator counted as put right
     version: int = 0
     born: int = 0  # pods
     over_quota: bool = False
@@ -84,7 +85,7 @@ class SmallCluster:
             self.store.put(copy.deepcopy(obj))
         settings = OperatorSettings(engine_image=engine_image)
         client = SimpleNamespace(resources=SimpleNamespace(get=self._api))
-        self.backend = ClusterBackend(client, self.store, settings)
+        self.backend = ClusterBackend(client, self.store, settings, self.corrected.append)
         self.due: float = self.now
         self.seen = -1
 
@@ -242,7 +243,7 @@ class SmallCluster:
         template = copy.deepcopy(deployment["spec"]["template"])
         name = f"{KEY.name}-{template['metadata']['labels'].get(REVISION, 'stub')}"
         owner = {"kind": "Deployment", "name": KEY.name, "uid": deployment["metadata"]["uid"], "controller": True}
-        labels = {"quire.dev/llmdeployment": KEY.name}
+        labels = {"quire.dev/llmdeployment": KEY.name, **template["metadata"]["labels"], "pod-template-hash": "5d4f8c"}
         metadata = {"name": name, "namespace": "default", "uid": name, "labels": labels, "ownerReferences": [owner]}
         conditions = {"conditions": [failure] if self.over_quota else []}
         return {"kind": "ReplicaSet", "metadata": metadata, "spec": {"template": template}, "status": conditions}

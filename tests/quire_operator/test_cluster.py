@@ -58,6 +58,20 @@ def test_the_store_keeps_the_newer_state_whatever_the_order_of_events() -> None:
     assert [o["metadata"]["resourceVersion"] for o in store.children(KEY, "Service")] == ["10"]
 
 
+def test_the_store_keeps_what_is_read_and_no_more() -> None:
+    store = Store()
+    store.put(pod("p", ready=True))
+    service = child("Service", spec={"selector": {}})
+    service["metadata"]["managedFields"] = [{"manager": "quire"}]
+    store.put(service)
+
+    (kept_pod,), (kept_service,) = store.children(KEY, "Pod"), store.children(KEY, "Service")
+
+    assert set(kept_pod) == {"kind", "metadata", "status"}
+    assert set(kept_service) == {"kind", "metadata"}
+    assert "managedFields" not in kept_service["metadata"]
+
+
 def test_a_late_deletion_does_not_drop_the_successor() -> None:
     store = Store()
     old, new = child("Service", version=1), child("Service", version=5)
@@ -200,8 +214,9 @@ def template_of(revision: str) -> dict[str, Any]:
 
 def replica_set(revision: str, condition: Any, deployment: str = "Deployment-good") -> dict[str, Any]:
     owner = {"kind": "Deployment", "name": "good", "uid": deployment, "controller": True}
-    spec, status = {"template": template_of(revision)}, {"conditions": [condition]}
-    return child("ReplicaSet", name=f"good-{revision}-{deployment}", owner=owner, spec=spec, status=status)
+    made = child("ReplicaSet", name=f"good-{revision}-{deployment}", owner=owner, status={"conditions": [condition]})
+    made["metadata"]["labels"] |= template_of(revision)["metadata"]["labels"]  # as the Deployment controller does
+    return made
 
 
 @pytest.mark.parametrize(
@@ -364,6 +379,62 @@ def test_a_wake_during_a_turn_is_not_lost() -> None:
     asyncio.run(main())
 
     assert turns == 2
+
+
+def test_several_have_their_turns_at_once_and_one_never_has_two() -> None:
+    now: list[ResourceKey] = []
+    most: list[int] = []
+    turns = dict.fromkeys("abcde", 0)
+
+    async def main() -> None:
+        async def turn(key: ResourceKey) -> float | None:
+            assert key not in now
+            now.append(key)
+            most.append(len(now))
+            worker.wake(key, 0 if turns[key.name] < 3 else 1000)
+            await asyncio.sleep(0.002)
+            turns[key.name] += 1
+            now.remove(key)
+            return None
+
+        worker = Worker(turn, at_once=3)
+        for name in turns:
+            worker.wake(ResourceKey("default", name))
+        running = asyncio.create_task(worker.run())
+        while min(turns.values()) < 4:
+            await asyncio.sleep(0.001)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(main())
+
+    assert max(most) == 3
+
+
+def test_a_queue_that_ends_ends_its_turns() -> None:
+    ended: list[str] = []
+
+    async def main() -> None:
+        began = asyncio.Event()
+
+        async def turn(key: ResourceKey) -> float | None:
+            began.set()
+            try:
+                await asyncio.sleep(1000)
+            finally:
+                ended.append(key.name)
+            return None
+
+        worker = Worker(turn)
+        worker.wake(KEY)
+        running = asyncio.create_task(worker.run())
+        await began.wait()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(main())
+
+    assert ended == [KEY.name]
 
 
 def test_what_is_gone_is_not_looked_at_again() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from quire_api import LLMDeployment
 from quire_api.reasons import REASONS, ConditionType, Reason
 from quire_api.status import DeploymentStatus
-from quire_operator.planner.observed import Failure, Instance, Key, NoPlace, ObjectState, Observed, Workload
+from quire_operator.planner.observed import Failure, Instance, Key, NoPlace, ObjectState, Observed, ResolveJob, Workload
 from quire_operator.planner.plan import Action, Apply, Create, Delete, Desired, Plan, Scale, digest, plan
 from quire_operator.planner.revisions import from_object, revision_id
 from quire_operator.reconcile import NameTaken, Refused, ResourceKey, reconcile
@@ -24,6 +24,7 @@ from quire_operator.settings import OperatorSettings
 NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z"
 UID = "uid-of-the-resource"
 SETTINGS = OperatorSettings(engine_image="engine:1")
+ANSWER = json.dumps({"revision": "c0ffee", "bytes": 1 << 30, "dtype": "bfloat16"})  # of every source
 
 
 def render(deployment: LLMDeployment) -> Desired:
@@ -44,10 +45,11 @@ class FakeCluster:
     def __init__(self) -> None:
         self.observed = Observed(status=None)
         self.resource: dict[str, Any] = {}
-        self.revision = ""
+        self.revision, self.paused, self.unavailable = "", False, 0  # of the Deployment
         self.refuses: str | None = None
         self.actions: list[Action] = []
         self.statuses: list[DeploymentStatus] = []
+        self.jobs: dict[str, ResolveJob] = {}
 
     def turn(self, what: dict[str, Any], now: str = NOW) -> Plan:
         """One plan, carried out."""
@@ -63,7 +65,8 @@ class FakeCluster:
         self.observed = replace(self.observed, objects=objects)
 
     def run(self, workload: Workload, *instances: Instance) -> None:
-        self.observed = replace(self.observed, workload=replace(workload, revision=self.revision), instances=instances)
+        workload = replace(workload, revision=self.revision, paused=self.paused, unavailable=self.unavailable)
+        self.observed = replace(self.observed, workload=workload, instances=instances)
 
     def reconcile(self, what: dict[str, Any]) -> float | None:
         """A whole turn of the loop, through the real one."""
@@ -113,6 +116,12 @@ class FakeCluster:
         observed = self.observed
         history = {r.id: r for r in observed.history}
         match action:
+            case Create(Key("Job", name), manifest):
+                labels = manifest["metadata"]["labels"]
+                template, attempt = labels["quire.dev/revision"], int(labels["quire.dev/attempt"])
+                self.jobs[name] = ResolveJob(template=template, attempt=attempt, answer=ANSWER, ended=NOW)
+            case Delete(Key("Job", name), _):
+                del self.jobs[name]
             case Create(Key("ControllerRevision"), manifest) | Apply(Key("ControllerRevision"), manifest):
                 revision = from_object(manifest)
                 assert revision is not None
@@ -121,8 +130,12 @@ class FakeCluster:
                 del history[name.rpartition("-")[2]]
             case Create(Key("Deployment"), manifest) | Apply(Key("Deployment"), manifest):
                 self.revision = revision_id(manifest["spec"]["template"])
+                self.paused = manifest["spec"].get("paused", False)
+                self.unavailable = (
+                    manifest["spec"].get("strategy", {}).get("rollingUpdate", {}).get("maxUnavailable", 0)
+                )
                 observed = replace(observed, workload=replace(observed.workload, revision=self.revision))
-        self.observed = replace(observed, history=tuple(history.values()))
+        self.observed = replace(observed, history=tuple(history.values()), jobs=tuple(self.jobs.values()))
 
 
 def serving(count: int) -> Workload:
@@ -191,41 +204,121 @@ def test_replicas_are_never_part_of_what_is_applied() -> None:
         assert "replicas" not in manifest.get("spec", {})
 
 
+engines = st.fixed_dictionaries(
+    {},
+    optional={
+        "maxNumSeqs": st.integers(1, 256),
+        "maxModelLen": st.sampled_from([256, 4096]),
+        "dtype": st.sampled_from(["auto", "float32"]),
+        "kvCacheGiB": st.sampled_from([0.1, 2]),
+        "schedulingPolicy": st.sampled_from(["fcfs", "priority"]),
+        "enablePrefixCaching": st.booleans(),
+        "swapSpaceGiB": st.sampled_from([0, 4]),
+        "toolCallParser": st.just("hermes"),
+        "seed": st.integers(0, 3),
+    },
+)
+scaling = st.one_of(
+    st.fixed_dictionaries({"mode": st.sampled_from(["Manual", "External"])}),
+    st.builds(
+        lambda least, more: {"mode": "Builtin", "min": least, "max": least + more}, st.integers(1, 2), st.integers(0, 2)
+    ),
+    st.just({"mode": "Builtin", "min": 0, "max": 2, "scaleToZero": {"idleAfter": "5m", "wake": {"maxQueued": 9}}}),
+)
+placing = st.fixed_dictionaries(
+    {},
+    optional={
+        "nodeSelector": st.dictionaries(st.sampled_from(["pool", "zone"]), st.sampled_from("ab")),
+        "tolerations": st.lists(st.just({"key": "gpu", "operator": "Exists"}), max_size=1),
+        "topologySpread": st.sampled_from(["zone", "node", "none"]),
+        "priorityClassName": st.sampled_from(["", "high"]),
+    },
+)
+templates = st.sampled_from(
+    [
+        {},
+        {"metadata": {"annotations": {"a": "b"}, "labels": {"team": "a"}}},
+        {
+            "spec": {
+                "imagePullSecrets": [{"name": "registry"}],
+                "containers": [{"name": "engine", "args": ["--seed=1"]}],
+            }
+        },
+        {"spec": {"containers": [{"name": "beside", "image": "beside:1"}], "volumes": [{"name": "v", "emptyDir": {}}]}},
+    ]
+)
+fetched = st.fixed_dictionaries(
+    {"uri": st.sampled_from(["hf://acme/model", "hf://acme/model@main", "s3://bucket/prefix"])},
+    optional={"secretRef": st.just({"name": "token"}), "include": st.just(["*.safetensors"])},
+)
+sources = st.one_of(
+    st.builds(lambda uri: ({"uri": uri}, {}), st.sampled_from(["builtin://quire-tiny", "file:///m", "pvc://claim/m"])),
+    st.tuples(
+        fetched,
+        st.fixed_dictionaries(
+            {}, optional={"cache": st.just({"claimName": "models"}), "verify": st.sampled_from(["Manifest", "Always"])}
+        ),
+    ),
+)
 changes = st.fixed_dictionaries(
     {},
     optional={
         "spec.replicas": st.integers(0, 3),
         "spec.image": st.sampled_from(["a:1", "b:2"]),
-        "spec.engine.maxNumSeqs": st.integers(1, 256),
+        "spec.engine": engines,
         "spec.model.aliases": st.lists(st.sampled_from("abc"), unique=True),
+        "source": sources,  # and what becomes of it
         "spec.accelerator.profile": st.sampled_from(["cpu", "nvidia"]),
-        "spec.podTemplate": st.sampled_from([{}, {"metadata": {"annotations": {"a": "b"}}}]),
+        "spec.podTemplate": templates,
         "spec.drain.timeout": st.sampled_from(["10s", "5m"]),
-        "spec.rollout": st.fixed_dictionaries({"strategy": st.sampled_from(["Auto", "SurgeFirst", "TerminateFirst"])}),
+        "spec.health.startupTimeout": st.sampled_from(["1m", "20m"]),
+        "spec.rollout": st.fixed_dictionaries(
+            {"strategy": st.sampled_from(["Auto", "SurgeFirst", "TerminateFirst"]), "autoRollback": st.booleans()}
+        ),
+        "spec.autoscaling": scaling,
+        "spec.access": st.fixed_dictionaries({"groups": st.lists(st.sampled_from(["a", "b"]), unique=True)}),
+        "spec.routing": st.fixed_dictionaries({"strategy": st.sampled_from(["LeastLoaded", "RoundRobin"])}),
+        "spec.scheduling": placing,
+        "spec.disruption": st.fixed_dictionaries({"maxUnavailable": st.integers(1, 2)}),
         "spec.suspend": st.booleans(),
+        "spec.paused": st.sampled_from([False, False, True]),
         "metadata.annotations": st.just({"quire.dev/upgrade": "true"}),
     },
 )
 
 
-@settings(deadline=None)  # a busy machine is no fault of a plan
-@given(st.lists(changes, min_size=1, max_size=4))
-def test_a_plan_that_was_carried_out_leaves_nothing_to_do(edits: list[dict[str, Any]]) -> None:
+def edited(edit: dict[str, Any], generation: int) -> dict[str, Any]:
+    edit = dict(edit)
+    source, weights = edit.pop("source", (None, None))
+    if source is not None:
+        edit |= {"spec.model.source": source, "spec.weights": weights}
+    return spoiled({**edit, "metadata.uid": UID, "metadata.generation": generation})
+
+
+@settings(deadline=None, max_examples=300)  # a busy machine is no fault of a plan
+@given(st.lists(st.tuples(changes, st.booleans()), min_size=1, max_size=4))
+def test_a_plan_that_was_carried_out_leaves_nothing_to_do(edits: list[tuple[dict[str, Any], bool]]) -> None:
+    """Whatever a resource says, after whatever it said before, and whether or not the operator was started anew."""
     cluster = FakeCluster()
-    for generation, edit in enumerate(edits, start=1):
-        what = spoiled({**edit, "metadata.uid": UID, "metadata.generation": generation})
-        for _ in range(2):
+    for generation, (edit, restart) in enumerate(edits, start=1):
+        what = edited(edit, generation)
+        LLMDeployment.parse(what)
+        if restart:
+            cluster.forget()
+        for _ in range(
+            8
+        ):  # the source is asked, pinned, rolled out, and the templates that nothing returns to forgotten
             cluster.turn(what)
-        cluster.run(serving(0 if what["spec"].get("suspend") else what["spec"].get("replicas", 1)))
-        for _ in range(2):  # the second forgets the templates that nothing returns to
-            cluster.turn(what)
+            deployment = cluster.observed.objects.get(Key("Deployment", "good"))
+            cluster.run(serving(deployment.replicas or 0 if deployment is not None else 0))
         before = cluster.observed
 
         again = cluster.turn(what, LATER)
 
         assert again.actions == ()
         assert again.status == before.status
-        assert conditions(again.status)["Ready"][0] == "True"
+        if not what["spec"].get("paused"):
+            assert conditions(again.status)["Ready"][0] == "True", again.status
 
 
 def test_an_edit_applies_the_deployment_alone() -> None:

@@ -198,18 +198,50 @@ ROUTER: tuple[Metric, ...] = (
     ),
 )
 
+
+def _operator(name: str, kind: Literal["counter", "gauge", "histogram"], text: str, *labels: str) -> Metric:
+    return Metric(
+        name=f"quire_operator_{name}",
+        kind=kind,
+        labels=labels,
+        help=text,
+        buckets=_SECONDS if kind == "histogram" else (),
+    )
+
+
 OPERATOR: tuple[Metric, ...] = (
-    Metric(
-        name="quire_operator_reconciles_total",
-        kind="counter",
-        labels=("result",),
-        help="Reconciles, by result: done, error.",
+    _operator("reconciles_total", "counter", "Reconciles, by result: done, error.", "result"),
+    _operator("reconcile_seconds", "histogram", "Duration of one reconcile."),
+    _operator("queue_wait_seconds", "histogram", "From when a resource's turn was due to when it began."),
+    _operator("queue_depth", "gauge", "Resources whose turn is due and has not begun."),
+    _operator("queue_oldest_seconds", "gauge", "For how long the first of them has been due."),
+    _operator(
+        "api_writes_total",
+        "counter",
+        "Writes that were asked of the API server, by verb (create, apply, patch, delete) and resource.",
+        "verb",
+        "resource",
     ),
-    Metric(
-        name="quire_operator_reconcile_seconds",
-        kind="histogram",
-        labels=(),
-        help="Duration of one reconcile.",
-        buckets=_SECONDS,
+    _operator(
+        "drift_corrected_total",
+        "counter",
+        "Times that an object was put right which somebody else had changed or deleted, by its kind.",
+        "kind",
+    ),
+    _operator("leader", "gauge", "1 while this operator holds the lease, and works; 0 while it stands by."),
+    _operator(
+        "resources",
+        "gauge",
+        "LLMDeployments by what their conditions Ready and Available say: True, False, Unknown. Of a standby: none.",
+        "condition",
+        "status",
+    ),
+    _operator(
+        "replicas",
+        "gauge",
+        "Engines of an LLMDeployment, by state: wanted now, ready.",
+        "namespace",
+        "name",
+        "state",
     ),
 )

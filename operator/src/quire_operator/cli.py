@@ -17,7 +17,7 @@ from quire_operator.local.state import StateFolder, default_folder
 from quire_operator.local.watch import Files
 from quire_operator.planner.plan import Desired
 from quire_operator.render import kubernetes, process
-from quire_operator.settings import OperatorSettings
+from quire_operator.settings import LeaseName, OperatorSettings
 
 __all__ = ["operator", "plan", "up"]
 
@@ -108,12 +108,21 @@ def operator(argv: list[str]) -> int:
         help="internal port of all routers, by a headless Service; without it nothing goes to zero (default: none)",
     )
     parser.add_argument("--port", type=port, default=8080, help="port of /livez and /metrics (default: %(default)s)")
+    alone = parser.add_mutually_exclusive_group(required=True)
+    alone.add_argument(
+        "--lease",
+        type=_lease,
+        metavar="NAMESPACE/NAME",
+        help="Lease that one operator holds at a time; the others stand by",
+    )
+    alone.add_argument("--no-lease", action="store_true", help="no other operator runs on this cluster, nor will")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
 
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # it tells of every event; we tell of every action
 
-    from quire_operator.handlers import run
+    from quire_operator.lease import LeaseLost
+    from quire_operator.operate import OperateOptions, operate
 
     settings = OperatorSettings(
         engine_image=arguments.engine_image,
@@ -123,8 +132,10 @@ def operator(argv: list[str]) -> int:
         routers=arguments.routers or "",
     )
 
+    options = OperateOptions(namespaces=arguments.namespace, port=arguments.port, lease=arguments.lease)
+
     async def until_signalled() -> None:
-        running = asyncio.create_task(run(settings, arguments.namespace, arguments.port))
+        running = asyncio.create_task(operate(settings, options))
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, running.cancel)
         try:
@@ -132,7 +143,11 @@ def operator(argv: list[str]) -> int:
         except asyncio.CancelledError:
             pass
 
-    asyncio.run(until_signalled())
+    try:
+        asyncio.run(until_signalled())
+    except LeaseLost as lost:
+        logging.getLogger("quire.operator").error("%s; ending, to stand by anew", lost)
+        return 1
     return 0
 
 
@@ -151,6 +166,13 @@ def _service(text: str) -> str:
         raise ArgumentTypeError(f"{text} is not HOST:PORT")
     port(number)
     return text
+
+
+def _lease(text: str) -> LeaseName:
+    namespace, _, name = text.partition("/")
+    if not namespace or not name or "/" in name:
+        raise ArgumentTypeError(f"{text} is not NAMESPACE/NAME")
+    return LeaseName(namespace, name)
 
 
 def _add_files(parser: FlagParser) -> None:

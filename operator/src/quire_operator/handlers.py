@@ -7,30 +7,20 @@ is gone, or keep state in annotations. All that knows kopf stands in this file.
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Mapping
-from http import HTTPStatus
+from collections.abc import Mapping
 from typing import Any
 
 import kopf
-from kubernetes.aio import client, config
 from kubernetes.aio.dynamic import DynamicClient
 from kubernetes.aio.dynamic.exceptions import DynamicApiError, ResourceNotFoundError
 
 from quire_api.deployment import GROUP, KIND, PLURAL, VERSION
 from quire_api.errors import InvalidInput
-from quire_operator.backends.cluster import ClusterBackend
-from quire_operator.backends.refusals import Refusals
 from quire_operator.backends.store import Store
-from quire_operator.metrics import OperatorMetrics
-from quire_operator.reconcile import ResourceKey, reconcile
 from quire_operator.render.names import MANAGED
-from quire_operator.router_state import NoRouter, Routers, addresses_of
-from quire_operator.scrape import Scraper
-from quire_operator.settings import OperatorSettings
 from quire_operator.worker import Worker
 
-__all__ = ["WATCHED", "run"]
+__all__ = ["WATCHED", "inform", "relist", "require_kinds"]
 
 log = logging.getLogger("quire.operator")
 
@@ -48,64 +38,24 @@ WATCHED: tuple[tuple[str, str, str, str], ...] = (  # group, version, plural, ki
     ("", "v1", "pods", "Pod"),
 )
 OURS = ",".join(f"{name}={value}" for name, value in MANAGED.items())
-TURN_MOST_S = 45.0
 RELIST_S = 600.0
 PAGE = 500
-QUEUE_STUCK_S = 60.0
 
 
-async def run(settings: OperatorSettings, namespaces: list[str], port: int) -> None:
-    """Until cancelled; whatever kopf cannot recover from ends it, and Kubernetes starts it again."""
-    store, metrics, listed = Store(), OperatorMetrics(), asyncio.Event()
-    async with await _api_client() as api, DynamicClient(api) as dynamic:
-        await _require_kinds(dynamic)
-        backend = ClusterBackend(dynamic, store, settings)
-
-        async def turn(key: ResourceKey) -> float | None:
-            with metrics.reconcile():
-                return await reconcile(key, backend)
-
-        worker = Worker(turn, TURN_MOST_S)
-        routers = _routers(settings, lambda: scraper.look_now())
-        scraper = Scraper(backend.scrape_targets, routers or NoRouter(), worker.wake)
-        backend.decision = scraper.decision
-        refusals = Refusals(dynamic, backend.podless_jobs, worker.wake)
-        backend.refusal = refusals.of
-        tasks = {
-            asyncio.create_task(
-                kopf.operator(
-                    registry=_registry(store, worker),
-                    settings=_settings(),
-                    identity="quire",  # else it asks for a user name, which a bare uid has not
-                    standalone=True,
-                    clusterwide=not namespaces,
-                    namespaces=namespaces,
-                    ready_flag=listed,
-                )
-            ),
-            asyncio.create_task(worker.run()),
-            asyncio.create_task(scraper.run()),
-            asyncio.create_task(refusals.run()),
-            asyncio.create_task(_relist(dynamic, store, worker, namespaces)),
-            *([asyncio.create_task(routers.run())] if routers is not None else []),
-        }
-        serving = await _serve_health(worker, metrics, listed, port)
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            serving.close()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+async def inform(store: Store, worker: Worker, namespaces: list[str], listed: asyncio.Event) -> None:
+    """Keep the store as the cluster is, and wake the worker, until cancelled."""
+    await kopf.operator(
+        registry=_registry(store, worker),
+        settings=_settings(),
+        identity="quire",  # else it asks for a user name, which a bare uid has not
+        standalone=True,
+        clusterwide=not namespaces,
+        namespaces=namespaces,
+        ready_flag=listed,
+    )
 
 
-def _routers(settings: OperatorSettings, look_now: Callable[[], None]) -> Routers | None:
-    return Routers(lambda: addresses_of(settings.routers), look_now) if settings.routers else None
-
-
-async def _require_kinds(dynamic: DynamicClient) -> None:
+async def require_kinds(dynamic: DynamicClient) -> None:
     """kopf looks for its kinds once, and would be deaf for ever to one that comes later: end instead, and be restarted."""
     for group, version, _, kind in WATCHED:
         try:
@@ -116,7 +66,7 @@ async def _require_kinds(dynamic: DynamicClient) -> None:
             ) from None
 
 
-async def _relist(dynamic: DynamicClient, store: Store, worker: Worker, namespaces: list[str]) -> None:
+async def relist(dynamic: DynamicClient, store: Store, worker: Worker, namespaces: list[str]) -> None:
     """Now and then compare with full lists: after a watch was cut, kopf does not tell of what went meanwhile."""
     while True:
         await asyncio.sleep(RELIST_S)
@@ -183,42 +133,3 @@ def _settings() -> kopf.OperatorSettings:
     for group, _, plural, _ in WATCHED[1:]:
         settings.watching.label_selectors[(group, plural)] = OURS
     return settings
-
-
-async def _api_client() -> client.ApiClient:
-    try:
-        config.load_incluster_config()
-    except config.ConfigException:
-        await config.load_kube_config()
-    return client.ApiClient()
-
-
-async def _serve_health(worker: Worker, metrics: OperatorMetrics, listed: asyncio.Event, port: int) -> asyncio.Server:
-    """/livez: the queue turns. /readyz: and every kind was listed. /metrics."""
-
-    def answer_to(path: bytes) -> tuple[int, bytes]:
-        stuck = time.monotonic() - worker.last_turn > QUEUE_STUCK_S
-        match path:
-            case b"/metrics":
-                return 200, metrics.render()
-            case b"/livez" | b"/readyz" if stuck:
-                return 503, b"the queue stands still"
-            case b"/readyz" if not listed.is_set():
-                return 503, b"not everything is listed yet"
-            case b"/livez" | b"/readyz":
-                return 200, b"ok"
-        return 404, b"not here"
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            path = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).split(b" ", 2)[1]
-            status, body = answer_to(path)
-            head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: text/plain; version=0.0.4; charset=utf-8\r\n"
-            writer.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
-            await writer.drain()
-        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, IndexError):
-            pass
-        finally:
-            writer.close()
-
-    return await asyncio.start_server(serve, "0.0.0.0", port)

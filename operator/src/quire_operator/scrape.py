@@ -108,7 +108,8 @@ class Scraper:
                 log.exception("cannot look at the engines")
             pause = min([self._every_s, *(policy_of(t.deployment).panic_s / 2 for t in targets)])
             try:
-                await asyncio.wait_for(self._now.wait(), max(0.1, started + pause - self._clock()))
+                async with asyncio.timeout(max(0.1, started + pause - self._clock())):
+                    await self._now.wait()
             except TimeoutError:
                 pass
             self._now.clear()

@@ -1,6 +1,7 @@
 """What the installation decides, for all resources: the flags of `quire operator`, set by the chart."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from pydantic import Field
 
@@ -8,7 +9,7 @@ from quire_api.base import Strict
 from quire_api.errors import InvalidInput
 from quire_api.placement import Toleration
 
-__all__ = ["PROFILES", "AcceleratorProfile", "OperatorSettings", "profile_of"]
+__all__ = ["PROFILES", "AcceleratorProfile", "LeaseName", "OperatorSettings", "profile_of"]
 
 
 class AcceleratorProfile(Strict):
@@ -70,3 +71,14 @@ def profile_of(name: str, profiles: Mapping[str, AcceleratorProfile]) -> Acceler
             [f"spec.accelerator.profile: there is no profile {name!r} here; there are {', '.join(sorted(profiles))}"]
         )
     return profiles[name]
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseName:
+    """Which Lease one operator holds at a time (`lease.py`)."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"

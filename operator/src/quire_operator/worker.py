@@ -1,6 +1,6 @@
 """The queue between events and reconciles.
 
-A key that is woken many times is reconciled once; one key is never reconciled twice at the same time; a
+A key that is woken many times is reconciled once; several keys may have their turns at the same time, one key never has two; a
 failure is tried again later and later, with jitter. `last_turn` tells the liveness probe that the queue turns.
 """
 
@@ -24,11 +24,19 @@ RESYNC_S = 600.0
 
 class Worker:
     def __init__(
-        self, reconcile: Callable[[ResourceKey], Awaitable[float | None]], limit_s: float | None = None
+        self,
+        reconcile: Callable[[ResourceKey], Awaitable[float | None]],
+        limit_s: float | None = None,
+        waited: Callable[[float], None] = lambda seconds: None,
+        at_once: int = 1,
     ) -> None:
-        """`limit_s` ends a turn that takes longer, as a failure, so that one resource cannot hold up the others."""
+        """`limit_s` ends a turn that takes longer, as a failure, so that one resource cannot hold up the others.
+        `waited` is told how late each turn begins; `at_once` is how many there may be."""
         self._reconcile = reconcile
         self._limit_s = limit_s
+        self._waited = waited
+        self._at_once = at_once
+        self._turning: dict[ResourceKey, asyncio.Task[None]] = {}
         self.due: dict[ResourceKey, float] = {}  # when to look at a key, by the loop's clock
         self._failures: dict[ResourceKey, int] = {}
         self._changed = asyncio.Event()
@@ -42,20 +50,43 @@ class Worker:
             self._changed.set()
 
     async def run(self) -> None:
-        """For ever, one key after the other."""
-        while True:
-            self.last_turn = now = time.monotonic()
-            key = min(self.due, key=lambda k: self.due[k], default=None)
-            wait = min(self.due[key] - now, 5.0) if key is not None else 5.0
-            if key is None or wait > 0:
+        """For ever, in the order in which they are due."""
+        try:
+            while True:
                 self._changed.clear()
+                wait = self._begin() if len(self._turning) < self._at_once else 5.0
                 try:
-                    await asyncio.wait_for(self._changed.wait(), wait)
+                    async with asyncio.timeout(wait):  # wait_for may swallow the end, when both come at once
+                        await self._changed.wait()
                 except TimeoutError:
                     pass
-                continue
-            del self.due[key]
-            await self._turn(key)
+        finally:
+            turning = list(self._turning.values())
+            for task in turning:
+                task.cancel()
+            await asyncio.gather(*turning, return_exceptions=True)
+
+    def _begin(self) -> float:
+        """The next turn, if one is due; how long to wait for another."""
+        self.last_turn = now = time.monotonic()
+        key = min(self.due.keys() - self._turning.keys(), key=lambda k: self.due[k], default=None)
+        if key is None:
+            return 5.0
+        if self.due[key] > now:
+            return min(self.due[key] - now, 5.0)
+        self._waited(now - self.due.pop(key))
+        task = self._turning[key] = asyncio.create_task(self._turn(key))
+        task.add_done_callback(lambda _: self._ended(key))
+        return 0.0
+
+    def _ended(self, key: ResourceKey) -> None:
+        del self._turning[key]
+        self._changed.set()
+
+    def late(self) -> list[float]:
+        """Seconds since each turn was due that has not begun."""
+        now = time.monotonic()
+        return [now - when for when in self.due.values() if when <= now]
 
     async def _turn(self, key: ResourceKey) -> None:
         try:

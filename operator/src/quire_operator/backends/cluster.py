@@ -59,10 +59,18 @@ Applied = dict[
 
 
 class ClusterBackend:
-    def __init__(self, client: DynamicClient, store: Store, settings: OperatorSettings) -> None:
+    def __init__(
+        self,
+        client: DynamicClient,
+        store: Store,
+        settings: OperatorSettings,
+        corrected: Callable[[str], None] = lambda kind: None,
+    ) -> None:
+        """`corrected` is told the kind of each object that is put right after somebody else."""
         self._client = client
         self._store = store
         self._settings = settings
+        self._corrected = corrected
         self._applied: Applied = {}
         self.decision: Callable[[ResourceKey], ScaleDecision | None] = lambda key: None  # of the autoscaler
         self.refusal: Callable[[str], str] = lambda uid: ""  # why a Job has no pod
@@ -102,12 +110,14 @@ class ClusterBackend:
         api = await self._client.resources.get(api_version=OWNED.get(action.key.kind, "v1"), kind=action.key.kind)
         match action:
             case Create(child, manifest):
+                self._count_drift(key, child, manifest)
                 if child.kind == "Deployment":
                     await self._create_at_zero(api, key, child, manifest)
                 else:
                     await self._refuse_if_taken(api, key, child)
                 await self._apply(api, key, child, manifest)
             case Apply(child, manifest):
+                self._count_drift(key, child, manifest)
                 await self._apply(api, key, child, manifest)
             case Weigh(child, cost):
                 marked = {"metadata": {"annotations": {DELETION_COST: str(cost)}}}
@@ -123,6 +133,7 @@ class ClusterBackend:
                 except NotFoundError:
                     pass  # gone by itself
             case Scale(child, replicas):
+                before = self._store.child(key, child.kind, child.name)
                 scale = {"spec": {"replicas": replicas}}
                 await api.subresources["scale"].patch(
                     body=scale,
@@ -132,14 +143,19 @@ class ClusterBackend:
                     content_type="application/merge-patch+json",
                     _request_timeout=TIMEOUT_S,
                 )
-                live = await api.get(name=child.name, namespace=key.namespace, _request_timeout=TIMEOUT_S)
-                self._store.put(live.to_dict())  # the answer was the scale, and the watch may take a moment
+                answer = await api.get(name=child.name, namespace=key.namespace, _request_timeout=TIMEOUT_S)
+                live = answer.to_dict()
+                self._store.put(live)  # the answer was the scale, and the watch may take a moment
+                known = self._applied.get((key, child))
+                if known is not None and before is not None and known[1] == _mark(before) and _is_next(before, live):
+                    self._applied[key, child] = (known[0], _mark(live))  # nobody but us has changed it
             case Delete(child, uid):
                 try:
                     body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}  # a Job's pods, too
                     await api.delete(name=child.name, namespace=key.namespace, body=body, _request_timeout=TIMEOUT_S)
                 except (NotFoundError, ConflictError):
                     pass  # gone, or another one by now
+                self._applied.pop((key, child), None)
 
     async def write_status(self, key: ResourceKey, status: DeploymentStatus) -> None:
         api = await self._client.resources.get(api_version=API_VERSION, kind=KIND)
@@ -163,6 +179,12 @@ class ClusterBackend:
                 self._store.drop(resource)
             return
         self._store.put(answer.to_dict())
+
+    def _count_drift(self, key: ResourceKey, child: Key, manifest: Mapping[str, Any]) -> None:
+        """The same manifest as last time: then it is the object that has changed. Jobs go by themselves."""
+        known = self._applied.get((key, child))
+        if known is not None and known[0] == digest(manifest) and child.kind != "Job":
+            self._corrected(child.kind)
 
     async def _apply(self, api: Any, key: ResourceKey, child: Key, manifest: Mapping[str, Any]) -> None:
         answer = await api.server_side_apply(
@@ -231,12 +253,8 @@ def observe(
                 applied=known_digest if mark == _mark(live) else None,
                 replicas=(live.get("spec") or {}).get("replicas") if kind == "Deployment" else None,
             )
-    ours = (
-        d
-        for d in store.children(key, "Deployment")
-        if d["metadata"]["name"] == key.name and _controller(d).get("uid") == uid
-    )
-    deployment = next(ours, None)
+    namesake = store.child(key, "Deployment", key.name)
+    deployment = namesake if namesake is not None and _controller(namesake).get("uid") == uid else None
     revision = revision_id(deployment["spec"].get("template") or {}) if deployment is not None else None
     kept = (from_object(r) for r in store.children(key, "ControllerRevision") if _controller(r).get("uid") == uid)
     pods = list(store.children(key, "Pod"))
@@ -270,7 +288,7 @@ def _target(key: ResourceKey, store: Store) -> Target | None:
         return None
     if deployment.spec.autoscaling.mode != "Builtin":
         return None
-    workload = next((d for d in store.children(key, "Deployment") if d["metadata"]["name"] == key.name), None)
+    workload = store.child(key, "Deployment", key.name)
     if workload is None:
         return None
     pods = pods_of_role(store.children(key, "Pod"), ENGINE)
@@ -317,6 +335,12 @@ def _mark(live: Object) -> str:
     return json.dumps(
         [metadata["uid"], version, metadata.get("labels"), metadata.get("ownerReferences")], sort_keys=True
     )
+
+
+def _is_next(before: Object, live: Object) -> bool:
+    """One edit of the spec apart, at the most."""
+    generations = [obj["metadata"].get("generation", 0) for obj in (before, live)]
+    return generations[1] - generations[0] in (0, 1)
 
 
 def _workload(deployment: Object, replica_sets: Iterable[Object]) -> Workload:

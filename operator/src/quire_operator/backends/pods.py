@@ -17,7 +17,7 @@ FETCHER = "weights"  # the init container of render/kubernetes.py
 def refusal_of(revision: str, replica_sets: Iterable[Object]) -> str:
     """Why the API server will not have one more pod of `revision`. A Deployment says it of its old ones as well."""
     for each in replica_sets:
-        if revision_id(each["spec"].get("template") or {}) == revision:
+        if revision_id(each) == revision:  # its labels are those of its pods
             for condition in (each.get("status") or {}).get("conditions") or []:
                 if (condition["type"], condition["status"]) == ("ReplicaFailure", "True"):
                     return str(condition.get("message") or "")

@@ -1,4 +1,7 @@
-"""What the watches have told us, by kind and name. The cluster backend observes this and nothing else."""
+"""What the watches have told us, by kind and name. The cluster backend observes this and nothing else.
+
+Of thousands of objects only those parts stay in memory that somebody here reads: whoever reads another one adds it to `KEPT`.
+"""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -11,6 +14,16 @@ from quire_operator.render.names import OWNER_LABEL
 __all__ = ["Object", "Store", "owner_key"]
 
 Object = Mapping[str, Any]
+
+KEPT: dict[str, tuple[str, ...]] = {  # besides the metadata; of any other kind nothing
+    KIND: ("apiVersion", "spec", "status"),
+    "Deployment": ("spec", "status"),
+    "ReplicaSet": ("status",),
+    "HorizontalPodAutoscaler": ("spec", "status"),
+    "ControllerRevision": ("revision", "data"),
+    "Job": ("status",),
+    "Pod": ("status",),
+}
 
 
 def owner_key(obj: Object) -> ResourceKey | None:
@@ -39,7 +52,7 @@ class Store:
             family = self._objects.setdefault(key, {})
             identity = _identity(obj)
             if (known := family.get(identity)) is None or _version(obj) >= _version(known):
-                family[identity] = obj
+                family[identity] = _slim(obj)
                 self._home[uid] = key
         return concerned
 
@@ -73,16 +86,26 @@ class Store:
             self._objects.pop(key, None)
 
     def resource(self, key: ResourceKey) -> Object | None:
-        return self._objects.get(key, {}).get((KIND, key.name))
+        return self.child(key, KIND, key.name)
 
     def resources(self) -> list[ResourceKey]:
         """Those that exist."""
         return [key for key, family in self._objects.items() if (KIND, key.name) in family]
 
+    def child(self, key: ResourceKey, kind: str, name: str) -> Object | None:
+        return self._objects.get(key, {}).get((kind, name))
+
     def children(self, key: ResourceKey, kind: str) -> Iterator[Object]:
         for (its_kind, _), obj in sorted(self._objects.get(key, {}).items()):
             if its_kind == kind:
                 yield obj
+
+
+def _slim(obj: Object) -> Object:
+    """Who owns which field is half of an object, and no matter of ours."""
+    metadata = {part: value for part, value in obj["metadata"].items() if part != "managedFields"}
+    kept = {part: obj[part] for part in KEPT.get(obj["kind"], ()) if part in obj}
+    return {"kind": obj["kind"], "metadata": metadata, **kept}
 
 
 def _identity(obj: Object) -> tuple[str, str]:
