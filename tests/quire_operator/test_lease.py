@@ -4,6 +4,8 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -13,6 +15,7 @@ from kubernetes.aio.client import ApiClient
 
 from quire_api.errors import InvalidInput
 from quire_operator.backends.client import NotHolding, WritingClient, what_is_written
+from quire_operator.keeper import Keeper
 from quire_operator.lease import Lease, LeaseLost, Pace
 from quire_operator.settings import LeaseName
 
@@ -307,3 +310,102 @@ def test_whether_there_is_a_lease_has_to_be_said(flags: list[str], says: str) ->
 
     assert done.returncode == 2, done.stderr
     assert says in done.stderr
+
+
+# ---------------------------------------------------------------------- in a thread of its own
+
+
+PACE = Pace(duration_s=2, deadline_s=0.6, retry_s=0.1, request_s=0.3)
+
+
+class Elsewhere:
+    """The server on a loop of its own, which nobody here can hold up."""
+
+    def __init__(self) -> None:
+        self.server = LeaseServer()
+        self._ready = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),))
+
+    def __enter__(self) -> LeaseServer:
+        self._thread.start()
+        self._ready.wait(10)
+        return self.server
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join(10)
+        self._loop.close()
+
+    async def _serve(self) -> None:
+        self._over = asyncio.Event()
+        async with self.server.running():
+            self._ready.set()
+            await self._over.wait()
+
+
+def keeper_of(server: LeaseServer) -> Keeper:
+    return Keeper(server.connect, lambda api: Lease(api, NAME, "one", PACE))
+
+
+def test_a_loop_that_stands_still_does_not_cost_the_lease() -> None:
+    async def story(server: LeaseServer) -> None:
+        keeper = keeper_of(server)
+        await keeper.take()
+
+        time.sleep(3 * PACE.deadline_s)  # noqa: ASYNC251  # that is the point
+
+        assert keeper.held
+        await keeper.release()
+        assert not keeper.held
+
+    with Elsewhere() as server:
+        asyncio.run(story(server))
+        assert server.writers[0] == "one"
+        assert server.writers[-1] == ""
+
+
+def test_how_the_lease_was_lost_reaches_the_loop_of_the_operator() -> None:
+    async def story(server: LeaseServer) -> None:
+        keeper = keeper_of(server)
+        await keeper.take()
+        server.refuses = 500
+
+        with pytest.raises(LeaseLost, match="could not be renewed"):
+            await asyncio.wait_for(keeper.keep(), 10)
+
+        assert not keeper.held
+        await keeper.release()
+
+    with Elsewhere() as server:
+        asyncio.run(story(server))
+
+
+def test_missing_rights_reach_the_loop_of_the_operator() -> None:
+    async def story(server: LeaseServer) -> None:
+        server.refuses = 403
+        keeper = keeper_of(server)
+
+        with pytest.raises(InvalidInput, match="may not use lease"):
+            await asyncio.wait_for(keeper.take(), 10)
+
+        await keeper.release()
+
+    with Elsewhere() as server:
+        asyncio.run(story(server))
+
+
+def test_who_waits_can_be_told_to_end() -> None:
+    async def story(server: LeaseServer) -> None:
+        server.hangs = True
+        keeper = keeper_of(server)
+        taking = asyncio.create_task(keeper.take())
+        await asyncio.sleep(0.2)
+        taking.cancel()
+
+        await asyncio.wait_for(keeper.release(), 10)
+
+        assert not any(thread.name == "lease" for thread in threading.enumerate())
+
+    with Elsewhere() as server:
+        asyncio.run(story(server))

@@ -27,6 +27,7 @@ from quire_operator.backends.refusals import Refusals
 from quire_operator.backends.store import Store
 from quire_operator.handlers import inform, relist, require_kinds
 from quire_operator.health import serve
+from quire_operator.keeper import Keeper
 from quire_operator.lease import Lease
 from quire_operator.metrics import OperatorMetrics
 from quire_operator.reconcile import ResourceKey, reconcile
@@ -52,21 +53,24 @@ class OperateOptions:
 
 async def operate(settings: OperatorSettings, options: OperateOptions) -> None:
     """Until cancelled; whatever cannot be recovered from ends it, and Kubernetes starts it again."""
-    async with await _api_client() as api:
-        identity = f"{socket.gethostname()}_{secrets.token_hex(4)}"
-        lease = Lease(api, options.lease, identity) if options.lease is not None else None
-        operator = _Operator(settings, options, lambda: lease is None or lease.held)
-        serving = await serve(options.port, operator.answer)
-        try:
-            if lease is None:
-                await operator.work(api)
-            else:
-                await lease.take()
-                await _until_one_ends(lease.keep(), operator.work(api))
-        finally:
-            serving.close()
-            if lease is not None:
-                await lease.release()  # here nothing is written any more
+    keeper = _keeper(options.lease) if options.lease is not None else None
+    operator = _Operator(settings, options, lambda: keeper is None or keeper.held)
+    serving = await serve(options.port, operator.answer)
+    try:
+        if keeper is None:
+            await operator.work()
+        else:
+            await keeper.take()
+            await _until_one_ends(keeper.keep(), operator.work())
+    finally:
+        serving.close()
+        if keeper is not None:
+            await keeper.release()  # here nothing is written any more
+
+
+def _keeper(name: LeaseName) -> Keeper:
+    identity = f"{socket.gethostname()}_{secrets.token_hex(4)}"
+    return Keeper(_api_client, lambda api: Lease(api, name, identity))
 
 
 class _Operator:
@@ -81,8 +85,12 @@ class _Operator:
         self._listed = asyncio.Event()
         self._worker: Worker | None = None  # before that it stands by
 
-    async def work(self, api: client.ApiClient) -> None:
+    async def work(self) -> None:
         """What only one operator at a time may do."""
+        async with await _api_client() as api:
+            await self._work(api)
+
+    async def _work(self, api: client.ApiClient) -> None:
         namespaces = self._options.namespaces
         dynamic = WritingClient(api, self._leads, self._metrics.wrote)
         async with asyncio.timeout(BEGIN_MOST_S):
