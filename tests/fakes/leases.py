@@ -49,11 +49,8 @@ class LeaseServer:
 
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator[ApiClient]:
-        async with await self.connect() as api:
+        async with ApiClient(Configuration(host=f"http://127.0.0.1:{self._port}")) as api:
             yield api
-
-    async def connect(self) -> ApiClient:
-        return ApiClient(Configuration(host=f"http://127.0.0.1:{self._port}"))
 
     async def _get(self, request: web.Request) -> web.Response:
         if (answer := await self._trouble()) is not None:

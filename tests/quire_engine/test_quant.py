@@ -22,6 +22,7 @@ from quire_engine.models import GENERATORS
 from quire_engine.models.weights import Weights
 from quire_engine.ops.reference import reference_ops
 from quire_engine.quant import SCHEMES, scheme_of
+from quire_engine.runtime.ranks import Ranks
 from quire_engine.spec import read_spec
 
 CPU = torch.device("cpu")
@@ -76,6 +77,20 @@ def test_weights_are_the_dequantised_ones_and_near_the_original(method: str, sav
         torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-7)
         error = (ours - original[name]).abs().max() / original[name].abs().max()
         assert 0 < float(error) < METHODS[method].error, name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_rank_reads_is_its_part_of_the_whole(method: str, saved: Any) -> None:
+    folder, oracle = saved(method)
+    weights = weights_of(folder).__enter__()
+
+    for name, plain in matrices(oracle).items():
+        shape = tuple(plain.shape)
+        whole = weights.take(name, shape)
+        for dim in (0, 1):
+            parts = [Ranks(2, place).share(shape[dim]) for place in (0, 1)]
+            read = [weights.take(name, shape, part=part, dim=dim) for part in parts]
+            assert torch.equal(torch.cat(read, dim), whole), (name, dim)
 
 
 def test_parts_and_stacks_of_quantized_tensors_are_those_of_plain_ones(saved: Any) -> None:

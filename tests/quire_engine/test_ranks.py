@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from fakes.checkpoints import save_case, save_llama, write_embedder
+from fakes.quantized import save_quantized
 from fakes.running import Outcome, greedy, run
 from fakes.serving import Running, children, serving, ticks
 from safetensors.torch import load_file, save_file
@@ -66,12 +67,15 @@ def save(case: str, folder: Path) -> None:
     """`uneven`: ranks get unequal parts of its vocabulary, and its head is not its embedding."""
     if case == "uneven":
         save_llama(folder, vocab_size=130, tie_word_embeddings=False)
+    elif case == "awq":
+        save_quantized(case, folder)
     else:
         save_case(case, folder)
 
 
 SHAPES = [
     ("llama", 2, 1), ("llama", 1, 2), ("uneven", 4, 1), ("qwen3", 2, 1), ("gemma2", 2, 2), ("mixtral", 2, 1), ("gpt2", 2, 1),
+    ("awq", 2, 1),
 ]  # fmt: skip
 
 
@@ -237,6 +241,13 @@ def test_a_rank_that_cannot_load_says_why(tmp_path: Path) -> None:
         built(tmp_path, 1, 2).__enter__()
 
     assert failure.value.exit_code == 10
+
+
+def test_a_rank_that_cannot_be_started_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+
+    with pytest.raises(EngineFailure, match=r"cannot be started: .*/nowhere/python"):
+        built("builtin://quire-tiny", 2).__enter__()
 
 
 def gone(pid: int, seconds: float) -> bool:

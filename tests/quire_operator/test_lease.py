@@ -1,12 +1,13 @@
 """One operator at a time: who may take the Lease, who loses it, and that nothing is written without it."""
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -345,7 +346,12 @@ class Elsewhere:
 
 
 def keeper_of(server: LeaseServer) -> Keeper:
-    return Keeper(server.connect, lambda api: Lease(api, NAME, "one", PACE))
+    @contextlib.asynccontextmanager
+    async def connect() -> AsyncIterator[Lease]:
+        async with server.client() as api:
+            yield Lease(api, NAME, "one", PACE)
+
+    return Keeper(connect)
 
 
 def test_a_loop_that_stands_still_does_not_cost_the_lease() -> None:

@@ -428,7 +428,7 @@ def test_a_bad_address_is_one_sentence(flag: str) -> None:
 def test_an_operator_without_routers_is_taken() -> None:
     """What is wrong with this one comes after the addresses."""
     with pytest.raises(InvalidInput, match=r"^/nowhere: there is no such file"):
-        operator(["--profiles=/nowhere"])
+        operator(["--no-lease", "--profiles=/nowhere"])
 
 
 def test_the_url_is_the_routers_where_there_are_any() -> None:

@@ -7,10 +7,9 @@ operator that ended then would begin again with more to do than before.
 import asyncio
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-
-from kubernetes.aio.client import ApiClient
+from contextlib import AbstractAsyncContextManager
 
 from quire_operator.lease import Lease
 
@@ -20,10 +19,9 @@ GOODBYE_S = 8.0  # longer than a request takes
 
 
 class Keeper:
-    def __init__(self, connect: Callable[[], Awaitable[ApiClient]], lease: Callable[[ApiClient], Lease]) -> None:
-        """Both are called by the thread, on its loop: connections belong to one."""
+    def __init__(self, connect: Callable[[], AbstractAsyncContextManager[Lease]]) -> None:
+        """`connect` is called by the thread: connections belong to one loop."""
         self._connect = connect
-        self._make = lease
         self._lease: Lease | None = None  # once it is taken
         self._taken, self._ended = Future[None](), Future[None]()
         self._stop: Callable[[], None] = lambda: None
@@ -55,8 +53,7 @@ class Keeper:
         self._stop = lambda: _if_it_runs(loop, task.cancel)
         now = self._taken
         try:
-            async with await self._connect() as api:
-                lease = self._make(api)
+            async with self._connect() as lease:
                 try:
                     await lease.take()
                     self._lease = lease

@@ -13,7 +13,8 @@ import asyncio
 import secrets
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +71,13 @@ async def operate(settings: OperatorSettings, options: OperateOptions) -> None:
 
 def _keeper(name: LeaseName) -> Keeper:
     identity = f"{socket.gethostname()}_{secrets.token_hex(4)}"
-    return Keeper(_api_client, lambda api: Lease(api, name, identity))
+
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[Lease]:
+        async with await _api_client() as api:
+            yield Lease(api, name, identity)
+
+    return Keeper(connect)
 
 
 class _Operator:

@@ -50,6 +50,9 @@ class Crew:
         self._thread = threading.Thread(target=self._keep, args=arguments, name="ranks", daemon=True)
         self._thread.start()
         started.wait()
+        if self._failure is not None:
+            self.close()
+            raise self._failure
 
     def tell(self, message: Message, below: int | None = None) -> None:
         """All, or those below that rank."""
@@ -94,6 +97,7 @@ class Crew:
             self._closing = True
             with contextlib.suppress(OSError):
                 os.write(self._nudge, b".")
+            os.close(self._nudge)
             for link in self._links:
                 link.close()
 
@@ -102,28 +106,55 @@ class Crew:
     def _keep(self, sockets: list[socket.socket], port: int, flags: list[str], started: threading.Event) -> None:
         processes: list[subprocess.Popen[bytes]] = []
         words: list[int] = []
+        try:
+            self._start(processes, words, sockets, port, flags)
+        except OSError as error:
+            self._failure = RankLost(f"the process of another rank cannot be started: {error}", 1)
+            for each in sockets:
+                each.close()
+            for descriptor in (*words, self._nudge_from):
+                os.close(descriptor)
+            for process in processes:
+                process.kill()
+                process.wait()
+            return
+        finally:
+            started.set()
+        self._wait_for_end(processes, words)
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0 if self._failure else GOODBYE_S)
+            process.kill()
+            process.wait()
+        for descriptor in (*words, self._nudge_from):
+            os.close(descriptor)
+
+    def _start(
+        self,
+        processes: list["subprocess.Popen[bytes]"],
+        words: list[int],
+        sockets: list[socket.socket],
+        port: int,
+        flags: list[str],
+    ) -> None:
         for rank, theirs in enumerate(sockets, 1):
             listens, says = os.pipe()
+            words.append(listens)
             numbers = [str(n) for n in (rank, port, theirs.fileno(), says, os.getpid())]
             argv = [sys.executable, "-m", "quire_engine.process.rank", *numbers, *flags]
-            processes.append(subprocess.Popen(argv, pass_fds=[theirs.fileno(), says], stdin=subprocess.DEVNULL))
-            words.append(listens)
-            os.close(says)
+            try:
+                processes.append(subprocess.Popen(argv, pass_fds=[theirs.fileno(), says], stdin=subprocess.DEVNULL))
+            finally:
+                os.close(says)
             theirs.close()
-        started.set()
+
+    def _wait_for_end(self, processes: list["subprocess.Popen[bytes]"], words: list[int]) -> None:
         poll = select.poll()
         for descriptor in (*words, self._nudge_from):
             poll.register(descriptor, select.POLLIN)
         poll.poll()
         if not self._closing:
             self._judge(processes, words)
-        for process in processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0 if self._failure else GOODBYE_S)
-            process.kill()
-            process.wait()
-        for descriptor in words:
-            os.close(descriptor)
 
     def _judge(self, processes: list["subprocess.Popen[bytes]"], words: list[int]) -> None:
         """One has ended, and perhaps by now others because of it: whoever said why, or was killed, was the first."""
