@@ -22,6 +22,7 @@ from quire_engine.models import GENERATORS
 from quire_engine.models.weights import Weights
 from quire_engine.ops.reference import reference_ops
 from quire_engine.quant import SCHEMES, scheme_of
+from quire_engine.quant.stored import Derived
 from quire_engine.runtime.ranks import Ranks
 from quire_engine.spec import read_spec
 
@@ -91,6 +92,26 @@ def test_what_a_rank_reads_is_its_part_of_the_whole(method: str, saved: Any) -> 
             parts = [Ranks(2, place).share(shape[dim]) for place in (0, 1)]
             read = [weights.take(name, shape, part=part, dim=dim) for part in parts]
             assert torch.equal(torch.cat(read, dim), whole), (name, dim)
+
+
+def test_a_rank_without_the_vocabulary_reads_nothing_of_it(saved: Any) -> None:
+    folder, _ = saved("awq")
+    weights = weights_of(folder).__enter__()
+    weights._tensors["model.embed_tokens.weight"] = Derived((128, 64), lambda: pytest.fail("it was read"))
+
+    assert weights.take("model.embed_tokens.weight", (128, 64), part=Ranks(stages=2, stage=1).rows(128)).shape == (
+        0,
+        64,
+    )
+
+
+def test_nothing_but_its_part_stays_in_a_ranks_memory(saved: Any) -> None:
+    folder, _ = saved("awq")
+    weights, name = weights_of(folder).__enter__(), "model.layers.0.mlp.up_proj.weight"
+
+    own = weights.take(name, (96, 64), part=Ranks(2, 1).share(96))
+
+    assert own.untyped_storage().nbytes() == own.nbytes
 
 
 def test_parts_and_stacks_of_quantized_tensors_are_those_of_plain_ones(saved: Any) -> None:
@@ -317,7 +338,7 @@ def test_the_memory_plan_is_of_the_dequantised_model(tmp_path: Path, monkeypatch
     save_quantized("awq", tmp_path)
     plain = read_spec(tmp_path).shape.weight_bytes("float32")
     assert (tmp_path / "model.safetensors").stat().st_size < plain / 2
-    monkeypatch.setattr("quire_engine.build.free_bytes", lambda device: plain - 1)
+    monkeypatch.setattr("quire_engine.runtime.room.free_bytes", lambda device: plain - 1)
 
     with pytest.raises(MemoryFailure, match="once they are dequantised to float32"):
         build_engine(EngineConfig(model=str(tmp_path)))

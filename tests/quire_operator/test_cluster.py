@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from quire_api import DeploymentStatus
 from quire_operator.backends.cluster import ClusterBackend, observe
 from quire_operator.backends.refusals import PodlessJob, Refusals
 from quire_operator.backends.store import Store
+from quire_operator.listing import Lister
 from quire_operator.planner.observed import Failure, Key, NoPlace, ResolveJob, Revision, Scaler, Workload, digest
 from quire_operator.reconcile import ResourceKey
 from quire_operator.settings import OperatorSettings
@@ -118,11 +121,71 @@ def test_a_full_list_drops_what_it_has_not() -> None:
     store.put(child("Pod", name="gone"))
     store.put(child("Service", name="other"))
 
-    concerned = store.keep_only("Pod", None, {"Pod-here"})
+    concerned = store.drop_all(store.uids("Pod", None) - {"Pod-here"})
 
     assert concerned == {KEY}
     assert [p["metadata"]["name"] for p in store.children(KEY, "Pod")] == ["here"]
     assert len(list(store.children(KEY, "Service"))) == 1
+
+
+class Listings:
+    """A dynamic client that has lists alone; `arrives` is called with each page that is asked for."""
+
+    def __init__(self, pages: dict[str, list[Any]], arrives: Callable[[], None] = lambda: None) -> None:
+        self.resources = self
+        self._pages = pages
+        self._arrives = arrives
+
+    async def get(self, kind: str = "", _continue: str | None = None, **asked: Any) -> Any:
+        if kind:  # which resource
+            self._kind = kind
+            return self
+        self._arrives()
+        number = int(_continue or 0)
+        pages = self._pages.get(self._kind) or [[]]
+        if isinstance(pages[number], Exception):
+            raise pages[number]
+        items = [{name: part for name, part in item.items() if name != "kind"} for item in pages[number]]
+        metadata = {"continue": str(number + 1)} if number + 1 < len(pages) else {}
+        return SimpleNamespace(to_dict=lambda: {"items": items, "metadata": metadata})
+
+
+PODS = ("", "v1", "pods", "Pod")
+SERVICES = ("", "v1", "services", "Service")
+
+
+def test_the_first_lists_have_all_there_is_by_pages() -> None:
+    store = Store()
+    pages = {"Pod": [[child("Pod", name="a")], [child("Pod", name="b")]], "Service": [[child("Service")]]}
+
+    asyncio.run(Lister(Listings(pages), store, [PODS, SERVICES], []).first())
+
+    assert [pod["metadata"]["name"] for pod in store.children(KEY, "Pod")] == ["a", "b"]
+    assert store.child(KEY, "Service", "good") is not None
+
+
+def test_what_arrives_while_a_list_is_read_is_not_dropped_and_what_has_gone_is() -> None:
+    store, woken = Store(), set[Any]()
+    store.put(child("Pod", name="gone"))
+    store.put(child("Pod", name="here"))
+    lists = Listings({"Pod": [[child("Pod", name="here")]]}, lambda: store.put(child("Pod", name="new")) and None)
+
+    asyncio.run(Lister(lists, store, [PODS], []).look(woken.add))
+
+    assert [pod["metadata"]["name"] for pod in store.children(KEY, "Pod")] == ["here", "new"]
+    assert woken == {KEY}
+
+
+def test_a_list_that_fails_drops_nothing_and_the_others_go_on() -> None:
+    store = Store()
+    store.put(child("Pod"))
+    store.put(child("Service", name="gone"))
+    lists = Listings({"Pod": [[], TimeoutError()], "Service": [[]]})
+
+    asyncio.run(Lister(lists, store, [PODS, SERVICES], []).look(lambda key: None))
+
+    assert store.child(KEY, "Pod", "good") is not None
+    assert store.child(KEY, "Service", "gone") is None
 
 
 def test_children_of_a_deleted_namesake_are_known_as_such() -> None:

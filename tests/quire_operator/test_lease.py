@@ -20,7 +20,7 @@ from quire_operator.keeper import Keeper
 from quire_operator.lease import Lease, LeaseLost, Pace
 from quire_operator.settings import LeaseName
 
-QUICK = Pace(duration_s=15, deadline_s=10, retry_s=0.02, request_s=0.2)
+QUICK = Pace(duration_s=15, deadline_s=10, retry_s=0.02, request_s=0.2, patience_s=30)
 NAME = LeaseName("system", "quire-operator")
 
 
@@ -249,12 +249,33 @@ def test_waiting_outlasts_an_outage() -> None:
     run(story)
 
 
-def test_missing_rights_are_said_to_who_waits() -> None:
+def test_missing_rights_are_said_to_who_has_waited_for_them() -> None:
     async def story(server: LeaseServer, api: ApiClient) -> None:
-        server.refuses = 403
+        server.refuses, clock = 403, Clock()
+        taking = asyncio.create_task(lease(api, "one", clock).take())
+        assert await still_waits(server, taking)
+
+        clock.now += QUICK.patience_s
 
         with pytest.raises(InvalidInput, match=r"system/quire-operator .* allow get, create and update .* --no-lease"):
-            await lease(api, "one", Clock()).take()
+            await taking
+
+    run(story)
+
+
+def test_a_server_that_denies_for_a_moment_ends_nobody() -> None:
+    async def story(server: LeaseServer, api: ApiClient) -> None:
+        clock = Clock()
+        for _ in range(2):  # each time anew
+            server.refuses = 401
+            taking = asyncio.create_task(lease(api, "one", clock).take())
+            assert await still_waits(server, taking)
+            clock.now += QUICK.patience_s - 1
+            assert await still_waits(server, taking)
+
+            server.refuses = 0
+
+            await taking
 
     run(story)
 
@@ -316,7 +337,7 @@ def test_whether_there_is_a_lease_has_to_be_said(flags: list[str], says: str) ->
 # ---------------------------------------------------------------------- in a thread of its own
 
 
-PACE = Pace(duration_s=2, deadline_s=0.6, retry_s=0.1, request_s=0.3)
+PACE = Pace(duration_s=2, deadline_s=0.6, retry_s=0.1, request_s=0.3, patience_s=0.2)
 
 
 class Elsewhere:

@@ -37,8 +37,9 @@ from quire_engine.runtime.embedder import Embedder
 from quire_engine.runtime.follower import Follower, Leader
 from quire_engine.runtime.forecast import Forecaster, operations_of
 from quire_engine.runtime.kv_cache import KVCache
-from quire_engine.runtime.machine import device_of, free_bytes
-from quire_engine.runtime.ranks import ALONE, Ranks, check_division
+from quire_engine.runtime.machine import device_of
+from quire_engine.runtime.ranks import ALONE, Ranks
+from quire_engine.runtime.room import check_room, free_for_each
 from quire_engine.runtime.runner import ModelRunner
 from quire_engine.runtime.sizing import Sizes, plan_sizes, share_of, swap_cost
 from quire_engine.runtime.together import Join, Together, open_store
@@ -161,7 +162,7 @@ def build_follower(config: EngineConfig, rank: int, port: int) -> BuiltRank:
     """Load this rank's part of the model; the ranks meet at the port."""
 
     loaded = _load(config, GENERATORS, None, False, rank, lambda join: join(rank, open_store(port)))
-    free = _free_for_each(loaded.device, _count(config))
+    free = free_for_each(loaded.device, _count(config))
     return BuiltRank(loaded=loaded, free_bytes=free, max_num_seqs=config.max_num_seqs)
 
 
@@ -229,12 +230,16 @@ def _load(
     device = device_of(config.device, _count(config), rank)
     dtype = spec.dtype if config.dtype == "auto" else config.dtype
     torch_dtype = getattr(torch, dtype)
-    scheme = scheme_of(spec.quantization, config.quantization)
+    dummy = config.load_format == "dummy"
+    scheme = scheme_of(spec.quantization, config.quantization) if not dummy else None
     if scheme is not None and rank == 0:
         need = spec.shape.weight_bytes(dtype) / 2**30
         log.info("the weights are dequantised while they are read: %.2f GiB, as much as in plain %s", need, dtype)
     if rank == 0 or device.type == "cuda":  # who comes later finds memory in use by those who came before
-        _check_memory(config, spec, dtype, device)
+        check_room(
+            spec.shape, dtype, device,
+            tensor=config.tensor_parallel_size, stages=config.pipeline_parallel_size, dequantised=scheme is not None,
+        )  # fmt: skip
     ranks = ALONE
     if _count(config) > 1 and meet is not None:
         tensor, stages = config.tensor_parallel_size, config.pipeline_parallel_size
@@ -243,7 +248,6 @@ def _load(
     with _memory_is_named():
         tokenizer = Tokenizer(folder, spec.shape.vocabulary) if with_tokenizer else None
         ops = replace(ops or best_ops(device, torch_dtype, _count(config)), ranks=ranks)
-        dummy = config.load_format == "dummy"
         with DummyWeights(torch_dtype, device) if dummy else Weights(folder, torch_dtype, device, scheme) as weights:
             model = table[spec.architecture](spec, weights, ops, device)
     return _Loaded(model=model, spec=spec, tokenizer=tokenizer, dtype=dtype, device=device, ops=ops)
@@ -285,7 +289,7 @@ def _assemble(
         max_num_batched_tokens=config.max_num_batched_tokens,
         kv_cache_gib=config.kv_cache_gib,
         swap_space_gib=config.swap_space_gib,
-        free_bytes=min([_free_for_each(device, _count(config)), *others]),
+        free_bytes=min([free_for_each(device, _count(config)), *others]),
     )
     if crew:
         crew.tell(Allotted(sizes=sizes))
@@ -369,29 +373,3 @@ def _writable(tokenizer: Tokenizer | None, vocabulary: int) -> list[bytes]:
     markers = {name for table in tables for row in table.values() for name in row.markers}
     shown = frozenset(token for name in markers if (token := tokenizer.id_of(name)) is not None)
     return tokenizer.text_table(skip_special=True, shown=shown)
-
-
-def _check_memory(config: EngineConfig, spec: ModelSpec, dtype: str, device: torch.device) -> None:
-    """ConfigFailure if the model cannot be divided as asked for, MemoryFailure if it is too large."""
-    shape, tensor, stages = spec.shape, config.tensor_parallel_size, config.pipeline_parallel_size
-    check_division(
-        tensor=tensor,
-        stages=stages,
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        intermediate=shape.intermediate,
-        vocabulary=shape.vocabulary,
-        layers=shape.layers,
-    )
-    share = replace(share_of(shape, tensor, stages), vocabulary=-(-shape.vocabulary // tensor))
-    need, free = share.weight_bytes(dtype), _free_for_each(device, tensor * stages)
-    if need > free:
-        plain = f" once they are dequantised to {dtype}" if spec.quantization else ""
-        raise MemoryFailure(
-            f"the weights need {need / 2**30:.1f} GiB{plain}, and {free / 2**30:.1f} GiB are free on {device}"
-        )
-
-
-def _free_for_each(device: torch.device, ranks: int) -> int:
-    """On a CPU all ranks have the same memory."""
-    return free_bytes(device) // (ranks if device.type == "cpu" else 1)

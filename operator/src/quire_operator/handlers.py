@@ -1,30 +1,27 @@
 """kopf, as an informer and nothing more: it watches, retries and logs in; we plan.
 
-Only `index` (so that kopf lists every kind before any event is handled) and `on.event` are used. Creation,
-update and deletion handlers, timers and daemons would add finalizers, which block deletion once the operator
-is gone, or keep state in annotations. All that knows kopf stands in this file.
+Only `on.event` is used. Creation, update and deletion handlers, timers and daemons would add finalizers, which block
+deletion once the operator is gone, or keep state in annotations. All that knows kopf stands in this file. That nothing is
+planned before every kind was listed is listing.py's.
 """
 
-import asyncio
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 import kopf
 from kubernetes.aio.dynamic import DynamicClient
-from kubernetes.aio.dynamic.exceptions import DynamicApiError, ResourceNotFoundError
+from kubernetes.aio.dynamic.exceptions import ResourceNotFoundError
 
 from quire_api.deployment import GROUP, KIND, PLURAL, VERSION
 from quire_api.errors import InvalidInput
 from quire_operator.backends.store import Store
-from quire_operator.render.names import MANAGED
+from quire_operator.listing import Kind
+from quire_operator.render.names import OURS
 from quire_operator.worker import Worker
 
-__all__ = ["WATCHED", "inform", "relist", "require_kinds"]
+__all__ = ["WATCHED", "inform", "require_kinds"]
 
-log = logging.getLogger("quire.operator")
-
-WATCHED: tuple[tuple[str, str, str, str], ...] = (  # group, version, plural, kind
+WATCHED: tuple[Kind, ...] = (
     (GROUP, VERSION, PLURAL, KIND),
     ("apps", "v1", "deployments", "Deployment"),
     ("apps", "v1", "replicasets", "ReplicaSet"),
@@ -37,12 +34,9 @@ WATCHED: tuple[tuple[str, str, str, str], ...] = (  # group, version, plural, ki
     ("autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler"),
     ("", "v1", "pods", "Pod"),
 )
-OURS = ",".join(f"{name}={value}" for name, value in MANAGED.items())
-RELIST_S = 600.0
-PAGE = 500
 
 
-async def inform(store: Store, worker: Worker, namespaces: list[str], listed: asyncio.Event) -> None:
+async def inform(store: Store, worker: Worker, namespaces: list[str]) -> None:
     """Keep the store as the cluster is, and wake the worker, until cancelled."""
     await kopf.operator(
         registry=_registry(store, worker),
@@ -51,7 +45,6 @@ async def inform(store: Store, worker: Worker, namespaces: list[str], listed: as
         standalone=True,
         clusterwide=not namespaces,
         namespaces=namespaces,
-        ready_flag=listed,
     )
 
 
@@ -66,57 +59,18 @@ async def require_kinds(dynamic: DynamicClient) -> None:
             ) from None
 
 
-async def relist(dynamic: DynamicClient, store: Store, worker: Worker, namespaces: list[str]) -> None:
-    """Now and then compare with full lists: after a watch was cut, kopf does not tell of what went meanwhile."""
-    while True:
-        await asyncio.sleep(RELIST_S)
-        for group, version, _, kind in WATCHED:
-            api = await dynamic.resources.get(api_version=f"{group}/{version}".lstrip("/"), kind=kind)
-            scopes: list[str | None] = [*namespaces] or [None]
-            for namespace in scopes:
-                selector = None if kind == KIND else OURS
-                uids: set[str] = set()
-                following: str | None = None
-                try:
-                    while following != "":
-                        page = await api.get(
-                            namespace=namespace,
-                            label_selector=selector,
-                            limit=PAGE,
-                            _continue=following,
-                            _request_timeout=30,
-                        )
-                        listing = page.to_dict()
-                        uids |= {item["metadata"]["uid"] for item in listing["items"]}
-                        following = listing["metadata"].get("continue") or ""
-                except DynamicApiError as error:
-                    log.warning("cannot list %s: %s", kind, error.summary())
-                    continue  # half a list would drop what is there
-                for key in store.keep_only(kind, namespace, uids):
-                    worker.wake(key)
-
-
 def _registry(store: Store, worker: Worker) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
     kopf.on.login(id="login", errors=kopf.ErrorsMode.PERMANENT, registry=registry)(kopf.login_via_client)
     for group, version, plural, _ in WATCHED:
 
-        async def listed(body: Mapping[str, Any], **_: object) -> None:
-            store.put(_plain(body))
-
         async def event(event: Mapping[str, Any], **_: object) -> None:
-            obj = _plain(event["object"])
+            obj = dict(event["object"].items())  # kopf's view of it, as it came in
             for key in store.drop(obj) if event["type"] == "DELETED" else store.put(obj):
                 worker.wake(key)
 
-        kopf.index(group, version, plural, id=f"listed-{plural}", registry=registry)(listed)
         kopf.on.event(group, version, plural, id=f"event-{plural}", registry=registry)(event)
     return registry
-
-
-def _plain(body: Mapping[str, Any]) -> dict[str, Any]:
-    """kopf's view of an object, as the dict it came in."""
-    return dict(body.items())
 
 
 def _settings() -> kopf.OperatorSettings:

@@ -45,6 +45,7 @@ class Pace:
     deadline_s: float = 10.0  # not renewed for so long, its holder gives up
     retry_s: float = 2.0
     request_s: float = 5.0
+    patience_s: float = 30.0  # with a server that denies what we ask for
 
 
 class Lease:
@@ -67,6 +68,7 @@ class Lease:
         self._until = float("-inf")  # when we stop to hold it, unless it is renewed
         self._seen, self._since = "", 0.0  # the version that somebody else wrote last, and when we saw it first
         self._trouble = ""  # the last one with the API server
+        self._denied_since: float | None = None
 
     @property
     def held(self) -> bool:
@@ -128,11 +130,15 @@ class Lease:
             log.warning("lease %s: %s", self._name, self._trouble)
             return None
         self._until = asked + self._pace.deadline_s
+        self._denied_since = None
         return True
 
     def _denied(self, error: ApiException) -> None:
-        """Who holds it waits for the deadline: rights may be on their way. Who does not would wait for ever, and look well."""
-        if not self.held:
+        """Who holds it waits for the deadline; who does not, for as long as an API server takes to know all rights when it
+        has just started. Then it would wait for ever, and look well."""
+        now = self._clock()
+        self._denied_since = since = now if self._denied_since is None else self._denied_since
+        if not self.held and now - since >= self._pace.patience_s:
             raise InvalidInput(
                 [
                     f"may not use lease {self._name} (the API server says {error.status}): allow get, create and update of "

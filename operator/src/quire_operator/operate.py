@@ -26,10 +26,11 @@ from quire_operator.backends.client import WritingClient
 from quire_operator.backends.cluster import ClusterBackend
 from quire_operator.backends.refusals import Refusals
 from quire_operator.backends.store import Store
-from quire_operator.handlers import inform, relist, require_kinds
+from quire_operator.handlers import WATCHED, inform, require_kinds
 from quire_operator.health import serve
 from quire_operator.keeper import Keeper
 from quire_operator.lease import Lease
+from quire_operator.listing import Lister
 from quire_operator.metrics import OperatorMetrics
 from quire_operator.reconcile import ResourceKey, reconcile
 from quire_operator.router_state import NoRouter, Routers, addresses_of
@@ -116,14 +117,21 @@ class _Operator:
         backend.decision = scraper.decision
         refusals = Refusals(dynamic, backend.podless_jobs, worker.wake)
         backend.refusal = refusals.of
-        await _until_one_ends(
-            inform(self._store, worker, namespaces, self._listed),
-            worker.run(),
-            scraper.run(),
-            refusals.run(),
-            relist(dynamic, self._store, worker, namespaces),
-            *([routers.run()] if routers is not None else []),
-        )
+        lister = Lister(dynamic, self._store, WATCHED, namespaces)
+
+        async def plan() -> None:
+            async with asyncio.timeout(BEGIN_MOST_S):
+                await lister.first()
+            self._listed.set()
+            await _until_one_ends(
+                worker.run(),
+                scraper.run(),
+                refusals.run(),
+                lister.again(worker.wake),
+                *([routers.run()] if routers is not None else []),
+            )
+
+        await _until_one_ends(inform(self._store, worker, namespaces), plan())
 
     def answer(self, path: bytes) -> tuple[int, bytes]:
         """/livez: the queue turns. /readyz: and every kind was listed, or it stands by. /metrics."""

@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from quire_engine.errors import EngineFailure, WeightsFailure
+from quire_engine.errors import ConfigFailure, EngineFailure, WeightsFailure
 from quire_engine.fetch.errors import ModelNotFound, WeightsCorrupt
 from quire_engine.fetch.halt import Halt
 from quire_engine.fetch.layout import source_of
@@ -101,6 +101,8 @@ def _is_whole_gguf(place: Path) -> bool:
     try:
         file = gguf_file(place)
         return file is not None and bool(open_container(file).tensors)
+    except ConfigFailure:
+        return True  # of a kind that is not supported: the engine says so
     except EngineFailure as failure:
         raise WeightsCorrupt(str(failure)) from None
 

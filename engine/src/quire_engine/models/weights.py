@@ -132,10 +132,15 @@ class Weights:
                 f"{name} is {found.get_dtype()} in {self._folder}, and only {', '.join(sorted(FORMATS))} can be read"
             )
         self._taken.add(name)
+        if part is not None and not part.size:  # a stage without the vocabulary
+            empty = torch.empty((*shape[:dim], 0, *shape[dim + 1 :]), dtype=dtype or self._dtype, device=self.device)
+            yield from (empty[index] for index in indices)
+            return
         for index in indices:
             pieces = [found[(*index, *piece)] for piece in _cut(part, dim - len(index))]
             tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim - len(index))
-            yield tensor.to(device=self.device, dtype=dtype or self._dtype)
+            own = tensor.to(device=self.device, dtype=dtype or self._dtype)
+            yield own.clone() if own.untyped_storage().nbytes() > own.nbytes else own  # nothing but the part stays
 
     def _beside(self, name: str) -> str:
         """What there is of the same module: of a quantized checkpoint that does not say so."""

@@ -23,6 +23,7 @@ def best_ops(device: torch.device, dtype: torch.dtype, processes: int) -> Ops:
             return ops
         except NoLibrary as reason:
             log.warning("no native CPU kernels (%s): plain torch computes, several times slower", reason)
+            torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     if device.type == "cuda":
         try:
             from quire_engine.ops.triton import triton_ops  # half a second that a CPU need not wait for

@@ -161,7 +161,9 @@ class Crew:
         time.sleep(CASCADE_S)
         ended: list[tuple[int, EngineFailure]] = []
         for rank, (process, descriptor) in enumerate(zip(processes, words, strict=True), 1):
-            if not select.select([descriptor], [], [], 0)[0]:
+            has_news = select.poll()  # select() takes no descriptor from 1,024 on
+            has_news.register(descriptor, select.POLLIN)
+            if not has_news.poll(0):
                 continue
             said = os.read(descriptor, 1 << 16)
             with contextlib.suppress(subprocess.TimeoutExpired):

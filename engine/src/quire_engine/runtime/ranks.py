@@ -114,13 +114,16 @@ def check_division(
 ) -> None:
     """ConfigFailure if a model of these sizes cannot be divided so."""
     flag = f"--tensor-parallel-size {tensor}"
-    for count, what in ((heads, "attention heads"), (intermediate, "columns of the feed-forward")):
-        if count % tensor:
-            raise ConfigFailure(f"{flag} does not divide the model's {count} {what}: take {_divisors(heads, count)}")
-    if kv_heads % tensor and tensor % kv_heads:
+
+    def divides(count: int) -> bool:
+        """Of key-value heads there may be fewer than ranks: each is then kept several times."""
+        return not (heads % count or intermediate % count or (kv_heads % count and count % kv_heads))
+
+    if not divides(tensor):
+        fitting = [str(count) for count in range(1, heads + 1) if divides(count)]
         raise ConfigFailure(
-            f"{flag} neither divides the model's {kv_heads} key-value heads nor is a multiple of them: "
-            f"take {_divisors(heads, kv_heads)}"
+            f"{flag} does not divide the model's {heads} attention heads, {kv_heads} key-value heads and {intermediate} "
+            f"columns of the feed-forward: take {_listed(fitting)}"
         )
     if -(-vocabulary // tensor) * (tensor - 1) >= vocabulary:
         raise ConfigFailure(f"{flag} is too many for a vocabulary of {vocabulary}: lower it")
@@ -130,6 +133,5 @@ def check_division(
         )
 
 
-def _divisors(*counts: int) -> str:
-    found = [str(n) for n in range(1, min(counts) + 1) if not any(count % n for count in counts)]
-    return " or ".join([", ".join(found[:-1]), found[-1]]) if len(found) > 1 else found[0]
+def _listed(words: Sequence[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]

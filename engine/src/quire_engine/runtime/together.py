@@ -21,7 +21,9 @@ Store = Any  # torch's hints name neither stores nor what a group can do
 dist: Any = distributed
 
 HERE = "127.0.0.1"
-NEVER = timedelta(days=7)  # a collective is not timed: who waits too long is found out by the pulse, or has lost a peer
+# Far more than a step takes: who hangs is found out by the pulse, who is lost by its pipe. Only somebody who ends while the
+# ranks meet, and has no pulse yet, is waited for so long.
+PATIENCE = timedelta(minutes=10)
 
 
 Join = Callable[[int, Store], "Together"]  # with its rank
@@ -121,12 +123,12 @@ class Together(Ranks):
 def _group(store: Store, rank: int, size: int, device: torch.device) -> Any:
     if device.type == "cuda":
         options = dist.ProcessGroupNCCL.Options()
-        options._timeout = NEVER
+        options._timeout = PATIENCE
         return dist.ProcessGroupNCCL(store, rank, size, options)
     options = dist.ProcessGroupGloo._Options()
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=HERE)]
     options._threads = 1
-    options._timeout = NEVER
+    options._timeout = PATIENCE
     return dist.ProcessGroupGloo(store, rank, size, options)
 
 

@@ -187,9 +187,10 @@ class LocalBackend:
     async def execute(self, key: ResourceKey, action: Action) -> None:
         family = self._families[key]
         if isinstance(action, Create | Apply):
+            self._check_gpus(key, action.manifest, family.wanted)
             family.template, family.revision = action.manifest, digest(action.manifest)
         elif isinstance(action, Scale):
-            self._check_gpus(key, action.replicas)
+            self._check_gpus(key, family.template, action.replicas)
             family.wanted = action.replicas
         elif isinstance(action, Delete):
             family.template, family.wanted = None, 0
@@ -202,10 +203,10 @@ class LocalBackend:
 
     # engines
 
-    def _check_gpus(self, key: ResourceKey, replicas: int) -> None:
+    def _check_gpus(self, key: ResourceKey, template: Manifest | None, replicas: int) -> None:
         """Without any GPU here the engine itself says so."""
-        need = self._gpus_each(self._families[key]) * replicas
-        others = sum(self._gpus_each(f) * f.wanted for k, f in self._families.items() if k != key)
+        need = _gpus_each(template) * replicas
+        others = sum(_gpus_each(f.template) * f.wanted for k, f in self._families.items() if k != key)
         if self._gpus and need and need + others > len(self._gpus):
             used = f", of which other models take {others}" if others else ""
             raise Refused(
@@ -216,7 +217,7 @@ class LocalBackend:
         """Start and let go what has to be, and tell the router."""
         family = self._families[key]
         if not self._stopping:
-            needs = self._gpus_each(family)
+            needs = _gpus_each(family.template)
             taken = {
                 gpu for f in self._families.values() for e in f.engines.values() for gpu in e.process.launch.devices
             }
@@ -243,7 +244,7 @@ class LocalBackend:
         if devices:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         if "OMP_NUM_THREADS" not in os.environ:
-            on_cpu = sum(f.wanted for f in self._families.values() if not self._gpus_each(f))
+            on_cpu = sum(f.wanted for f in self._families.values() if not _gpus_each(f.template))
             environment["OMP_NUM_THREADS"] = str(threads(on_cpu))
         launch = Launch(
             name=name,
@@ -278,10 +279,6 @@ class LocalBackend:
             self._settle(key)
             self._wake(key)
 
-    @staticmethod
-    def _gpus_each(family: Family) -> int:
-        return family.template["spec"]["template"]["gpus"] if family.template else 0
-
     # the router
 
     def _publish(self) -> None:
@@ -306,3 +303,8 @@ class LocalBackend:
             loading=sum(not e.process.ready for e in staying),
             groups=(),  # there are no keys here
         )
+
+
+def _gpus_each(template: Manifest | None) -> int:
+    """Of an engine that is made of it."""
+    return template["spec"]["template"]["gpus"] if template else 0

@@ -65,14 +65,15 @@ class Store:
             self._forget(key, obj)
         return concerned
 
-    def keep_only(self, kind: str, namespace: str | None, uids: set[str]) -> set[ResourceKey]:
-        """Drop the objects of a kind that a full list does not have; a watch that was cut never tells of their end."""
+    def uids(self, kind: str, namespace: str | None) -> set[str]:
+        """Of all objects of a kind; None: in any namespace."""
+        families = [family for key, family in self._objects.items() if namespace in (None, key.namespace)]
+        return {obj["metadata"].get("uid", "") for family in families for obj in family.values() if obj["kind"] == kind}
+
+    def drop_all(self, uids: set[str]) -> set[ResourceKey]:
+        """They are gone; whose they were."""
         lost = [
-            obj
-            for key, family in self._objects.items()
-            if namespace in (None, key.namespace)
-            for obj in family.values()
-            if obj["kind"] == kind and obj["metadata"].get("uid") not in uids
+            obj for family in self._objects.values() for obj in family.values() if obj["metadata"].get("uid") in uids
         ]
         return {key for obj in lost for key in self.drop(obj)}
 

@@ -49,6 +49,8 @@ def replicas(
 ) -> int:
     """How many engines there should be now, within the bounds of now."""
     spec = deployment.spec.autoscaling
+    if spec.mode == "HPA" and deployment.spec.replicas:  # until it has looked; at 0 it stands still
+        return min(max(deployment.spec.replicas, spec.min), spec.max or 1)
     if spec.mode != "Builtin":
         return deployment.spec.replicas
     if decision is not None:

@@ -5,7 +5,7 @@ from quire_api.deployment import GROUP, LLMDeployment
 __all__ = [
     "ATTEMPT_LABEL",
     "ENGINE",
-    "MANAGED",
+    "OURS",
     "OWNER_LABEL",
     "RESOLVER",
     "REVISION_LABEL",
@@ -20,7 +20,8 @@ ENGINE = "engine"  # roles of pods
 RESOLVER = "resolve"
 REVISION_LABEL = f"{GROUP}/revision"  # of a pod: digest of the template it came from
 ATTEMPT_LABEL = f"{GROUP}/attempt"  # of a Job: how many before it failed
-MANAGED = {"app.kubernetes.io/managed-by": "quire"}  # what the operator's watches select
+MANAGED = {"app.kubernetes.io/managed-by": "quire"}
+OURS = ",".join(f"{name}={value}" for name, value in MANAGED.items())  # what the operator's lists and watches select
 
 
 def selector(deployment: LLMDeployment) -> dict[str, str]:
