@@ -17,7 +17,7 @@ from quire_operator.planner.demand import EngineLoad, Look, Memory, capacity
 from quire_operator.planner.explain import explain
 from quire_operator.planner.observed import Instance, Key, ObjectState, Observed, Scaler, Workload
 from quire_operator.planner.plan import Plan, Scale, Weigh, plan
-from quire_operator.planner.scaling import policy_of, recall
+from quire_operator.planner.scaling import policy_of, recall, replicas
 from quire_operator.render import kubernetes
 from quire_operator.settings import OperatorSettings
 from quire_operator.simulate.compare import compare, reversals
@@ -367,6 +367,14 @@ def test_in_mode_hpa_spec_replicas_are_copied_and_what_the_hpa_lacks_is_said(
     assert (UNREAD in active.message and "prometheus-adapter" in active.message) == (said[0] == "False")
     assert scales(decided) == ([0] if suspend else [4])
     assert decided.status.autoscaling is None
+
+
+@pytest.mark.parametrize(("said", "wanted"), [(1, 3), (4, 4), (9, 6), (0, 0)])
+def test_in_mode_hpa_the_bounds_hold_before_the_hpa_has_looked_and_zero_stays_zero(said: int, wanted: int) -> None:
+    bounds = {"mode": "HPA", "min": 3, "max": 6}
+    deployment = LLMDeployment.parse(good(spec__replicas=said, spec__autoscaling=bounds))
+
+    assert replicas(deployment, None, None, 5) == wanted
 
 
 def test_the_history_keeps_five_and_is_explained() -> None:

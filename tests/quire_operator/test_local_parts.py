@@ -1,5 +1,6 @@
 """The parts of local mode, each alone: rolling, logs, files, devices, memory, tables, the state folder."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -23,6 +24,9 @@ from quire_operator.local.state import MARK, FolderTaken, StateFolder, process_s
 from quire_operator.local.tables import age, table
 from quire_operator.local.watch import Files
 from quire_operator.local.words import explain, row
+from quire_operator.planner.observed import Key
+from quire_operator.planner.plan import Apply, Create
+from quire_operator.reconcile import Refused
 from quire_router import Registry, Strategy
 
 # the router
@@ -38,6 +42,31 @@ def test_the_router_hears_of_a_resource_at_once_and_lets_everybody_in(tmp_path: 
     model = told[-1].find("quire-tiny")
     assert model is not None
     assert (model.resource, model.groups, model.strategy) == ("default/good", (), Strategy.ROUND_ROBIN)
+
+
+# devices
+
+
+def test_an_edit_that_needs_more_gpus_than_there_are_is_refused_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    backend = LocalBackend(StateFolder(tmp_path), lambda registry: None, "http://here/v1", lambda key: None)
+    gpus_of = {
+        ranks: backend.render(
+            LLMDeployment.parse(good(spec__accelerator__profile="nvidia", spec__parallelism={"tensor": ranks}))
+        ).objects[0]
+        for ranks in (1, 4)
+    }
+    key = backend.put(LLMDeployment.parse(good()))
+    child = Key("Deployment", "good")
+    asyncio.run(backend.execute(key, Create(child, gpus_of[1])))
+    backend._families[key].wanted = 1
+
+    with pytest.raises(Refused, match="1 replica needs 4 GPUs, and this machine has 2"):
+        asyncio.run(backend.execute(key, Apply(child, gpus_of[4])))
+
+    assert backend._families[key].template == gpus_of[1]
 
 
 # rolling
