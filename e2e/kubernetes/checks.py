@@ -293,9 +293,14 @@ def operator_crash_changes_nothing(world: World) -> None:
 
 def holder(world: World) -> str:
     """The pod of the operator that works; empty while none does."""
+    return identity(world).rpartition("_")[0]
+
+
+def identity(world: World) -> str:
+    """Of that operator: another one each time that a container is started."""
     path = "jsonpath={.spec.holderIdentity}"
     lease = world.tools.kubectl("get", "-n", SYSTEM, "lease", f"{RELEASE}-operator", "-o", path, check=False)
-    return lease.stdout.rpartition("_")[0]
+    return str(lease.stdout)
 
 
 def _names(objects: list[Any]) -> set[str]:

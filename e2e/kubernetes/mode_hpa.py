@@ -178,7 +178,15 @@ def _operator(world: World, folder: Path) -> Iterator[None]:
         config["users"] = [{"name": "user", "user": {"token": token}}]
         kubeconfig = folder / "operator.kubeconfig"
         kubeconfig.write_text(yaml.safe_dump(config))
-        command = [sys.executable, "-m", "quire_api", "operator", "--port=8089", f"--namespace={NAMESPACE}"]
+        command = [
+            sys.executable,
+            "-m",
+            "quire_api",
+            "operator",
+            "--no-lease",
+            "--port=8089",
+            f"--namespace={NAMESPACE}",
+        ]
         with _process(world, ["env", f"KUBECONFIG={kubeconfig}", *command], folder / "operator.log"):
             yield
     finally:

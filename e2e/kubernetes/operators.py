@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from checks import SAMPLE, World, holder, operator_pods, versions
+from checks import SAMPLE, World, holder, identity, operator_pods, versions
 from target import NAMESPACE, RELEASE, SYSTEM
 
 __all__ = ["OPERATORS", "one_wrote_at_a_time"]
 
 OPERATOR = f"{RELEASE}-operator"
 POD = "authentication.kubernetes.io/pod-name"  # the API server's word for whose token it was
-TAKEN_WITHIN_S = 20.0  # 15 s, and a try every other second
+TAKEN_WITHIN_S = 22.0  # 15 s from when its last renewal was seen, which takes up to 2.4, as the next try does
 
 
 def others_apply_the_same(world: World) -> None:
@@ -43,14 +43,16 @@ def others_apply_the_same(world: World) -> None:
 
 
 def a_standby_takes_over(world: World) -> None:
-    """two operators, the one that works killed -9 while a resource is edited: the other goes on within 20 s, to the same end"""
+    """two operators, the one that works killed -9 while a resource is edited: another goes on within 22 s, to the same end"""
     world.eventually("two are ready", lambda: len(_ready(world)) == 2, 60)
     world.eventually("one works", lambda: holder(world) in _ready(world), TAKEN_WITHIN_S)
-    first, started = holder(world), time.monotonic()
+    first, started, pod = identity(world), time.monotonic(), holder(world)
     edit = '{"spec":{"model":{"aliases":["after-the-kill"]},"engine":{"maxNumSeqs":24}}}'
     world.tools.kubectl("patch", "-n", NAMESPACE, "llmd/tiny", "--type=merge", f"-p={edit}")
-    _kill(world, first)
-    world.eventually("the other works", lambda: holder(world) not in ("", first), TAKEN_WITHIN_S)
+    _kill(world, pod)
+    world.eventually(
+        "another works", lambda: identity(world) not in ("", first), TAKEN_WITHIN_S
+    )  # be it the one that is back
     print(f"   taken over after {time.monotonic() - started:.1f} s", flush=True)
     generation = world.tiny()["metadata"]["generation"]
     world.eventually("the edit is seen", lambda: world.tiny()["status"]["observedGeneration"] == generation, 30)
@@ -62,11 +64,11 @@ def a_standby_takes_over(world: World) -> None:
 
 def operators_are_updated(world: World) -> None:
     """a rolling update of both operators ends, the lease goes from hand to hand, and nothing is written"""
-    before, first = versions(world), holder(world)
+    before, first = versions(world), identity(world)
     started = time.monotonic()
     for what in (("restart",), ("status", "--timeout=120s")):
         world.tools.kubectl("rollout", *what, "-n", SYSTEM, f"deploy/{OPERATOR}")
-    world.eventually("a new one works", lambda: holder(world) not in ("", first), TAKEN_WITHIN_S)
+    world.eventually("a new one works", lambda: identity(world) not in ("", first), TAKEN_WITHIN_S)
     print(f"   updated after {time.monotonic() - started:.1f} s", flush=True)
     time.sleep(5)
     assert versions(world) == before
