@@ -19,7 +19,7 @@ from quire_engine.fetch.ranges import Ranges
 __all__ = ["BUFFER", "Handle", "Incoming", "version_of"]
 
 BUFFER = 1 << 20
-AT_ONCE = 32 << 10  # bytes of a write: the kernel takes memory in pieces as large, and large pieces it may have to make
+AT_ONCE = 16 << 10  # bytes of a write: the kernel takes memory in pieces as large, and large pieces it may have to make
 
 
 class Handle:
