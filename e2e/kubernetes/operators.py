@@ -96,6 +96,8 @@ def _writes(audit_log: Path) -> Iterator[tuple[str, str, str, int]]:
         if what is None or user["username"] != f"system:serviceaccount:{SYSTEM}:{OPERATOR}":
             continue
         if event["verb"] in ("create", "update", "patch", "delete"):
+            if POD not in user.get("extra", {}):
+                continue  # a process of the stage of mode HPA, before the chart is there
             pod, code = user["extra"][POD][0], event.get("responseStatus", {}).get("code", 0)
             yield event["requestReceivedTimestamp"], pod, what["resource"], code
 
