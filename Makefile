@@ -86,7 +86,7 @@ compile-kernels: setup ## compile every kernel for GPUs, without one: a table of
 	PYTHONPATH=tests $(BIN)/python -m fakes.compiling
 
 .PHONY: bench-fleet
-bench-fleet: setup ## measure the operator with 1,000 resources and 5,000 pods on a control plane with kwok (root; half an hour; nothing else may run)
+bench-fleet: setup ## measure the operator with 1,000 resources and 5,000 pods on a control plane with kwok (root; ten minutes; nothing else may run)
 	@scripts/system-packages.sh e2e
 	$(BIN)/python benchmarks/fleet.py
 

@@ -35,13 +35,13 @@ sys.path[:0] = [str(ROOT / "e2e/cluster")]
 import machine  # noqa: E402  # after the path above
 from binaries import ensure_binaries, ensure_kwok  # noqa: E402
 from cluster import down, left_over, up  # noqa: E402
-from layout import API_PORT, BINARIES, NODE_ADDRESS, Layout  # noqa: E402
+from layout import API_PORT, BINARIES, NODE_ADDRESS, POD_RANGE, Layout  # noqa: E402
 from processes import start, stop, wait_until  # noqa: E402
 
 SYSTEM, MODELS = "quire-system", "models"
-POD_NETWORK = "10.64.0.0/12"  # all of it is this machine, so that one server is every engine
 PORT = 18080
 NODES, ENGINES = 10, 5
+BUILTIN_EVERY = 5  # one resource in so many is scaled by its load
 STEADY_S, CHANGES, CHANGE_EVERY_S = 60.0, 100, 0.5
 COLD_MOST_S = 1500.0
 TARGETS = {"cold_s": 600, "writes_per_s": 5, "memory_mib": 512, "change_p95_s": 1.0}
@@ -61,7 +61,7 @@ def resource(number: int) -> dict[str, Any]:
             "model": {"source": {"uri": "builtin://quire-tiny"}},
             "accelerator": {"profile": "cpu"},
             "replicas": ENGINES,
-            "autoscaling": builtin if number % 5 == 0 else {"mode": "Manual"},
+            "autoscaling": builtin if number % BUILTIN_EVERY == 0 else {"mode": "Manual"},
         },
     }
 
@@ -89,7 +89,8 @@ class Bench:
         layout = self.layout
         for name, arguments in (("kwok", self._kwok()), ("engines", [sys.executable, __file__, "--engines"])):
             start(layout, name, arguments)
-        subprocess.run([*layout.inside, *f"ip route add local {POD_NETWORK} dev lo".split()], check=True)
+        # All of the pods' network is this machine, so that one server is every engine.
+        subprocess.run([*layout.inside, *f"ip route add local {POD_RANGE} dev lo".split()], check=True)
         self._create([node(number) for number in range(NODES)])
         for namespace in (SYSTEM, MODELS):
             self.kubectl("create", "namespace", namespace)
@@ -124,6 +125,11 @@ class Bench:
         assert self.operator is not None
         self.operator.send_signal(signal.SIGKILL)
         self.operator.wait()
+
+    def looks(self) -> int:
+        """How often engines have answered /load."""
+        command = [*self.layout.inside, "curl", "-s", "-m", "5", "http://127.0.0.1:8000/looks"]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     def said(self) -> dict[str, float]:
         """The operator's metrics: name and labels -> value; empty while it does not answer."""
@@ -171,7 +177,7 @@ class Bench:
 
     def _kwok(self) -> list[str]:
         return [
-            str(ensure_kwok()), f"--kubeconfig={self.layout.kubeconfig}", "--manage-all-nodes", f"--cidr={POD_NETWORK}",
+            str(ensure_kwok()), f"--kubeconfig={self.layout.kubeconfig}", "--manage-all-nodes", f"--cidr={POD_RANGE}",
             f"--node-ip={NODE_ADDRESS}", f"--config={HERE / 'fleet-stages.yaml'}",
         ]  # fmt: skip
 
@@ -218,14 +224,14 @@ def cold(bench: Bench) -> dict[str, Any]:
 
 
 def steady(bench: Bench) -> dict[str, Any]:
-    before, cpu, started = bench.said(), bench.cpu_s(), time.monotonic()
+    before, looks, cpu, started = bench.said(), bench.looks(), bench.cpu_s(), time.monotonic()
     others = machine.Others(bench.operator.pid if bench.operator else None)
     time.sleep(STEADY_S)
     seconds, after = time.monotonic() - started, bench.said()
     return {
         "writes_per_s": round((writes(after) - writes(before)) / seconds, 2),
         "by_verb": by_verb(before, after),
-        "lease_renewals_per_s": 0.5,
+        "loads_read_per_s": round((bench.looks() - looks) / seconds, 1),
         "operator_cores": round((bench.cpu_s() - cpu) / seconds, 3),
         "others_share": round(others.share(), 2),
         "memory_mib": bench.memory(),
@@ -251,7 +257,7 @@ async def make_changes(kubeconfig: str, count: int) -> dict[str, Any]:
 
     await config.load_kube_config(kubeconfig)
     rng, seconds = random.Random(1), []
-    manual = [number for number in range(count) if number % 5]
+    manual = [number for number in range(count) if number % BUILTIN_EVERY]
     async with client.ApiClient() as api:
         custom, apps = client.CustomObjectsApi(api), client.AppsV1Api(api)
 
@@ -296,19 +302,21 @@ def restart(bench: Bench) -> dict[str, Any]:
         COLD_MOST_S,
     )
     said = bench.said()
-    return {"restart_s": round(took, 1), "of_it_lease_s": 15, "writes": int(writes(said)), "by_verb": by_verb({}, said),
+    return {"restart_s": round(took, 1), "writes": int(writes(said)), "by_verb": by_verb({}, said),
             "memory_mib": bench.memory()}  # fmt: skip
 
 
 def serve_engines() -> None:
     """What every engine answers, at every address of this machine."""
-    body = json.dumps(LOAD).encode()
-    answer = b"HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n" + body
+    head = b"HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n"
+    load, looks = json.dumps(LOAD).encode(), 0
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal looks
         try:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(answer)
+            asked = await reader.readuntil(b"\r\n\r\n")
+            looks += asked.startswith(b"GET /load ")
+            writer.write(head + (str(looks).encode() if asked.startswith(b"GET /looks ") else load))
             await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
@@ -341,7 +349,7 @@ def main() -> None:
         "machine": machine.describe(),
         "resources": arguments.resources,
         "engines": arguments.resources * ENGINES,
-        "builtin_share": 0.2,
+        "builtin_share": 1 / BUILTIN_EVERY,
         "targets": TARGETS,
     }
     up(layout, node=False)
