@@ -23,6 +23,7 @@ PARITY = {
     "store_kv": ("test_store_kv", "store_kv"),
     "attention": ("test_attention", "attend"),  # of a Scene
     "best": ("test_best", "best"),
+    "rule_out": ("test_rule_out", "rule_out"),
 }
 
 # Field -> why torch does it on a GPU.

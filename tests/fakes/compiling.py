@@ -131,6 +131,7 @@ def compile_all(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
         ops.activate(x, activation)
         ops.gate(x, activation)
     ops.best(torch.zeros(3, 5000))
+    ops.rule_out(torch.zeros(3, 5000), torch.zeros(2, dtype=torch.int64), torch.zeros(2, 157, dtype=torch.int32))
     turn, norm = torch.zeros(1024, 64), torch.ones(128)
     turned = [
         form_of(4, 2, 128, rotary=turn),

@@ -338,6 +338,19 @@ def test_best(width: int) -> None:
     assert torch.equal(native(torch.float32).best(logits), REFERENCE.best(logits))
 
 
+@pytest.mark.parametrize("width", [1, 31, 64, 5001])
+def test_rule_out(width: int) -> None:
+    rows = torch.tensor([4, 0, 2])
+    allowed = torch.randint(-(2**31), 2**31, (3, -(-width // 32)), dtype=torch.int32)
+    logits = torch.randn(6, width)
+    expected = logits.clone()
+    REFERENCE.rule_out(expected, rows, allowed)
+
+    native(torch.float32).rule_out(logits, rows, allowed)
+
+    assert torch.equal(logits, expected)
+
+
 class ToyModel:
     """Every kernel at least once, and a layer's memory used again by the next."""
 

@@ -93,6 +93,10 @@ class Ops:
     """logits [S, vocabulary] float32 -> ids [S] int64, the first of the largest of each row; -1: a NaN or +inf is
     among them; -2: all are -inf"""
 
+    rule_out: Callable[[Tensor, Tensor, Tensor], None]
+    """logits [S, vocabulary] float32, rows [R] int64, allowed [R, words] int32 with a bit for each token, the lowest
+    first: in place, the rows become -inf where there is no bit"""
+
     recorded: Callable[[Forward, int], Forward]
     """A model's forward pass -> the same, to the bit, which may be quicker from its second time on where a batch has at
     most so many rows. It is for one cache, and what it returns holds until it is called again."""

@@ -23,6 +23,7 @@ def reference_ops() -> Ops:
         store_kv=store_kv,
         attention=attention,
         best=best,
+        rule_out=rule_out,
         recorded=lambda forward, max_rows: forward,
     )
 
@@ -126,3 +127,9 @@ def _attend(query: Tensor, k: Tensor, v: Tensor, form: AttentionForm, position: 
 def best(logits: Tensor) -> Tensor:
     values, tokens = logits.max(dim=-1)  # a NaN counts as the largest
     return torch.where(values.isfinite(), tokens, -1 - values.isneginf().long())
+
+
+def rule_out(logits: Tensor, rows: Tensor, allowed: Tensor) -> None:
+    bits = torch.arange(32, dtype=torch.int32, device=logits.device)
+    may = (allowed[:, :, None] >> bits).bitwise_and(1).flatten(1)[:, : logits.shape[1]]
+    logits[rows] = logits[rows].masked_fill(may == 0, float("-inf"))

@@ -10,7 +10,7 @@ before it holds up those of others.
     note of step n:    the tokens, on their way to the host
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter, thread_time
 from typing import Any
 
@@ -21,30 +21,31 @@ from torch import Tensor
 
 from quire_engine.core.step import Placement
 from quire_engine.grammars.store import GrammarStore
-from quire_engine.sampling.rows import Rows, in_blocks, upload
+from quire_engine.sampling.rows import Rows, upload
 
 __all__ = ["GrammarMask"]
 
-NEVER = float("-inf")
 FREE_S = 0.005  # of the processor, for one token of one request; what it takes beyond adds up to at most
 PATIENCE_S = 0.25
 LEAST = -1e30  # what is not ruled out, but by nothing else can be preferred
-BLOCK = 1 << 14  # elements of logits that are masked at a time: they stay in a core's cache
-# [256, 8]: what a byte of a mask adds to the logits of its eight tokens
-PENALTIES = np.where(
-    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 0.0, NEVER
-).astype(np.float32)
 
 
 class GrammarMask:
     """A `Processor` (processors.py)."""
 
     def __init__(
-        self, grammars: GrammarStore, token_bytes: Sequence[bytes], max_num_seqs: int, device: torch.device
+        self,
+        grammars: GrammarStore,
+        token_bytes: Sequence[bytes],
+        max_num_seqs: int,
+        device: torch.device,
+        rule_out: Callable[[Tensor, Tensor, Tensor], None],
     ) -> None:
+        """`rule_out` is that of the table of kernels."""
         self._grammars = grammars
         self._token_bytes = token_bytes
         self._device = device
+        self._rule_out = rule_out
         self._matchers: list[Any] = [None] * max_num_seqs  # None: it has none, or has ended
         self._ends: list[list[int]] = [[]] * max_num_seqs  # tokens that end the output where the grammar may end
         self._may_clash = np.zeros(max_num_seqs, np.bool_)  # others may rule out the end where nothing else is left
@@ -77,10 +78,7 @@ class GrammarMask:
         forced = [i for i in clashing if _can_only_end(masks[i].view(np.uint32), self._ends[slots[i]])]
         spared = [(rows.index[i], self._ends[slots[i]]) for i in forced]
         values = [logits[row, ends].clamp(min=LEAST) for row, ends in spared]
-        if logits.is_cuda:
-            _mask_on_device(logits, masks, rows, self._device)
-        else:
-            _mask(logits.numpy(), masks, rows)
+        self._rule_out(logits, upload(rows.index, self._device), upload(masks, self._device))
         for (row, ends), value in zip(spared, values, strict=True):
             logits[row, ends] = value
 
@@ -135,26 +133,3 @@ def _can_only_end(mask: NDArray[np.uint32], ends: Sequence[int]) -> bool:
         may_end = may_end or bool(others[word] & bit)
         others[word] &= ~bit
     return may_end and not others.any()
-
-
-def _mask(logits: NDArray[np.float32], masks: NDArray[np.int32], rows: Rows) -> None:
-    octets, width = masks.view(np.uint8), logits.shape[1]
-    height = max(1, BLOCK // width)
-    buffer = np.empty((min(height, len(rows)), octets.shape[1], 8), np.float32)
-    for at in range(0, len(rows), height):
-        some = octets[at : at + height]
-        penalties = PENALTIES.take(some, axis=0, out=buffer[: len(some)], mode="clip")
-        penalties = penalties.reshape(len(some), -1)[:, :width]
-        if len(rows) == len(logits):
-            logits[at : at + height] += penalties
-        else:
-            logits[rows.index[at : at + height]] += penalties
-
-
-def _mask_on_device(logits: Tensor, masks: NDArray[np.int32], rows: Rows, device: torch.device) -> None:
-    packed = upload(masks.view(np.uint8), device)  # [R, bytes]
-    shifts = torch.arange(8, dtype=torch.uint8, device=device)
-    for block in in_blocks(len(rows), logits.shape[1], device):
-        index = upload(rows.index[block], device)
-        allowed = (packed[block, :, None] >> shifts).bitwise_and_(1).flatten(1)[:, : logits.shape[1]]
-        logits[index] = logits[index].masked_fill_(allowed == 0, NEVER)

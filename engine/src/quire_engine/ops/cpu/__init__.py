@@ -41,6 +41,7 @@ def native_ops(dtype: torch.dtype, processes: int = 1) -> Ops:
         store_kv=kernels.store_kv,
         attention=kernels.attention,
         best=kernels.best,
+        rule_out=kernels.rule_out,
         recorded=kernels.recorded,
     )
 
@@ -155,6 +156,14 @@ class _Kernels:
         y = torch.empty(rows, dtype=torch.int64)
         self._library.best(logits.data_ptr(), y.data_ptr(), rows, width)
         return y
+
+    def rule_out(self, logits: Tensor, rows: Tensor, allowed: Tensor) -> None:
+        if logits.dtype is not torch.float32 or not logits.is_contiguous():
+            raise TypeError(f"expected contiguous {torch.float32}, not {logits.dtype}")
+        width, words = logits.shape[1], allowed.shape[1]
+        if 32 * words < width:
+            raise ValueError(f"{words} words of bits for {width} tokens")
+        self._library.rule_out(logits.data_ptr(), rows.data_ptr(), allowed.data_ptr(), len(rows), width, words)
 
     def recorded(self, forward: Forward, max_rows: int) -> Forward:
         return Tape(forward, max_rows, self._library, self._recording, self._describe)

@@ -83,6 +83,7 @@ PARAMETERS: dict[str, list[Any]] = {
     "store_kv": [c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_long, c_void_p],
     "attention": [c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_long, c_void_p],
     "best": [c_void_p, c_void_p, c_long, c_long],
+    "rule_out": [c_void_p, c_void_p, c_void_p, c_long, c_long, c_long],
     "replay": [c_void_p, c_long, c_long],
 }
 RESULTS: dict[str, Any] = {"packed_size": c_long, "embed": c_long, "replay": c_long}

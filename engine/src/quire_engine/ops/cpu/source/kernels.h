@@ -24,3 +24,4 @@ void attention(const struct form *form, const struct batch *batch, const element
                long block_size, element *out);
 
 void best(const float *x, int64_t *y, long rows, long width);
+void rule_out(float *x, const int64_t *rows, const uint32_t *allowed, long count, long width, long words);
