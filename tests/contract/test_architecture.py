@@ -37,6 +37,7 @@ CONFINED: dict[str, set[str]] = {
     "uvicorn": {"quire_engine/server/serve.py", "quire_engine/server/wire.py"},
     "tokenizers": {"quire_engine/text/tokenizer.py"},
     "xgrammar": {"quire_engine/grammars/binding.py"},
+    "tvm_ffi": {"quire_engine/grammars/binding.py"},
     "safetensors": {"quire_engine/models/weights.py"},
     "httptools": {"quire_router/client.py", "quire_engine/bench/client.py", "quire_engine/server/wire.py"},
     "botocore": {"quire_engine/fetch/s3.py"},

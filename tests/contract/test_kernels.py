@@ -31,6 +31,7 @@ BY_TORCH = {
     "pack": "a product wants a matrix as it is",
     "linear": "torch's library of products is at the hardware's limit",
     "embed": "one gather, which torch does in one launch",
+    "walk": "grammars are the host's, who walks them while the device computes",
     "recorded": "passes are not recorded on GPUs yet",
 }
 

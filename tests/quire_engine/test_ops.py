@@ -11,11 +11,14 @@ from functools import cache as remember
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fakes.attending import ATTENTION_FORMS, Chunk, Scene, batch_of, empty_cache, form_of
 from torch import Tensor
 
+from quire_engine.core.request import Grammar, GrammarKind
+from quire_engine.grammars.binding import TokenizerInfos, compiled, compiler_of, load, matcher_of
 from quire_engine.layers.rotary import rotary_table
 from quire_engine.ops import Activation, AttentionForm, LayerCache, Ops
 from quire_engine.ops.cpu import NoLibrary, native_ops
@@ -349,6 +352,43 @@ def test_rule_out(width: int) -> None:
     native(torch.float32).rule_out(logits, rows, allowed)
 
     assert torch.equal(logits, expected)
+
+
+def test_walk() -> None:
+    """Grammars that end, that are shown what they do not allow, that are shown nothing, and none: seldom, often, all at once."""
+    texts = [b"<end>", *(bytes([byte]) for byte in range(32, 127)), b'{"', b'":', b'", "']
+    native_library, end = load(), 0
+    info = TokenizerInfos(native_library, texts, [end]).of(GrammarKind.JSON)
+    schema = Grammar(
+        kind=GrammarKind.JSON, text='{"type": "object", "additionalProperties": {"type": ["integer", "boolean"]}}'
+    )
+    grammar = compiled(compiler_of(native_library, info), schema)
+    rng = np.random.default_rng(1)
+    rows, words = 60, -(-len(texts) // 32)
+    tables = (REFERENCE, native(torch.float32))
+    matchers = [
+        [matcher_of(native_library, grammar, [end]) if row % 7 else None for row in range(rows)] for _ in tables
+    ]
+    masks = [np.full((rows, words), -1, np.int32) for _ in tables]
+    tokens, going_on = np.full(rows, -1), []
+    for _ in range(20):
+        seconds = [ops.walk(ours, tokens, mask) for ops, ours, mask in zip(tables, matchers, masks, strict=True)]
+        ended = seconds[0] < 0
+
+        assert np.array_equal(*masks)
+        assert np.array_equal(ended, seconds[1] < 0)
+        assert not masks[1][ended].any()
+        assert masks[1][~ended].any(axis=1).all()
+
+        going_on.append(rows - int(ended.sum()))
+        for row in range(rows):
+            allowed = np.flatnonzero(np.unpackbits(masks[0][row].view(np.uint8), count=len(texts), bitorder="little"))
+            tokens[row] = rng.choice(allowed) if len(allowed) and rng.random() < 0.98 else rng.integers(-1, len(texts))
+            if ended[row]:
+                for ours in matchers:
+                    ours[row] = None
+    assert going_on[0] == 51
+    assert 0 < going_on[-1] < 40
 
 
 class ToyModel:

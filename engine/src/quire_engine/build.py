@@ -312,7 +312,7 @@ def _assemble(
     grammars = GrammarStore(
         _writable(tokenizer, vocabulary), {token for token in spec.end_tokens if token < vocabulary}
     )
-    mask = GrammarMask(grammars, token_bytes, config.max_num_seqs, device, loaded.ops.rule_out)
+    mask = GrammarMask(grammars, token_bytes, config.max_num_seqs, device, loaded.ops)
     forward: Forward = loaded.model.forward
     logits = loaded.model.logits
     if crew:  # not recorded: sums of ranks are no kernels (decision 27)

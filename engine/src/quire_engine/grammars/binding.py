@@ -5,6 +5,7 @@ we do not use. So its folder is made known as a package without running its __in
 classes around the native library. They are no public interface: the version is pinned, and tests go through all of it.
 """
 
+import ctypes
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,9 @@ from typing import Any
 from quire_engine.core.request import Grammar, GrammarKind
 from quire_engine.errors import RequestRejected
 
-__all__ = ["MOST_WHITESPACE", "TokenizerInfos", "compiled", "compiler_of", "load", "matcher_of"]
+__all__ = [
+    "MOST_WHITESPACE", "TokenizerInfos", "address_of", "compiled", "compiler_of", "entrance", "load", "matcher_of",
+]  # fmt: skip
 
 MOST_WHITESPACE = 24  # characters between two parts of JSON: an indented line; a model at a loss would go on for ever
 CONTROL = re.compile(rb"[\x00-\x09\x0b\x0c\x0e-\x1f]")  # all but line breaks
@@ -84,3 +87,24 @@ def compiled(compiler: Any, grammar: Grammar) -> Any:
 def matcher_of(native: Any, grammar: Any, end_tokens: Iterable[int]) -> Any:
     ends_by_token, unlimited_rollback, temperature = False, -1, None
     return native.GrammarMatcher(grammar, sorted(end_tokens), ends_by_token, unlimited_rollback, temperature)
+
+
+def address_of(matcher: Any) -> int:
+    address: int = matcher.__chandle__()
+    return address
+
+
+def entrance() -> dict[str, int]:
+    """Addresses by which C calls matchers without Python: the function that calls functions, those of a matcher, and
+    the number of its kind."""
+    from tvm_ffi.libinfo import find_libtvm_ffi
+
+    known = load().GrammarMatcher.__tvm_ffi_type_info__
+    methods = {method.name: method.func.__chandle__() for method in known.methods}
+    return {
+        "call": ctypes.cast(ctypes.CDLL(find_libtvm_ffi()).TVMFFIFunctionCall, ctypes.c_void_p).value or 0,
+        "accept": methods["accept_token"],
+        "has_ended": methods["is_terminated"],
+        "fill": methods["fill_next_token_bitmask"],
+        "kind": known.type_index,
+    }

@@ -7,11 +7,13 @@ tests/quire_engine/test_ops.py for each other implementation.
 Shapes: T tokens of a step, D head size. Activations are of the model's format; weights of norms are float32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from quire_engine.runtime.batch import ForwardBatch
@@ -96,6 +98,11 @@ class Ops:
     rule_out: Callable[[Tensor, Tensor, Tensor], None]
     """logits [S, vocabulary] float32, rows [R] int64, allowed [R, words] int32 with a bit for each token, the lowest
     first: in place, the rows become -inf where there is no bit"""
+
+    walk: Callable[[Sequence[Any], NDArray[np.int64], NDArray[np.int32]], NDArray[np.float64]]
+    """On the host. Matchers of grammars [R], or None; the tokens that they are shown first, -1: none; masks [R, words],
+    which it fills with a bit for each token that may come next -> seconds of the processor that each took; -1: it does
+    not go on, and its mask is empty"""
 
     recorded: Callable[[Forward, int], Forward]
     """A model's forward pass -> the same, to the bit, which may be quicker from its second time on where a batch has at

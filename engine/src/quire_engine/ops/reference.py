@@ -1,13 +1,23 @@
 """The kernels in plain torch: short, obviously right, on any device. Every other implementation is tested against these."""
 
+from collections.abc import Sequence
+from time import perf_counter, thread_time
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from quire_engine.ops import Activation, AttentionForm, LayerCache, Matrix, Ops
 from quire_engine.runtime.batch import ForwardBatch
 
 __all__ = ["reference_ops"]
+
+LONG_S = (
+    1e-3  # of a row's grammar: below, the clock that counts the processor's time alone, a system call, is not asked
+)
 
 
 def reference_ops() -> Ops:
@@ -24,6 +34,7 @@ def reference_ops() -> Ops:
         attention=attention,
         best=best,
         rule_out=rule_out,
+        walk=walk,
         recorded=lambda forward, max_rows: forward,
     )
 
@@ -133,3 +144,18 @@ def rule_out(logits: Tensor, rows: Tensor, allowed: Tensor) -> None:
     bits = torch.arange(32, dtype=torch.int32, device=logits.device)
     may = (allowed[:, :, None] >> bits).bitwise_and(1).flatten(1)[:, : logits.shape[1]]
     logits[rows] = logits[rows].masked_fill(may == 0, float("-inf"))
+
+
+def walk(matchers: Sequence[Any], tokens: NDArray[np.int64], masks: NDArray[np.int32]) -> NDArray[np.float64]:
+    """One after another, for what a matcher needs is in the cache then."""
+    seconds = np.empty(len(matchers))
+    began, last = thread_time(), perf_counter()
+    for row, (matcher, token) in enumerate(zip(matchers, tokens.tolist(), strict=True)):
+        shown = matcher is not None and token >= 0
+        if matcher is None or (shown and (not matcher.accept_token(token, False) or matcher.is_terminated())):
+            masks[row], seconds[row] = 0, -1.0
+            continue
+        matcher.fill_next_token_bitmask(masks, row, False)
+        passed, last = perf_counter() - last, perf_counter()
+        seconds[row] = passed if passed < LONG_S else min(passed, thread_time() - began)
+    return seconds

@@ -10,8 +10,7 @@ before it holds up those of others.
     note of step n:    the tokens, on their way to the host
 """
 
-from collections.abc import Callable, Sequence
-from time import perf_counter, thread_time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from quire_engine.core.step import Placement
 from quire_engine.grammars.store import GrammarStore
+from quire_engine.ops import Ops
 from quire_engine.sampling.rows import Rows, upload
 
 __all__ = ["GrammarMask"]
@@ -39,18 +39,17 @@ class GrammarMask:
         token_bytes: Sequence[bytes],
         max_num_seqs: int,
         device: torch.device,
-        rule_out: Callable[[Tensor, Tensor, Tensor], None],
+        ops: Ops,
     ) -> None:
-        """`rule_out` is that of the table of kernels."""
         self._grammars = grammars
         self._token_bytes = token_bytes
         self._device = device
-        self._rule_out = rule_out
+        self._walk, self._rule_out = ops.walk, ops.rule_out
         self._matchers: list[Any] = [None] * max_num_seqs  # None: it has none, or has ended
         self._ends: list[list[int]] = [[]] * max_num_seqs  # tokens that end the output where the grammar may end
         self._may_clash = np.zeros(max_num_seqs, np.bool_)  # others may rule out the end where nothing else is left
         self._masks = np.zeros((max_num_seqs, -(-len(token_bytes) // 32)), np.int32)  # by row: a bit for each token
-        self._spent = [0.0] * max_num_seqs  # seconds beyond what is free
+        self._spent = np.zeros(max_num_seqs)  # seconds beyond what is free
         self._owed: dict[int, int] = {}  # slot -> where the token is that its matcher has not seen
         self._chosen = torch.empty(0, dtype=torch.int64)
         self._arrived: torch.cuda.Event | None = None
@@ -92,37 +91,19 @@ class GrammarMask:
             self._arrived.record()
 
     def _walked(self, slots: list[int]) -> NDArray[np.int32]:
-        """[R, words]: each row's mask, once its matcher has seen the token that was chosen last.
-
-        One after another, for what a matcher needs is in the cache then; and the clock that counts the processor's time
-        alone, a system call, is asked only about those that seem to take long.
-        """
+        """[R, words]: each row's mask, once its matcher has seen the token that was chosen last."""
         if self._owed and self._arrived is not None:
             self._arrived.synchronize()
-        chosen: list[int] = self._chosen.tolist() if self._owed else []
-        masks, matchers = self._masks, self._matchers
-        began, last = thread_time(), perf_counter()
-        for row, slot in enumerate(slots):
-            matcher, at = matchers[slot], self._owed.get(slot)
-            if matcher is not None and at is not None:
-                token = chosen[at]
-                if token in self._ends[slot] or not matcher.accept_token(token, False):
-                    matcher = matchers[slot] = None
-            if matcher is not None:
-                matcher.fill_next_token_bitmask(masks, row, False)
-                now = perf_counter()
-                if now - last > FREE_S or self._spent[slot]:
-                    matcher = matchers[slot] = self._charged(slot, min(now - last, thread_time() - began))
-                last = now
-            if matcher is None:
-                masks[row] = 0
+        chosen: list[int] = [*self._chosen.tolist(), -1] if self._owed else [-1]
+        tokens = np.array([chosen[self._owed.get(slot, -1)] for slot in slots], np.int64)
         self._owed = {}
-        return masks[: len(slots)]
-
-    def _charged(self, slot: int, seconds: float) -> Any:
-        """The matcher, unless it has taken too long by now."""
-        self._spent[slot] = max(0.0, self._spent[slot] + seconds - FREE_S)
-        return self._matchers[slot] if self._spent[slot] <= PATIENCE_S else None
+        masks = self._masks[: len(slots)]
+        seconds = self._walk([self._matchers[slot] for slot in slots], tokens, masks)
+        self._spent[slots] = np.maximum(0.0, self._spent[slots] + seconds - FREE_S)
+        for row in np.flatnonzero((seconds < 0) | (self._spent[slots] > PATIENCE_S)).tolist():
+            self._matchers[slots[row]] = None
+            masks[row] = 0
+        return masks
 
 
 def _can_only_end(mask: NDArray[np.uint32], ends: Sequence[int]) -> bool:

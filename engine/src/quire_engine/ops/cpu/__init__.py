@@ -8,15 +8,18 @@ kernels take no longer than the way to them: hence what is remembered here, and 
 """
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from quire_engine.grammars.binding import address_of, entrance
 from quire_engine.ops import Activation, AttentionForm, Forward, LayerCache, Ops
-from quire_engine.ops.cpu.library import BatchStruct, FormStruct, MatrixStruct, NoLibrary, open_library
+from quire_engine.ops.cpu.library import BatchStruct, FormStruct, GrammarsStruct, MatrixStruct, NoLibrary, open_library
 from quire_engine.ops.cpu.tape import Memory, Recorder, Tape
 from quire_engine.runtime.batch import ForwardBatch
 
@@ -42,6 +45,7 @@ def native_ops(dtype: torch.dtype, processes: int = 1) -> Ops:
         attention=kernels.attention,
         best=kernels.best,
         rule_out=kernels.rule_out,
+        walk=kernels.walk,
         recorded=kernels.recorded,
     )
 
@@ -65,6 +69,7 @@ class _Kernels:
         self._to: Any = self._library  # what calls go to: it, or a recorder before it
         self._new: Callable[..., Tensor] = _new  # where results go
         self._forms: dict[AttentionForm, FormStruct] = {}
+        self._grammars: GrammarsStruct | None = None  # once there are any
         self._batch: ForwardBatch | None = None  # the last one, which is that of the layer before
         self._batch_struct = BatchStruct()  # of it, always at the same address
 
@@ -164,6 +169,17 @@ class _Kernels:
         if 32 * words < width:
             raise ValueError(f"{words} words of bits for {width} tokens")
         self._library.rule_out(logits.data_ptr(), rows.data_ptr(), allowed.data_ptr(), len(rows), width, words)
+
+    def walk(self, matchers: Sequence[Any], tokens: NDArray[np.int64], masks: NDArray[np.int32]) -> NDArray[np.float64]:
+        if self._grammars is None:
+            self._grammars = GrammarsStruct(**entrance())
+        addresses = np.array([0 if each is None else address_of(each) for each in matchers], np.int64)
+        seconds = np.empty(len(matchers))
+        self._library.walk(
+            ctypes.addressof(self._grammars), addresses.ctypes.data, tokens.ctypes.data, masks.ctypes.data, seconds.ctypes.data,
+            *masks.shape,
+        )  # fmt: skip
+        return seconds
 
     def recorded(self, forward: Forward, max_rows: int) -> Forward:
         return Tape(forward, max_rows, self._library, self._recording, self._describe)

@@ -24,6 +24,7 @@ __all__ = [
     "THREADS",
     "BatchStruct",
     "FormStruct",
+    "GrammarsStruct",
     "MatrixStruct",
     "NoLibrary",
     "open_library",
@@ -65,6 +66,10 @@ class BatchStruct(ctypes.Structure):  # cache.h
     )
 
 
+class GrammarsStruct(ctypes.Structure):  # walk.c
+    _fields_ = (*((name, c_void_p) for name in ("call", "accept", "has_ended", "fill")), ("kind", c_long))
+
+
 class MatrixStruct(ctypes.Structure):  # matrix.h
     _fields_ = (("panels", c_void_p), ("out", c_long), ("in", c_long))
 
@@ -84,6 +89,7 @@ PARAMETERS: dict[str, list[Any]] = {
     "attention": [c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_long, c_void_p],
     "best": [c_void_p, c_void_p, c_long, c_long],
     "rule_out": [c_void_p, c_void_p, c_void_p, c_long, c_long, c_long],
+    "walk": [c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_long, c_long],
     "replay": [c_void_p, c_long, c_long],
 }
 RESULTS: dict[str, Any] = {"packed_size": c_long, "embed": c_long, "replay": c_long}
