@@ -24,6 +24,8 @@ from quire_api.errors import InvalidInput
 from quire_operator.backends.census import Census, census
 from quire_operator.backends.client import WritingClient
 from quire_operator.backends.cluster import ClusterBackend
+from quire_operator.backends.fetches import Fetches
+from quire_operator.backends.pods import Asked
 from quire_operator.backends.refusals import Refusals
 from quire_operator.backends.store import Store
 from quire_operator.handlers import WATCHED, inform, require_kinds
@@ -116,7 +118,8 @@ class _Operator:
         scraper = Scraper(backend.scrape_targets, routers or NoRouter(), worker.wake)
         backend.decision = scraper.decision
         refusals = Refusals(dynamic, backend.podless_jobs, worker.wake)
-        backend.refusal = refusals.of
+        fetches = Fetches(backend.fetching, worker.wake)
+        backend.asked = Asked(refusal=refusals.of, progress=fetches.of)
         lister = Lister(dynamic, self._store, WATCHED, namespaces)
 
         async def plan() -> None:
@@ -127,6 +130,7 @@ class _Operator:
                 worker.run(),
                 scraper.run(),
                 refusals.run(),
+                fetches.run(),
                 lister.again(worker.wake),
                 *([routers.run()] if routers is not None else []),
             )

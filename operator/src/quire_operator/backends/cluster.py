@@ -20,12 +20,22 @@ from pydantic import ValidationError
 from quire_api.deployment import API_VERSION, KIND, LLMDeployment
 from quire_api.errors import InvalidInput
 from quire_api.status import DeploymentStatus
+from quire_operator.backends.fetches import Fetching
 from quire_operator.backends.jobs import podless, pods_of_role, resolve_jobs
-from quire_operator.backends.pods import fetched_at, fetching, no_place, refusal_of, scaler_of
+from quire_operator.backends.pods import (
+    Asked,
+    address_of,
+    failure_of,
+    fetching,
+    instance_of,
+    is_ready,
+    refusal_of,
+    scaler_of,
+)
 from quire_operator.backends.refusals import PodlessJob
 from quire_operator.backends.store import Object, Store
 from quire_operator.planner.autoscale import ScaleDecision
-from quire_operator.planner.observed import Failure, Instance, Key, ObjectState, Observed, Workload
+from quire_operator.planner.observed import Key, ObjectState, Observed, Workload
 from quire_operator.planner.plan import Action, Apply, Create, Delete, Desired, Scale, Weigh, digest
 from quire_operator.planner.revisions import from_object, revision_id
 from quire_operator.reconcile import NameTaken, Refused, ResourceKey
@@ -73,7 +83,7 @@ class ClusterBackend:
         self._corrected = corrected
         self._applied: Applied = {}
         self.decision: Callable[[ResourceKey], ScaleDecision | None] = lambda key: None  # of the autoscaler
-        self.refusal: Callable[[str], str] = lambda uid: ""  # why a Job has no pod
+        self.asked = Asked()
 
     def podless_jobs(self) -> list[PodlessJob]:
         """Of which it may be asked why."""
@@ -85,6 +95,16 @@ class ClusterBackend:
             for uid in podless(jobs, pods_of_role(store.children(key, "Pod"), RESOLVER))
         ]
 
+    def fetching(self) -> list[Fetching]:
+        """Pods that fetch weights, and may be asked how far they are."""
+        store = self._store
+        return [
+            Fetching(pod["metadata"]["uid"], key, address_of(pod))
+            for key in store.resources()
+            for pod in pods_of_role(store.children(key, "Pod"), ENGINE)
+            if fetching(pod) and pod["status"].get("podIP")
+        ]
+
     def scrape_targets(self) -> list[Target]:
         """What the autoscaler is to look at; what cannot be read is no business of its."""
         return [target for key in self._store.resources() if (target := _target(key, self._store)) is not None]
@@ -94,7 +114,7 @@ class ClusterBackend:
         if resource is None or resource["metadata"].get("deletionTimestamp"):
             self._applied = {k: v for k, v in self._applied.items() if k[0] != key}
             return None  # the garbage collector takes what we made
-        seen = observe(key, resource, self._store, self._applied, self.refusal)
+        seen = observe(key, resource, self._store, self._applied, self.asked)
         return resource, replace(seen, decision=self.decision(key))
 
     def render(self, deployment: LLMDeployment) -> Desired:
@@ -235,10 +255,8 @@ class ClusterBackend:
         raise NameTaken(child, f"{controller['kind']} {controller['name']}" if controller else "nobody that says so")
 
 
-def observe(
-    key: ResourceKey, resource: Object, store: Store, applied: Applied, refusal: Callable[[str], str]
-) -> Observed:
-    """The snapshot, from the store alone."""
+def observe(key: ResourceKey, resource: Object, store: Store, applied: Applied, asked: Asked) -> Observed:
+    """The snapshot, from the store and what was asked beside it."""
     written, uid = resource.get("status"), resource["metadata"]["uid"]
     objects: dict[Key, ObjectState] = {}
     for kind in OWNED:
@@ -262,12 +280,12 @@ def observe(
         status=_read_status(written) if written else None,
         objects=objects,
         workload=_workload(deployment, store.children(key, "ReplicaSet")) if deployment is not None else Workload(),
-        instances=tuple(_instance(pod, revision) for pod in pods_of_role(pods, ENGINE)),
+        instances=tuple(instance_of(pod, revision, asked) for pod in pods_of_role(pods, ENGINE)),
         jobs=resolve_jobs(
             (job for job in store.children(key, "Job") if _controller(job).get("uid") == uid),
             pods_of_role(pods, RESOLVER),
-            _failure,
-            refusal,
+            failure_of,
+            asked.refusal,
         ),
         history=tuple(revision for revision in kept if revision is not None),
         scaler=next(
@@ -297,18 +315,8 @@ def _target(key: ResourceKey, store: Store) -> Target | None:
         deployment=deployment,
         status=_read_status(resource["status"]),
         replicas=workload["spec"].get("replicas", 0),
-        ready={p["metadata"]["name"]: _main(p["status"]["podIP"]) for p in pods if _is_ready(p)},
+        ready={p["metadata"]["name"]: address_of(p) for p in pods if is_ready(p)},
     )
-
-
-def _main(address: str) -> str:
-    return f"[{address}]:{kubernetes.PORT}" if ":" in address else f"{address}:{kubernetes.PORT}"
-
-
-def _is_ready(pod: Object) -> bool:
-    status = pod.get("status") or {}
-    conditions = status.get("conditions") or []
-    return bool(status.get("podIP")) and any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
 
 def _read_status(written: Mapping[str, Any]) -> DeploymentStatus:
@@ -362,33 +370,3 @@ def _workload(deployment: Object, replica_sets: Iterable[Object]) -> Workload:
         paused=bool(spec.get("paused")),
         refused=refusal_of(revision, (each for each in replica_sets if _controller(each).get("uid") == uid)),
     )
-
-
-def _instance(pod: Object, revision: str | None) -> Instance:
-    status = pod.get("status") or {}
-    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or [])
-    statuses = [c for kind in ("initContainerStatuses", "containerStatuses") for c in status.get(kind) or []]
-    failures = [_failure(container) for container in statuses]
-    return Instance(
-        name=pod["metadata"]["name"],
-        current=revision_id(pod) == revision,
-        ready=ready,
-        failure=None if ready else next((f for f in failures if f), None),
-        no_place=no_place(pod),
-        fetching=fetching(pod),
-        fetched_at=fetched_at(pod),
-    )
-
-
-def _failure(container: Mapping[str, Any]) -> Failure | None:
-    """How a container ended last, or why it cannot start; None while it runs and never ended."""
-    name, state = container.get("name", "engine"), container.get("state") or {}
-    waiting = state.get("waiting") or {}
-    ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated")
-    if ended and ended.get("exitCode"):
-        message = (ended.get("message") or "").strip().rpartition("\n")[2]
-        cause, again = ended.get("reason") or "", waiting.get("reason") == "CrashLoopBackOff"
-        return Failure(message=message, exit_code=ended["exitCode"], cause=cause, container=name, again=again)
-    if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
-        return Failure(message=waiting.get("message") or "", cause=waiting["reason"], container=name)
-    return None

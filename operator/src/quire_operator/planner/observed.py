@@ -17,6 +17,7 @@ __all__ = [
     "NoPlace",
     "ObjectState",
     "Observed",
+    "Progress",
     "ResolveJob",
     "Revision",
     "Scaler",
@@ -64,6 +65,15 @@ class NoPlace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a fetch was when it reached its last step."""
+
+    phase: str
+    percent: int  # a step: it does not tick
+    bytes_per_second: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
     """One engine."""
 
@@ -73,6 +83,7 @@ class Instance:
     failure: Failure | None = None  # the last one, while the instance is not ready
     no_place: NoPlace | None = None
     fetching: bool = False  # its weights are on their way
+    progress: Progress | None = None  # of that, once it has said
     fetched_at: str = ""  # when they had come
 
 

@@ -16,6 +16,7 @@ from quire_api.reasons import Reason
 from quire_api.resolved import ModelStatus
 from quire_api.rollout import RevisionStatus
 from quire_api.status import Child, DeploymentStatus
+from quire_operator.planner.arriving import arriving
 from quire_operator.planner.conditions import Verdict, judge, write_status
 from quire_operator.planner.fit import Room
 from quire_operator.planner.observed import Key, Manifest, Observed, digest, key_of
@@ -155,6 +156,7 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
         serving=f"{workload.updated_ready}/{wanted}",
         children=tuple(Child(kind=key.kind, name=key.name) for key in sorted(map(key_of, desired.objects))),
         model=about.model,
+        weights=arriving(observed.instances),
         revision=roll.status if roll is not None else _at_rest(standing, desired),
         autoscaling=standing.autoscaling,
         conditions=with_standing(standing.conditions, conditions, generation, now),
