@@ -266,7 +266,7 @@ def test_progress_is_read_from_the_deployment() -> None:
     status = {"observedGeneration": 1, "replicas": 3, "updatedReplicas": 2, "readyReplicas": 3, "availableReplicas": 2}
     seen = snapshot(child("Deployment", spec={"replicas": 2}, status=status))
 
-    assert seen.workload == Workload(current=True, replicas=3, updated=2, ready=2, updated_ready=1)
+    assert seen.workload == Workload(current=True, replicas=3, updated=2, ready=2, updated_ready=1, nodes=1)
     assert seen.objects[Key("Deployment", "good")].replicas == 2
 
 

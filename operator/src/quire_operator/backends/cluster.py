@@ -1,7 +1,7 @@
 """Kubernetes: server-side apply, three field managers, and what we see of pods.
 
     quire         owns the objects' desired state, but never `replicas`
-    quire-scale   owns `replicas`: it creates a Deployment at 0, then sets /scale
+    quire-scale   owns `replicas`: it creates what engines come from at 0, then sets /scale
     quire-status  owns the status of the resource
 
 A manager that applied `replicas` once and then omits it would reset it to 1; hence the second one.
@@ -9,7 +9,7 @@ Watches fill the store; nothing is read from the API server but what a create ru
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,9 +25,9 @@ from quire_operator.backends.jobs import podless, pods_of_role, resolve_jobs
 from quire_operator.backends.pods import (
     Asked,
     address_of,
+    engines_of,
     failure_of,
     fetching,
-    instance_of,
     is_ready,
     refusal_of,
     scaler_of,
@@ -35,9 +35,10 @@ from quire_operator.backends.pods import (
 from quire_operator.backends.refusals import PodlessJob
 from quire_operator.backends.store import Object, Store
 from quire_operator.planner.autoscale import ScaleDecision
-from quire_operator.planner.observed import Key, ObjectState, Observed, Workload
+from quire_operator.planner.observed import Instance, Key, ObjectState, Observed, Workload
 from quire_operator.planner.plan import Action, Apply, Create, Delete, Desired, Scale, Weigh, digest
 from quire_operator.planner.revisions import from_object, revision_id
+from quire_operator.planner.workloads import GROUPS, WORKLOADS, is_workload, nodes_of, stub, template_of
 from quire_operator.reconcile import NameTaken, Refused, ResourceKey
 from quire_operator.render import kubernetes
 from quire_operator.render.names import ENGINE, RESOLVER
@@ -57,6 +58,7 @@ OWNED: dict[str, str] = {  # kind -> apiVersion
     "Job": "batch/v1",
     "ControllerRevision": "apps/v1",
     "Deployment": "apps/v1",
+    "LeaderWorkerSet": "leaderworkerset.x-k8s.io/v1",
 }
 
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"  # the pod with the lowest goes first
@@ -131,7 +133,7 @@ class ClusterBackend:
         match action:
             case Create(child, manifest):
                 self._count_drift(key, child, manifest)
-                if child.kind == "Deployment":
+                if is_workload(manifest):
                     await self._create_at_zero(api, key, child, manifest)
                 else:
                     await self._refuse_if_taken(api, key, child)
@@ -220,23 +222,9 @@ class ClusterBackend:
         self._applied[key, child] = (digest(manifest), _mark(live))
 
     async def _create_at_zero(self, api: Any, key: ResourceKey, child: Key, manifest: Mapping[str, Any]) -> None:
-        """What validation demands and no more: what this manager posts, it co-owns for ever."""
-        spec = manifest["spec"]
-        container = spec["template"]["spec"]["containers"][0]
-        stub = {
-            **{part: manifest[part] for part in ("apiVersion", "kind", "metadata")},
-            "spec": {
-                "replicas": 0,
-                "selector": spec["selector"],
-                "template": {
-                    "metadata": {"labels": spec["selector"]["matchLabels"]},
-                    "spec": {"containers": [{"name": container["name"], "image": container["image"]}]},
-                },
-            },
-        }
         try:
             await api.create(
-                body=stub, namespace=key.namespace, field_manager=SCALE_MANAGER, _request_timeout=TIMEOUT_S
+                body=stub(manifest), namespace=key.namespace, field_manager=SCALE_MANAGER, _request_timeout=TIMEOUT_S
             )
         except ConflictError:
             await self._refuse_if_taken(api, key, child)
@@ -269,18 +257,20 @@ def observe(key: ResourceKey, resource: Object, store: Store, applied: Applied, 
                 owner_uid=owner.get("uid"),
                 of_predecessor=(owner.get("kind"), owner.get("name")) == (KIND, key.name) and owner["uid"] != uid,
                 applied=known_digest if mark == _mark(live) else None,
-                replicas=(live.get("spec") or {}).get("replicas") if kind == "Deployment" else None,
+                replicas=(live.get("spec") or {}).get("replicas") if kind in WORKLOADS else None,
             )
-    namesake = store.child(key, "Deployment", key.name)
-    deployment = namesake if namesake is not None and _controller(namesake).get("uid") == uid else None
-    revision = revision_id(deployment["spec"].get("template") or {}) if deployment is not None else None
+    workload = _workload_of(key, store, uid)
+    revision = revision_id(template_of(workload)) if workload is not None else None
     kept = (from_object(r) for r in store.children(key, "ControllerRevision") if _controller(r).get("uid") == uid)
     pods = list(store.children(key, "Pod"))
+    engines = engines_of(pods, revision, asked)
     return Observed(
         status=_read_status(written) if written else None,
         objects=objects,
-        workload=_workload(deployment, store.children(key, "ReplicaSet")) if deployment is not None else Workload(),
-        instances=tuple(instance_of(pod, revision, asked) for pod in pods_of_role(pods, ENGINE)),
+        workload=_progress(workload, store.children(key, "ReplicaSet"), engines)
+        if workload is not None
+        else Workload(),
+        instances=engines,
         jobs=resolve_jobs(
             (job for job in store.children(key, "Job") if _controller(job).get("uid") == uid),
             pods_of_role(pods, RESOLVER),
@@ -306,7 +296,7 @@ def _target(key: ResourceKey, store: Store) -> Target | None:
         return None
     if deployment.spec.autoscaling.mode != "Builtin":
         return None
-    workload = store.child(key, "Deployment", key.name)
+    workload = _workload_of(key, store, resource["metadata"]["uid"])
     if workload is None:
         return None
     pods = pods_of_role(store.children(key, "Pod"), ENGINE)
@@ -351,7 +341,35 @@ def _is_next(before: Object, live: Object) -> bool:
     return generations[1] - generations[0] in (0, 1)
 
 
-def _workload(deployment: Object, replica_sets: Iterable[Object]) -> Workload:
+def _workload_of(key: ResourceKey, store: Store, uid: str) -> Object | None:
+    """What the engines of the resource come from."""
+    found = (each for kind in WORKLOADS for each in store.children(key, kind))
+    return next((each for each in found if _controller(each).get("uid") == uid), None)
+
+
+def _progress(workload: Object, replica_sets: Iterable[Object], engines: Sequence[Instance]) -> Workload:
+    if workload["kind"] == GROUPS:
+        return _progress_of_groups(workload, engines)
+    return _progress_of_pods(workload, replica_sets)
+
+
+def _progress_of_groups(workload: Object, engines: Sequence[Instance]) -> Workload:
+    """Counted from leaders: its status does not say which generation it is about."""
+    rollout = (workload["spec"].get("rolloutStrategy") or {}).get("rollingUpdateConfiguration") or {}
+    missing = rollout.get("maxUnavailable")
+    return Workload(
+        current=True,
+        replicas=len(engines),
+        updated=sum(engine.current for engine in engines),
+        ready=sum(engine.ready for engine in engines),
+        updated_ready=sum(engine.ready and engine.current for engine in engines),
+        revision=revision_id(template_of(workload)),
+        unavailable=missing if isinstance(missing, int) else 0,
+        nodes=nodes_of(workload),
+    )
+
+
+def _progress_of_pods(deployment: Object, replica_sets: Iterable[Object]) -> Workload:
     spec, status = deployment["spec"], deployment.get("status") or {}
     missing = ((spec.get("strategy") or {}).get("rollingUpdate") or {}).get("maxUnavailable")
     replicas, updated = status.get("replicas", 0), status.get("updatedReplicas", 0)
@@ -366,6 +384,7 @@ def _workload(deployment: Object, replica_sets: Iterable[Object]) -> Workload:
             0, min(updated, ready - (replicas - updated))
         ),  # at least so many: the others may all be old ones
         revision=revision,
+        nodes=1,
         unavailable=missing if isinstance(missing, int) else 0,
         paused=bool(spec.get("paused")),
         refused=refusal_of(revision, (each for each in replica_sets if _controller(each).get("uid") == uid)),

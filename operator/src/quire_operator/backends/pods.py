@@ -1,18 +1,21 @@
 """What is read of the objects around a pod: whether there may be one, whether it has a place, whether its weights are still on
 their way; and what an autoscaler says of itself. Pure."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from quire_operator.backends.jobs import pods_of_role
 from quire_operator.planner.observed import Failure, Instance, NoPlace, Progress, Scaler
 from quire_operator.planner.revisions import revision_id
 from quire_operator.render.kubernetes import PORT
+from quire_operator.render.names import ENGINE, WORKER
 
-__all__ = ["Asked", "address_of", "failure_of", "fetching", "instance_of", "is_ready", "refusal_of", "scaler_of"]
+__all__ = ["Asked", "address_of", "engines_of", "failure_of", "fetching", "is_ready", "refusal_of", "scaler_of"]
 
 Object = Mapping[str, Any]
 
+GROUP_LABEL = "leaderworkerset.sigs.k8s.io/group-index"
 FETCHER = "weights"  # the init container of render/kubernetes.py
 
 
@@ -24,8 +27,38 @@ class Asked:
     progress: Callable[[str], Progress | None] = lambda uid: None  # how far a pod's fetch is
 
 
-def instance_of(pod: Object, revision: str | None, asked: Asked) -> Instance:
-    """`revision` is the wanted one."""
+def engines_of(pods: Sequence[Object], revision: str | None, asked: Asked) -> tuple[Instance, ...]:
+    """`revision` is the wanted one. An engine on several nodes is its leader; what one of its workers lacks, it lacks."""
+    workers = list(pods_of_role(pods, WORKER))
+    return tuple(
+        _whole(
+            _instance(leader, revision, asked),
+            [_instance(worker, revision, asked) for worker in workers if _group(worker) == _group(leader)],
+        )
+        for leader in pods_of_role(pods, ENGINE)
+    )
+
+
+def _group(pod: Object) -> str | None:
+    return (pod["metadata"].get("labels") or {}).get(GROUP_LABEL)
+
+
+def _whole(leader: Instance, workers: Sequence[Instance]) -> Instance:
+    if leader.ready or not workers:
+        return leader
+    parts = (leader, *workers)
+    fetching = [part for part in parts if part.fetching]
+    return replace(
+        leader,
+        failure=next((part.failure for part in parts if part.failure is not None), None),
+        no_place=next((part.no_place for part in parts if part.no_place is not None), None),
+        fetching=bool(fetching),
+        progress=min((p.progress for p in fetching if p.progress), key=lambda each: each.percent, default=None),
+        fetched_at=max(part.fetched_at for part in parts),
+    )
+
+
+def _instance(pod: Object, revision: str | None, asked: Asked) -> Instance:
     status = pod.get("status") or {}
     ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or [])
     statuses = [c for kind in ("initContainerStatuses", "containerStatuses") for c in status.get(kind) or []]

@@ -110,6 +110,7 @@ class Workload:
     revision: str = ""  # that is being rolled out, or was; empty where revisions are not kept
     unavailable: int = 0  # engines that may be missing while it is; 0: a new one comes before an old one goes
     paused: bool = False  # the roll-out stands still
+    nodes: int | None = None  # that each engine is on; None: there is no workload, or it does not say
     refused: str = ""  # why the API server will not have one more pod
 
 
