@@ -12,6 +12,7 @@ from fakes.resources import good
 
 from quire_api import DeploymentStatus
 from quire_operator.backends.cluster import ClusterBackend, observe
+from quire_operator.backends.fetches import Fetching
 from quire_operator.backends.pods import Asked
 from quire_operator.backends.refusals import PodlessJob, Refusals
 from quire_operator.backends.store import Store
@@ -364,6 +365,23 @@ def test_a_pod_without_a_place_is_seen_with_the_schedulers_words() -> None:
 
     assert snapshot(waiting).instances[0].no_place == NoPlace(since="T", message="0/1 nodes")
     assert snapshot(pod()).instances[0].no_place is None
+
+
+def test_pods_that_fetch_and_have_an_address_may_be_asked() -> None:
+    store = Store()
+    store.put(good(metadata__uid="u1"))
+    for name, address, state in (
+        ("p", "10.0.0.7", "running"),
+        ("q", "fd00::7", "running"),
+        ("r", "10.0.0.8", "waiting"),
+    ):
+        seen = pod(name)
+        seen["status"] |= {"podIP": address, "initContainerStatuses": [{"name": "weights", "state": {state: {}}}]}
+        store.put(seen)
+
+    asked = ClusterBackend(SimpleNamespace(), store, OperatorSettings()).fetching()
+
+    assert asked == [Fetching("Pod-p", KEY, "10.0.0.7:8000"), Fetching("Pod-q", KEY, "[fd00::7]:8000")]
 
 
 def test_how_far_the_weights_are_is_what_their_container_said() -> None:

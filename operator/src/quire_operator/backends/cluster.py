@@ -41,7 +41,7 @@ from quire_operator.planner.revisions import from_object, revision_id
 from quire_operator.planner.workloads import GROUPS, WORKLOADS, is_workload, nodes_of, stub, template_of
 from quire_operator.reconcile import NameTaken, Refused, ResourceKey
 from quire_operator.render import kubernetes
-from quire_operator.render.names import ENGINE, RESOLVER
+from quire_operator.render.names import ENGINE, RESOLVER, WORKER
 from quire_operator.scrape import Target
 from quire_operator.settings import OperatorSettings
 
@@ -103,7 +103,8 @@ class ClusterBackend:
         return [
             Fetching(pod["metadata"]["uid"], key, address_of(pod))
             for key in store.resources()
-            for pod in pods_of_role(store.children(key, "Pod"), ENGINE)
+            for role in (ENGINE, WORKER)
+            for pod in pods_of_role(store.children(key, "Pod"), role)
             if fetching(pod) and pod["status"].get("podIP")
         ]
 
