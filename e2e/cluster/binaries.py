@@ -4,13 +4,15 @@ Kubernetes' go.mod points at folders of its own repository, so `go install` refu
 the published versions of those folders instead. Whatever is in the cache already is left alone.
 """
 
+import json
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
-from layout import BINARIES, CACHE, COREDNS, HELM, KUBERNETES, KWOK
+from layout import BINARIES, CACHE, COREDNS, HELM, KUBERNETES, KWOK, LEADER_WORKER_SET
 
 KUBERNETES_PROGRAMS = (
     "kubectl",
@@ -37,6 +39,16 @@ def ensure_kwok() -> Path:
     path = CACHE / f"kwok-{KWOK}"
     _ensure({"kwok": path})
     return path
+
+
+def leader_worker_set_crd() -> Path:
+    """The CRD alone, as the module carries it: nothing runs that would act on it."""
+    module = f"sigs.k8s.io/lws@{LEADER_WORKER_SET}"
+    with tempfile.TemporaryDirectory() as empty:  # outside of any module
+        done = subprocess.run(["go", "mod", "download", "-json", module], cwd=empty, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"cannot download {module}:\n{done.stderr[-3000:] or done.stdout[-3000:]}")
+    return Path(json.loads(done.stdout)["Dir"]) / "config/crd/bases/leaderworkerset.x-k8s.io_leaderworkersets.yaml"
 
 
 def _ensure(programs: dict[str, Path]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from layout import CACHE, Layout
 
 ROOT = Path(__file__).resolve().parents[2]
-ARCHIVE_AGE_S = 2 * 3600
+ARCHIVES = 2  # of a name: of two runs at once each finds its own
 BASE = "localhost/quire-e2e/debian:bookworm"
 PAUSE_SOURCE = """\
 #include <signal.h>
@@ -101,7 +101,7 @@ def _build(name: str, tag: str) -> Path:
         image = Path(number.name).read_text().strip().rpartition(":")[2]
     archive = CACHE / "images" / f"{name}-{image[:16]}.tar"
     archive.parent.mkdir(parents=True, exist_ok=True)
-    _remove_old(archive)
+    _remove_old(name, archive)
     if not archive.exists():
         _push(image, tag, archive)
     archive.touch()
@@ -112,11 +112,12 @@ def _build(name: str, tag: str) -> Path:
     return archive
 
 
-def _remove_old(keep: Path) -> None:
-    """Archives that no run of the last hours can still be loading, and halves of such."""
-    for archive in keep.parent.iterdir():
-        if archive != keep and time.time() - archive.stat().st_mtime > ARCHIVE_AGE_S:
-            archive.unlink()
+def _remove_old(name: str, keep: Path) -> None:
+    """All but the newest ones, and halves that a run left which was ended: whoever writes one now holds the lock, as we do."""
+    others = [archive for archive in keep.parent.glob(f"{name}-*.tar") if archive != keep]
+    newest_first = sorted(others, key=lambda archive: archive.stat().st_mtime, reverse=True)
+    for archive in (*newest_first[ARCHIVES - 1 :], *keep.parent.glob(f"{name}-*.partial-*")):
+        archive.unlink()
 
 
 def _push(image: str, tag: str, archive: Path) -> None:

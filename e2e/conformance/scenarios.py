@@ -125,11 +125,15 @@ def _refusal(world: World, resource: dict[str, Any]) -> str:
 
 def divided(world: World) -> None:
     """ranks: an engine of two ranks takes the place of one of one, and answers; then the other way round"""
-    for ranks in (2, 1):
-        before = world.engines(NAME)
-        world.apply(edited(engine__maxNumSeqs=32, parallelism={"tensor": ranks}))
-        eventually("a new engine alone serves", lambda: serves(world, 1) and world.engines(NAME) != before, PATIENCE_S)  # noqa: B023
-        assert world.answer(MODEL, "Hello!") == GREETING
+    _becomes(world, ranks=2)
+    _becomes(world, ranks=1)
+
+
+def _becomes(world: World, ranks: int) -> None:
+    before = world.engines(NAME)
+    world.apply(edited(engine__maxNumSeqs=32, parallelism={"tensor": ranks}))
+    eventually("a new engine alone serves", lambda: serves(world, 1) and world.engines(NAME) != before, PATIENCE_S)
+    assert world.answer(MODEL, "Hello!") == GREETING
 
 
 def scaled_to_zero(world: World) -> None:

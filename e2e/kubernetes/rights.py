@@ -43,6 +43,18 @@ UNPROVOKED: dict[Right, str] = {
             ("networking.k8s.io", "networkpolicies"),
         )
     },
+    **{
+        (
+            "leaderworkerset.x-k8s.io",
+            resource,
+            verb,
+        ): "engines on several nodes: the kind is there, and nobody makes pods of it"
+        for resource, verbs in (
+            ("leaderworkersets", ("get", "create", "patch", "delete")),
+            ("leaderworkersets/scale", ("patch",)),
+        )
+        for verb in verbs
+    },
     ("", "pods", "patch"): "the deletion cost of the pods, before the autoscaler takes some",
 }
 

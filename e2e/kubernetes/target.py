@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 import images
-from binaries import ensure_binaries
+from binaries import ensure_binaries, leader_worker_set_crd
 from cluster import down, left_over, up
 from layout import BINARIES, Layout
 
@@ -92,6 +92,7 @@ class OwnCluster:
 
     def up(self) -> Images:
         up(self.layout)
+        self.tools.kubectl("apply", "--server-side", "-f", str(leader_worker_set_crd()))
         return Images(engine="localhost/quire-engine:e2e", operator="localhost/quire-operator:e2e")
 
     def load(self) -> None:

@@ -12,7 +12,7 @@ from quire_api.fetching import FETCH_OUTCOMES
 from quire_api.generate import outputs
 from quire_engine import errors
 from quire_operator.backends.cluster import OWNED
-from quire_operator.handlers import WATCHED
+from quire_operator.handlers import OPTIONAL, WATCHED
 from quire_operator.planner.failures import EXIT_CODES, PASSING
 
 DOCUMENTS = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").rglob("*.md"))]
@@ -109,7 +109,7 @@ def test_the_chart_allows_what_the_operator_does_with_its_objects_and_no_more() 
     rules = re.findall(r"resources: \[([^]]+)\].*\n    verbs: \[([^]]+)\]", role)
     allowed = {resource: set(verbs.split(", ")) for resources, verbs in rules for resource in resources.split(", ")}
 
-    for _, _, plural, kind in WATCHED:
+    for _, _, plural, kind in (*WATCHED, *OPTIONAL):
         extra = {"get", "create", "patch", "delete"} if kind in OWNED else {"patch"} if kind == "Pod" else set()
         assert allowed[plural] == {"list", "watch"} | extra, plural
-    assert set(OWNED) <= {kind for _, _, _, kind in WATCHED}
+    assert set(OWNED) <= {kind for _, _, _, kind in (*WATCHED, *OPTIONAL)}

@@ -12,6 +12,7 @@ from typing import Any
 from fakes.resources import good
 from fakes.small_cluster import KEY, SmallCluster
 
+from quire_operator.backends.pods import Asked
 from quire_operator.planner.observed import Observed
 from quire_operator.planner.plan import plan
 from quire_operator.render import kubernetes
@@ -183,7 +184,7 @@ def _asking(refusal: str = "", **end: Any) -> SmallCluster:
         metadata = {"name": "asks", "namespace": KEY.namespace, "labels": labels, "ownerReferences": [{"name": name}]}
         status = {"containerStatuses": [{"name": "weights", "state": state}]}
         cluster.put({"kind": "Pod", "metadata": metadata, "status": status})
-    cluster.backend.refusal = lambda uid: refusal
+    cluster.backend.asked = Asked(refusal=lambda uid: refusal)
     cluster.due = cluster.now
     cluster.run(3)
     return cluster

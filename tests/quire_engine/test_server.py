@@ -264,6 +264,7 @@ def test_metrics_count_what_happened(server: Running) -> None:
     assert [b - a for a, b in zip(before, after, strict=True)] == [done["usage"]["prompt_tokens"], 7, 1]
     assert metric(server, "vllm:num_requests_running") == 0
     assert metric(server, "vllm:kv_cache_usage_perc") == 0
+    assert 0 < json.loads(server.request("GET", "/load")[2])["ttft_p95_s"] < 60
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -226,6 +226,55 @@ def test_a_cold_start_is_measured() -> None:
     assert decision.memory.cold_start_s == 40
 
 
+# first tokens
+
+
+FULL = {"running": 10, "kv_usage": 0.5, "ttft_p95_s": 3.0}
+
+
+def late(seconds: float, looks: int = 60) -> list[Look]:
+    """A busy engine that answers so late; 5,000 tokens of 10,000 are in flight."""
+    return [look(engine(**{**FULL, "ttft_p95_s": seconds})) for _ in range(looks)]
+
+
+def test_late_first_tokens_trim_what_an_engine_is_given_down_to_half() -> None:
+    policy = replace(POLICY, ttft_p95_s=1.0)
+
+    trims = [after(policy, *late(3.0, count)).memory.trim for count in (1, 13, 60, 600)]
+
+    assert trims[0] == 1.0
+    assert trims[1] == pytest.approx(0.8)
+    assert trims[2:] == [0.5 if trim <= 0.5 else trim for trim in trims[2:]]
+    assert trims[3] == 0.5
+    assert after(policy, *late(3.0)).reason is ScaleReason.TTFT
+    assert after(POLICY, *late(3.0)).memory.trim == 1.0
+
+
+def test_first_tokens_well_in_time_give_it_back_and_those_just_in_time_do_not() -> None:
+    policy = replace(POLICY, ttft_p95_s=1.0)
+
+    trims = [after(policy, *late(3.0), *then).memory.trim for then in ([], late(0.9), late(0.1), late(0.1, 300))]
+
+    assert trims[0] == trims[1] < trims[2] < trims[3] == 1.0
+
+
+def test_late_first_tokens_ask_for_no_more_while_engines_load() -> None:
+    policy = replace(POLICY, ttft_p95_s=1.0)
+    loading = [replace(each, replicas=2) for each in late(3.0)]
+
+    assert after(policy, *loading).memory.trim == 1.0
+
+
+def test_what_was_seen_of_first_tokens_is_in_the_history() -> None:
+    decision = after(replace(POLICY, ttft_p95_s=1.0), *late(3.0))
+
+    told = planned(seen(1, decision, DeploymentStatus(autoscaling=AutoscalingStatus(desired=1)))).status.autoscaling
+
+    assert told is not None
+    assert told.history[0].reason is ScaleReason.TTFT
+    assert told.history[0].inputs.ttft_p95 == "3.00s"
+
+
 # in simulated time
 
 
@@ -244,6 +293,22 @@ def test_a_constant_load_is_settled_once(busy: float) -> None:
     late = {step.replicas for step in outcome.steps if step.at > 1500}
     assert len(late) == 1
     assert late.pop() in (int(busy) + 1, int(busy) + 2)
+
+
+def test_first_tokens_that_more_engines_make_faster_bring_more_engines_once() -> None:
+    """0.11 s in a full engine, 0.09 in a half full one."""
+    model = EngineModel(cold_start_s=60)
+    pause = model.service_s(500, 250, 16) / 16 / 2.5
+    load = Load(
+        kind="constant", seconds=3600, engine=model, first=1,
+        arrivals=tuple(Arrival(n * pause, 500, 250) for n in range(int(3600 / pause))),
+    )  # fmt: skip
+
+    outcomes = [simulate(load, builtin(Policy(least=1, most=16, ttft_p95_s=target))) for target in (None, 0.09)]
+
+    without, kept = ({step.replicas for step in outcome.steps if step.at > 1800} for outcome in outcomes)
+    assert len(without) == len(kept) == 1
+    assert without < kept or without.pop() < kept.pop()
 
 
 @pytest.mark.parametrize("seed", range(len(KINDS)))

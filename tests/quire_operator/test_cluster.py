@@ -12,10 +12,22 @@ from fakes.resources import good
 
 from quire_api import DeploymentStatus
 from quire_operator.backends.cluster import ClusterBackend, observe
+from quire_operator.backends.fetches import Fetching
+from quire_operator.backends.pods import Asked
 from quire_operator.backends.refusals import PodlessJob, Refusals
 from quire_operator.backends.store import Store
 from quire_operator.listing import Lister
-from quire_operator.planner.observed import Failure, Key, NoPlace, ResolveJob, Revision, Scaler, Workload, digest
+from quire_operator.planner.observed import (
+    Failure,
+    Key,
+    NoPlace,
+    Progress,
+    ResolveJob,
+    Revision,
+    Scaler,
+    Workload,
+    digest,
+)
 from quire_operator.reconcile import ResourceKey
 from quire_operator.settings import OperatorSettings
 from quire_operator.worker import Worker
@@ -37,7 +49,11 @@ def snapshot(*objects: dict[str, Any], applied: Any = None) -> Any:
     parent = good(metadata__uid="u1")
     for each in (parent, *objects):
         store.put(each)
-    return observe(KEY, parent, store, applied or {}, lambda uid: "exceeded quota: pods" if uid == "refused" else "")
+    asked = Asked(
+        refusal=lambda uid: "exceeded quota: pods" if uid == "refused" else "",
+        progress=lambda uid: Progress(phase="downloading", percent=30, bytes_per_second=7) if uid == "slow" else None,
+    )
+    return observe(KEY, parent, store, applied or {}, asked)
 
 
 def pod(name: str = "p", ready: bool = False, **container: Any) -> dict[str, Any]:
@@ -244,14 +260,14 @@ def test_a_status_that_is_not_ours_counts_as_empty() -> None:
     for written in ({"replicas": "many"}, {"phase": "Running"}):
         parent = {**good(metadata__uid="u1"), "status": written}
 
-        assert observe(KEY, parent, store, {}, lambda uid: "").status == DeploymentStatus()
+        assert observe(KEY, parent, store, {}, Asked()).status == DeploymentStatus()
 
 
 def test_progress_is_read_from_the_deployment() -> None:
     status = {"observedGeneration": 1, "replicas": 3, "updatedReplicas": 2, "readyReplicas": 3, "availableReplicas": 2}
     seen = snapshot(child("Deployment", spec={"replicas": 2}, status=status))
 
-    assert seen.workload == Workload(current=True, replicas=3, updated=2, ready=2, updated_ready=1)
+    assert seen.workload == Workload(current=True, replicas=3, updated=2, ready=2, updated_ready=1, nodes=1)
     assert seen.objects[Key("Deployment", "good")].replicas == 2
 
 
@@ -349,6 +365,33 @@ def test_a_pod_without_a_place_is_seen_with_the_schedulers_words() -> None:
 
     assert snapshot(waiting).instances[0].no_place == NoPlace(since="T", message="0/1 nodes")
     assert snapshot(pod()).instances[0].no_place is None
+
+
+def test_pods_that_fetch_and_have_an_address_may_be_asked() -> None:
+    store = Store()
+    store.put(good(metadata__uid="u1"))
+    for name, address, state in (
+        ("p", "10.0.0.7", "running"),
+        ("q", "fd00::7", "running"),
+        ("r", "10.0.0.8", "waiting"),
+    ):
+        seen = pod(name)
+        seen["status"] |= {"podIP": address, "initContainerStatuses": [{"name": "weights", "state": {state: {}}}]}
+        store.put(seen)
+
+    asked = ClusterBackend(SimpleNamespace(), store, OperatorSettings()).fetching()
+
+    assert asked == [Fetching("Pod-p", KEY, "10.0.0.7:8000"), Fetching("Pod-q", KEY, "[fd00::7]:8000")]
+
+
+def test_how_far_the_weights_are_is_what_their_container_said() -> None:
+    slow, done = pod("slow"), pod("done")
+    slow["metadata"]["uid"] = done["metadata"]["uid"] = "slow"
+    slow["status"]["initContainerStatuses"] = [{"name": "weights", "state": {"running": {}}}]
+
+    by_name = {instance.name: instance.progress for instance in snapshot(slow, done).instances}
+
+    assert by_name == {"slow": Progress(phase="downloading", percent=30, bytes_per_second=7), "done": None}
 
 
 @pytest.mark.parametrize(

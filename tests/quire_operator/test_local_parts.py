@@ -24,8 +24,8 @@ from quire_operator.local.state import MARK, FolderTaken, StateFolder, process_s
 from quire_operator.local.tables import age, table
 from quire_operator.local.watch import Files
 from quire_operator.local.words import explain, row
-from quire_operator.planner.observed import Key
-from quire_operator.planner.plan import Apply, Create
+from quire_operator.planner.observed import Key, Observed, digest
+from quire_operator.planner.plan import Apply, Create, Scale
 from quire_operator.reconcile import Refused
 from quire_router import Registry, Strategy
 
@@ -51,7 +51,9 @@ def test_an_edit_that_needs_more_gpus_than_there_are_is_refused_and_changes_noth
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    backend = LocalBackend(StateFolder(tmp_path), lambda registry: None, "http://here/v1", lambda key: None)
+    state = StateFolder(tmp_path)
+    state.take()
+    backend = LocalBackend(state, lambda registry: None, "http://here/v1", lambda key: None)
     gpus_of = {
         ranks: backend.render(
             LLMDeployment.parse(good(spec__accelerator__profile="nvidia", spec__parallelism={"tensor": ranks}))
@@ -60,13 +62,24 @@ def test_an_edit_that_needs_more_gpus_than_there_are_is_refused_and_changes_noth
     }
     key = backend.put(LLMDeployment.parse(good()))
     child = Key("Deployment", "good")
-    asyncio.run(backend.execute(key, Create(child, gpus_of[1])))
-    backend._families[key].wanted = 1
 
-    with pytest.raises(Refused, match="1 replica needs 4 GPUs, and this machine has 2"):
-        asyncio.run(backend.execute(key, Apply(child, gpus_of[4])))
+    async def edit() -> Observed:
+        try:
+            await backend.execute(key, Create(child, gpus_of[1]))
+            await backend.execute(key, Scale(child, 1))
+            with pytest.raises(Refused, match="1 replica needs 4 GPUs, and this machine has 2"):
+                await backend.execute(key, Apply(child, gpus_of[4]))
+            seen = backend.observe(key)
+            assert seen is not None
+            return seen[1]
+        finally:
+            await backend.stop()
+            state.release()
 
-    assert backend._families[key].template == gpus_of[1]
+    observed = asyncio.run(edit())
+
+    assert observed.objects[child].applied == digest(gpus_of[1])
+    assert [instance.current for instance in observed.instances] == [True]
 
 
 # rolling

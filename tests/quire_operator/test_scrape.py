@@ -91,14 +91,17 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
 
 def test_what_engines_say_is_what_is_decided_from() -> None:
     async def scenario() -> None:
-        async with says(running=3, waiting=2, kv_usage=0.5) as one, says(running=1) as two:
+        async with (
+            says(running=3, waiting=2, kv_usage=0.5, ttft_p95_s=None) as one,
+            says(running=1, ttft_p95_s=1.5) as two,
+        ):
             scene = Scene(Routing(held=4))
             scene.replicas, scene.ready = 2, {"one": one.address, "two": two.address}
 
             seen = (await scene.look()).inputs
 
             assert (seen.replicas, seen.ready, seen.running, seen.waiting) == (2, 2, 4, 6)
-            assert seen.kv_usage == 0.25
+            assert (seen.kv_usage, seen.ttft_p95_s) == (0.25, 1.5)
 
     run(scenario)
 

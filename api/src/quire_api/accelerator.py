@@ -1,8 +1,10 @@
 """What an engine computes on: which devices, and how many of them together."""
 
+from typing import ClassVar
+
 from pydantic import Field
 
-from quire_api.base import Strict
+from quire_api.base import Rule, Strict
 
 __all__ = ["Accelerator", "Parallelism"]
 
@@ -22,7 +24,7 @@ class Accelerator(Strict):
 
 
 class Parallelism(Strict):
-    """Several devices for one engine, of one pod: a model that is too large for one, or is to answer faster."""
+    """Several devices for one engine: a model that is too large for one, or is to answer faster."""
 
     tensor: int = Field(
         1,
@@ -37,6 +39,22 @@ class Parallelism(Strict):
         le=64,
         description="Stages that have the layers one after another, each of `tensor` devices: room, not speed. Default: 1.",
         examples=[2],
+    )
+    nodes: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="Nodes that one engine is on, each with a pod that has as many of the devices as the others: a model that is too large for a node. "
+        "On a cluster with LeaderWorkerSet; it stays as it is once there are engines. Default: 1.",
+        examples=[2],
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="self.tensor * self.pipeline % self.nodes == 0",
+            message="nodes must divide tensor times pipeline: each node has as many devices as the others",
+            holds=lambda p: p.devices % p.nodes == 0,
+        ),
     )
 
     @property

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from quire_api.base import Duration, Rule, Strict, seconds
+from quire_api.base import Delay, Duration, Rule, Strict, seconds
 
 __all__ = ["Autoscaling", "Behavior", "ScaleToZero", "Targets", "Wake"]
 
@@ -25,6 +25,12 @@ class Targets(Strict):
     )
     waiting_per_replica: int = Field(
         4, ge=1, le=10_000, description="Waiting requests for each engine that serves. Default: 4.", examples=[8]
+    )
+    ttft_p95: Delay | None = Field(
+        None,
+        description="Time to the first token, the 95th percentile of a minute, in mode Builtin: while it is exceeded an engine is given less than it "
+        "carries, down to half. A number and ms or s. Default: absent, and no matter.",
+        examples=["1500ms"],
     )
 
 
@@ -143,6 +149,11 @@ class Autoscaling(Strict):
             "duration(self.behavior.scaleDownDelay) <= duration('1h')",
             message="mode HPA needs a scaleDownDelay of at most 1h: a HorizontalPodAutoscaler looks no further back",
             holds=lambda a: a.mode != "HPA" or seconds(a.behavior.scale_down_delay) <= 3600,
+        ),
+        Rule(
+            cel="self.mode == 'Builtin' || !has(self.targets) || !has(self.targets.ttftP95)",
+            message="targets.ttftP95 needs mode: Builtin: take it out, or let the operator decide",
+            holds=lambda a: a.mode == "Builtin" or a.targets.ttft_p95 is None,
         ),
         Rule(
             cel="!has(self.max) || self.min <= self.max",

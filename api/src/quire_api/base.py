@@ -11,14 +11,20 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["Duration", "Rule", "Strict", "camel", "seconds"]
+__all__ = ["Delay", "Duration", "Rule", "Strict", "camel", "delay_s", "seconds"]
 
 Duration = Annotated[str, Field(max_length=8, pattern=r"^[1-9][0-9]{0,5}(s|m|h)$")]
+Delay = Annotated[str, Field(max_length=8, pattern=r"^[1-9][0-9]{0,5}(ms|s)$")]  # of what a person waits for
 
 
 def seconds(duration: str) -> int:
     """'90s', '15m' or '1h' in seconds."""
     return int(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
+
+
+def delay_s(delay: str) -> float:
+    """'1500ms' or '2s' in seconds."""
+    return int(delay[:-2]) / 1000 if delay.endswith("ms") else float(delay[:-1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -300,6 +300,11 @@ class Spec(Strict):
             holds=lambda s: seconds(s.rollout.progress_deadline) > seconds(s.health.startup_timeout),
         ),
         Rule(
+            cel="!has(self.paused) || !self.paused || !has(self.parallelism) || self.parallelism.nodes == 1",
+            message="paused needs parallelism.nodes: 1: engines of several nodes cannot be held in the middle of a roll-out",
+            holds=lambda s: not s.paused or s.parallelism.nodes == 1,
+        ),
+        Rule(
             cel="!(has(self.weights) && has(self.weights.cache)) || self.model.source.uri.matches('^(hf|s3|https)://')",
             message="weights.cache is for what is fetched: hf://, s3:// or https://",
             holds=lambda s: s.weights.cache is None or s.model.source.is_fetched,

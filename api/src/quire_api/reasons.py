@@ -84,6 +84,7 @@ class ScaleReason(StrEnum):
     WAITING = "WaitingAboveTarget"
     KV_CACHE = "KvCacheAboveTarget"
     PREEMPTIONS = "Preemptions"
+    TTFT = "FirstTokensLate"
     LESS_DEMAND = "DemandBelowCapacity"
     AT_MAXIMUM = "AtMaximum"
     AT_MINIMUM = "AtMinimum"
@@ -314,6 +315,7 @@ SCALE_REASONS: dict[ScaleReason, str] = {
     ScaleReason.WAITING: "More than `waitingPerReplica` requests wait for each engine that serves, and they do not become fewer.",
     ScaleReason.KV_CACHE: "The KV cache is fuller than `kvCacheUtilization`.",
     ScaleReason.PREEMPTIONS: "Requests lost their place for want of KV cache.",
+    ScaleReason.TTFT: "First tokens took longer than `ttftP95`, so that an engine counts for less than it carries.",
     ScaleReason.LESS_DEMAND: "Fewer engines would have done for all of `scaleDownDelay`, each 70 % full; at most half go at once.",
     ScaleReason.AT_MAXIMUM: "More are needed than `max`.",
     ScaleReason.AT_MINIMUM: "Fewer are needed than `min`.",

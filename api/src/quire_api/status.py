@@ -21,6 +21,7 @@ __all__ = [
     "DeploymentStatus",
     "ScaleEvent",
     "ScaleInputs",
+    "WeightsStatus",
 ]
 
 
@@ -52,6 +53,11 @@ class ScaleInputs(Strict):
     running: int = Field(0, ge=0, description="Requests in service.")
     waiting: int = Field(0, ge=0, description="Requests that waited, in engines and in the router.")
     kv_cache_utilization: str = Field("", max_length=8, description="Mean share of the KV cache in use.")
+    ttft_p95: str = Field(
+        "",
+        max_length=16,
+        description="Time to the first token, the 95th percentile of a minute, in the slowest engine; empty: none came.",
+    )
     needed_tokens: int = Field(0, ge=0, description="Tokens that have to be in flight to serve the demand.")
     capacity_tokens: int = Field(0, ge=0, description="Tokens in flight that one engine carries; 0: not known yet.")
 
@@ -75,6 +81,19 @@ class AutoscalingStatus(Strict):
     history: tuple[ScaleEvent, ...] = Field((), max_length=5, description="The last five changes, newest first.")
 
 
+class WeightsStatus(Strict):
+    """How far the weights are that engines fetch, as they themselves say."""
+
+    progress_percent: int | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="How much has come, in steps of 10, to the engine that is furthest behind; 100: none fetches any more. Absent: none has said yet.",
+    )
+    bytes_per_second: int = Field(0, ge=0, description="How fast, when it reached that step.")
+    message: str = Field("", max_length=512, description="Which engine, and what it does.")
+
+
 class DeploymentStatus(Strict):
     """The observed state. No field ticks: it changes when something happened."""
 
@@ -87,6 +106,10 @@ class DeploymentStatus(Strict):
     serving: str = Field("", max_length=16, description="Engines that serve of those wanted, for people: `2/3`.")
     image: str = Field("", max_length=512, description="Image which the engines run.")
     model: ModelStatus | None = Field(None, description="What was found at the source, of a model that is fetched.")
+    weights: WeightsStatus | None = Field(
+        None,
+        description="Of a model that is fetched, on a cluster, while an engine exists that fetches or has fetched it.",
+    )
     revision: RevisionStatus | None = Field(None, description="Which pod template the engines come from, on a cluster.")
     autoscaling: AutoscalingStatus | None = Field(None, description="Of mode Builtin.")
     children: tuple[Child, ...] = Field((), max_length=32, description="The objects made for this resource.")

@@ -16,10 +16,18 @@ from quire_operator.local.detach import detach
 from quire_operator.local.state import StateFolder, default_folder
 from quire_operator.local.watch import Files
 from quire_operator.planner.plan import Desired
+from quire_operator.planner.workloads import is_workload
 from quire_operator.render import kubernetes, process
 from quire_operator.settings import LeaseName, OperatorSettings
 
 __all__ = ["operator", "plan", "up"]
+
+
+class _Whole(yaml.SafeDumper):
+    """What two parts share, each of them shows."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
 
 
 def plan(argv: list[str]) -> int:
@@ -46,11 +54,11 @@ def plan(argv: list[str]) -> int:
         else:
             desired = kubernetes.render(deployment, settings)
         for manifest in (*desired.objects, *([desired.resolve] if desired.resolve else [])):
-            if manifest["kind"] == "Deployment":  # set through /scale, so that an autoscaler may own it
+            if is_workload(manifest):  # set through /scale, so that an autoscaler may own it
                 replicas = 0 if deployment.spec.suspend else desired.replicas
                 manifest = {**manifest, "spec": {"replicas": replicas, **manifest["spec"]}}
             documents.append(manifest)
-    print(yaml.safe_dump_all(documents, sort_keys=False, width=120), end="")
+    print(yaml.dump_all(documents, Dumper=_Whole, sort_keys=False, width=120), end="")
     return 0
 
 

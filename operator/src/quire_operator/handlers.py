@@ -5,7 +5,7 @@ deletion once the operator is gone, or keep state in annotations. All that knows
 planned before every kind was listed is listing.py's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import kopf
@@ -16,10 +16,11 @@ from quire_api.deployment import GROUP, KIND, PLURAL, VERSION
 from quire_api.errors import InvalidInput
 from quire_operator.backends.store import Store
 from quire_operator.listing import Kind
+from quire_operator.planner.workloads import GROUPS
 from quire_operator.render.names import OURS
 from quire_operator.worker import Worker
 
-__all__ = ["WATCHED", "inform", "require_kinds"]
+__all__ = ["OPTIONAL", "WATCHED", "inform", "served_kinds"]
 
 WATCHED: tuple[Kind, ...] = (
     (GROUP, VERSION, PLURAL, KIND),
@@ -35,12 +36,16 @@ WATCHED: tuple[Kind, ...] = (
     ("", "v1", "pods", "Pod"),
 )
 
+OPTIONAL: tuple[Kind, ...] = (
+    ("leaderworkerset.x-k8s.io", "v1", "leaderworkersets", GROUPS),
+)  # watched where they are installed
 
-async def inform(store: Store, worker: Worker, namespaces: list[str]) -> None:
+
+async def inform(store: Store, worker: Worker, kinds: Sequence[Kind], namespaces: list[str]) -> None:
     """Keep the store as the cluster is, and wake the worker, until cancelled."""
     await kopf.operator(
-        registry=_registry(store, worker),
-        settings=_settings(),
+        registry=_registry(store, worker, kinds),
+        settings=_settings(kinds),
         identity="quire",  # else it asks for a user name, which a bare uid has not
         standalone=True,
         clusterwide=not namespaces,
@@ -48,21 +53,28 @@ async def inform(store: Store, worker: Worker, namespaces: list[str]) -> None:
     )
 
 
-async def require_kinds(dynamic: DynamicClient) -> None:
-    """kopf looks for its kinds once, and would be deaf for ever to one that comes later: end instead, and be restarted."""
-    for group, version, _, kind in WATCHED:
-        try:
-            await dynamic.resources.get(api_version=f"{group}/{version}".lstrip("/"), kind=kind)
-        except ResourceNotFoundError:
-            raise InvalidInput(
-                [f"the cluster does not serve {kind} ({group}/{version}): is the CRD installed?"]
-            ) from None
+async def served_kinds(dynamic: DynamicClient) -> tuple[Kind, ...]:
+    """kopf looks for its kinds once, and would be deaf for ever to one that comes later: without one of ours end, and be restarted."""
+    for kind in WATCHED:
+        if not await _is_served(dynamic, kind):
+            group, version, _, name = kind
+            raise InvalidInput([f"the cluster does not serve {name} ({group}/{version}): is the CRD installed?"])
+    return (*WATCHED, *[kind for kind in OPTIONAL if await _is_served(dynamic, kind)])
 
 
-def _registry(store: Store, worker: Worker) -> kopf.OperatorRegistry:
+async def _is_served(dynamic: DynamicClient, kind: Kind) -> bool:
+    group, version, _, name = kind
+    try:
+        await dynamic.resources.get(api_version=f"{group}/{version}".lstrip("/"), kind=name)
+    except ResourceNotFoundError:
+        return False
+    return True
+
+
+def _registry(store: Store, worker: Worker, kinds: Sequence[Kind]) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
     kopf.on.login(id="login", errors=kopf.ErrorsMode.PERMANENT, registry=registry)(kopf.login_via_client)
-    for group, version, plural, _ in WATCHED:
+    for group, version, plural, _ in kinds:
 
         async def event(event: Mapping[str, Any], **_: object) -> None:
             obj = dict(event["object"].items())  # kopf's view of it, as it came in
@@ -73,7 +85,7 @@ def _registry(store: Store, worker: Worker) -> kopf.OperatorRegistry:
     return registry
 
 
-def _settings() -> kopf.OperatorSettings:
+def _settings(kinds: Sequence[Kind]) -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.peering.standalone = True
     settings.posting.enabled = False
@@ -84,6 +96,6 @@ def _settings() -> kopf.OperatorSettings:
     settings.execution.max_workers = 1
     # The default one is shared by all kopf operators: kopf takes it off objects which others still need it on.
     settings.persistence.finalizer = f"{GROUP}/unused"
-    for group, _, plural, _ in WATCHED[1:]:
+    for group, _, plural, _ in kinds[1:]:
         settings.watching.label_selectors[(group, plural)] = OURS
     return settings

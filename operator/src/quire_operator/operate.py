@@ -24,14 +24,17 @@ from quire_api.errors import InvalidInput
 from quire_operator.backends.census import Census, census
 from quire_operator.backends.client import WritingClient
 from quire_operator.backends.cluster import ClusterBackend
+from quire_operator.backends.fetches import Fetches
+from quire_operator.backends.pods import Asked
 from quire_operator.backends.refusals import Refusals
 from quire_operator.backends.store import Store
-from quire_operator.handlers import WATCHED, inform, require_kinds
+from quire_operator.handlers import inform, served_kinds
 from quire_operator.health import serve
 from quire_operator.keeper import Keeper
 from quire_operator.lease import Lease
 from quire_operator.listing import Lister
 from quire_operator.metrics import OperatorMetrics
+from quire_operator.planner.workloads import GROUPS
 from quire_operator.reconcile import ResourceKey, reconcile
 from quire_operator.router_state import NoRouter, Routers, addresses_of
 from quire_operator.scrape import Scraper
@@ -103,8 +106,10 @@ class _Operator:
         dynamic = WritingClient(api, self._leads, self._metrics.wrote)
         async with asyncio.timeout(BEGIN_MOST_S):
             await dynamic
-            await require_kinds(dynamic)
-        backend = ClusterBackend(dynamic, self._store, self._settings, self._metrics.corrected)
+            kinds = await served_kinds(dynamic)
+        grouped = any(kind == GROUPS for *_, kind in kinds)
+        settings = self._settings.model_copy(update={"leader_worker_sets": grouped})
+        backend = ClusterBackend(dynamic, self._store, settings, self._metrics.corrected)
 
         async def turn(key: ResourceKey) -> float | None:
             with self._metrics.reconcile():
@@ -116,8 +121,9 @@ class _Operator:
         scraper = Scraper(backend.scrape_targets, routers or NoRouter(), worker.wake)
         backend.decision = scraper.decision
         refusals = Refusals(dynamic, backend.podless_jobs, worker.wake)
-        backend.refusal = refusals.of
-        lister = Lister(dynamic, self._store, WATCHED, namespaces)
+        fetches = Fetches(backend.fetching, worker.wake)
+        backend.asked = Asked(refusal=refusals.of, progress=fetches.of)
+        lister = Lister(dynamic, self._store, kinds, namespaces)
 
         async def plan() -> None:
             async with asyncio.timeout(BEGIN_MOST_S):
@@ -127,11 +133,12 @@ class _Operator:
                 worker.run(),
                 scraper.run(),
                 refusals.run(),
+                fetches.run(),
                 lister.again(worker.wake),
                 *([routers.run()] if routers is not None else []),
             )
 
-        await _until_one_ends(inform(self._store, worker, namespaces), plan())
+        await _until_one_ends(inform(self._store, worker, kinds, namespaces), plan())
 
     def answer(self, path: bytes) -> tuple[int, bytes]:
         """/livez: the queue turns. /readyz: and every kind was listed, or it stands by. /metrics."""

@@ -165,6 +165,7 @@ def _remember(
 def _load(name: str, answer: Any) -> EngineLoad | None:
     """What /load said; None when it is not what we asked for."""
     try:
+        late = answer.get("ttft_p95_s")
         return EngineLoad(
             name=name,
             running=int(answer["running"]),
@@ -174,6 +175,7 @@ def _load(name: str, answer: Any) -> EngineLoad | None:
             max_num_seqs=int(answer["max_num_seqs"]),
             preemptions=int(answer["preemptions"]),
             finished=int(answer["finished"]),
+            ttft_p95_s=float(late) if late is not None else None,
         )
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None

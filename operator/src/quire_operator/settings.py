@@ -58,6 +58,9 @@ class OperatorSettings(Strict):
     profiles: dict[str, AcceleratorProfile] = PROFILES
     """What `accelerator.profile` may name."""
 
+    leader_worker_sets: bool = True
+    """Whether the cluster has them, which engines on several nodes are made of."""
+
     router_url: str = ""
     """Of the routers, for `status.url`. Without it that is the model's own Service, which holds no requests at zero."""
 

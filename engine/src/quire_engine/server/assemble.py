@@ -138,6 +138,7 @@ def assemble(config: EngineConfig) -> Parts:
             "max_num_seqs": loaded.max_num_seqs if loaded else 0,
             "preemptions": now.preemptions if now else 0,
             "finished": now.finished if now else 0,
+            "ttft_p95_s": metrics.first_tokens.quantile(0.95, time.monotonic()),
         }
 
     routes, telling = admin_routes(generation, load), load_route(load)

@@ -11,6 +11,7 @@ from quire_engine.core.scheduler import Load
 from quire_engine.core.step import FinishReason
 from quire_engine.process.client import Ask
 from quire_engine.process.link import Report
+from quire_engine.server.recent import Recent
 from quire_engine.server.tally import Tally
 
 __all__ = ["EngineMetrics", "SequenceClock"]
@@ -35,6 +36,7 @@ class EngineMetrics:
             self._collectors[metric.name] = collector.labels(*self._labels) if plain else collector
         for reason in FinishReason:
             self._collectors["vllm:request_success_total"].labels(*self._labels, reason.value)
+        self.first_tokens = Recent()  # seconds to them
         self.load = Load(  # the last report's
             running=0, waiting=0, kv_usage=0, preemptions=0, finished=0, prefix_queries=0, prefix_hits=0
         )
@@ -119,6 +121,7 @@ class SequenceClock:
         else:
             self._first = now
             self._metrics["vllm:time_to_first_token_seconds"].observe(now - self._arrival)
+            self._metrics.first_tokens.add(now, now - self._arrival)
         self.tokens += 1
         self._last = now
 

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from quire_operator.backends.store import Store
+from quire_operator.planner.workloads import WORKLOADS
 from quire_operator.reconcile import ResourceKey
 
 __all__ = ["COUNTED", "Census", "census"]
@@ -28,6 +29,6 @@ def census(store: Store) -> Census:
         said = {c.get("type"): c.get("status") for c in status.get("conditions") or ()}
         for kind in COUNTED:
             counted.conditions[kind, said.get(kind) or "Unknown"] += 1
-        deployment = store.child(key, "Deployment", key.name) or {}
-        counted.replicas[key] = ((deployment.get("spec") or {}).get("replicas") or 0, status.get("readyReplicas") or 0)
+        workload = next((each for kind in WORKLOADS for each in store.children(key, kind)), {})
+        counted.replicas[key] = ((workload.get("spec") or {}).get("replicas") or 0, status.get("readyReplicas") or 0)
     return counted

@@ -1,7 +1,7 @@
 """Kubernetes: server-side apply, three field managers, and what we see of pods.
 
     quire         owns the objects' desired state, but never `replicas`
-    quire-scale   owns `replicas`: it creates a Deployment at 0, then sets /scale
+    quire-scale   owns `replicas`: it creates what engines come from at 0, then sets /scale
     quire-status  owns the status of the resource
 
 A manager that applied `replicas` once and then omits it would reset it to 1; hence the second one.
@@ -9,7 +9,7 @@ Watches fill the store; nothing is read from the API server but what a create ru
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,17 +20,28 @@ from pydantic import ValidationError
 from quire_api.deployment import API_VERSION, KIND, LLMDeployment
 from quire_api.errors import InvalidInput
 from quire_api.status import DeploymentStatus
+from quire_operator.backends.fetches import Fetching
 from quire_operator.backends.jobs import podless, pods_of_role, resolve_jobs
-from quire_operator.backends.pods import fetched_at, fetching, no_place, refusal_of, scaler_of
+from quire_operator.backends.pods import (
+    Asked,
+    address_of,
+    engines_of,
+    failure_of,
+    fetching,
+    is_ready,
+    refusal_of,
+    scaler_of,
+)
 from quire_operator.backends.refusals import PodlessJob
 from quire_operator.backends.store import Object, Store
 from quire_operator.planner.autoscale import ScaleDecision
-from quire_operator.planner.observed import Failure, Instance, Key, ObjectState, Observed, Workload
+from quire_operator.planner.observed import Instance, Key, ObjectState, Observed, Workload
 from quire_operator.planner.plan import Action, Apply, Create, Delete, Desired, Scale, Weigh, digest
 from quire_operator.planner.revisions import from_object, revision_id
+from quire_operator.planner.workloads import GROUPS, WORKLOADS, is_workload, nodes_of, stub, template_of
 from quire_operator.reconcile import NameTaken, Refused, ResourceKey
 from quire_operator.render import kubernetes
-from quire_operator.render.names import ENGINE, RESOLVER
+from quire_operator.render.names import ENGINE, RESOLVER, WORKER
 from quire_operator.scrape import Target
 from quire_operator.settings import OperatorSettings
 
@@ -47,6 +58,7 @@ OWNED: dict[str, str] = {  # kind -> apiVersion
     "Job": "batch/v1",
     "ControllerRevision": "apps/v1",
     "Deployment": "apps/v1",
+    "LeaderWorkerSet": "leaderworkerset.x-k8s.io/v1",
 }
 
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"  # the pod with the lowest goes first
@@ -73,7 +85,7 @@ class ClusterBackend:
         self._corrected = corrected
         self._applied: Applied = {}
         self.decision: Callable[[ResourceKey], ScaleDecision | None] = lambda key: None  # of the autoscaler
-        self.refusal: Callable[[str], str] = lambda uid: ""  # why a Job has no pod
+        self.asked = Asked()
 
     def podless_jobs(self) -> list[PodlessJob]:
         """Of which it may be asked why."""
@@ -85,6 +97,17 @@ class ClusterBackend:
             for uid in podless(jobs, pods_of_role(store.children(key, "Pod"), RESOLVER))
         ]
 
+    def fetching(self) -> list[Fetching]:
+        """Pods that fetch weights, and may be asked how far they are."""
+        store = self._store
+        return [
+            Fetching(pod["metadata"]["uid"], key, address_of(pod))
+            for key in store.resources()
+            for role in (ENGINE, WORKER)
+            for pod in pods_of_role(store.children(key, "Pod"), role)
+            if fetching(pod) and pod["status"].get("podIP")
+        ]
+
     def scrape_targets(self) -> list[Target]:
         """What the autoscaler is to look at; what cannot be read is no business of its."""
         return [target for key in self._store.resources() if (target := _target(key, self._store)) is not None]
@@ -94,7 +117,7 @@ class ClusterBackend:
         if resource is None or resource["metadata"].get("deletionTimestamp"):
             self._applied = {k: v for k, v in self._applied.items() if k[0] != key}
             return None  # the garbage collector takes what we made
-        seen = observe(key, resource, self._store, self._applied, self.refusal)
+        seen = observe(key, resource, self._store, self._applied, self.asked)
         return resource, replace(seen, decision=self.decision(key))
 
     def render(self, deployment: LLMDeployment) -> Desired:
@@ -111,7 +134,7 @@ class ClusterBackend:
         match action:
             case Create(child, manifest):
                 self._count_drift(key, child, manifest)
-                if child.kind == "Deployment":
+                if is_workload(manifest):
                     await self._create_at_zero(api, key, child, manifest)
                 else:
                     await self._refuse_if_taken(api, key, child)
@@ -200,23 +223,9 @@ class ClusterBackend:
         self._applied[key, child] = (digest(manifest), _mark(live))
 
     async def _create_at_zero(self, api: Any, key: ResourceKey, child: Key, manifest: Mapping[str, Any]) -> None:
-        """What validation demands and no more: what this manager posts, it co-owns for ever."""
-        spec = manifest["spec"]
-        container = spec["template"]["spec"]["containers"][0]
-        stub = {
-            **{part: manifest[part] for part in ("apiVersion", "kind", "metadata")},
-            "spec": {
-                "replicas": 0,
-                "selector": spec["selector"],
-                "template": {
-                    "metadata": {"labels": spec["selector"]["matchLabels"]},
-                    "spec": {"containers": [{"name": container["name"], "image": container["image"]}]},
-                },
-            },
-        }
         try:
             await api.create(
-                body=stub, namespace=key.namespace, field_manager=SCALE_MANAGER, _request_timeout=TIMEOUT_S
+                body=stub(manifest), namespace=key.namespace, field_manager=SCALE_MANAGER, _request_timeout=TIMEOUT_S
             )
         except ConflictError:
             await self._refuse_if_taken(api, key, child)
@@ -235,10 +244,8 @@ class ClusterBackend:
         raise NameTaken(child, f"{controller['kind']} {controller['name']}" if controller else "nobody that says so")
 
 
-def observe(
-    key: ResourceKey, resource: Object, store: Store, applied: Applied, refusal: Callable[[str], str]
-) -> Observed:
-    """The snapshot, from the store alone."""
+def observe(key: ResourceKey, resource: Object, store: Store, applied: Applied, asked: Asked) -> Observed:
+    """The snapshot, from the store and what was asked beside it."""
     written, uid = resource.get("status"), resource["metadata"]["uid"]
     objects: dict[Key, ObjectState] = {}
     for kind in OWNED:
@@ -251,23 +258,25 @@ def observe(
                 owner_uid=owner.get("uid"),
                 of_predecessor=(owner.get("kind"), owner.get("name")) == (KIND, key.name) and owner["uid"] != uid,
                 applied=known_digest if mark == _mark(live) else None,
-                replicas=(live.get("spec") or {}).get("replicas") if kind == "Deployment" else None,
+                replicas=(live.get("spec") or {}).get("replicas") if kind in WORKLOADS else None,
             )
-    namesake = store.child(key, "Deployment", key.name)
-    deployment = namesake if namesake is not None and _controller(namesake).get("uid") == uid else None
-    revision = revision_id(deployment["spec"].get("template") or {}) if deployment is not None else None
+    workload = _workload_of(key, store, uid)
+    revision = revision_id(template_of(workload)) if workload is not None else None
     kept = (from_object(r) for r in store.children(key, "ControllerRevision") if _controller(r).get("uid") == uid)
     pods = list(store.children(key, "Pod"))
+    engines = engines_of(pods, revision, asked)
     return Observed(
         status=_read_status(written) if written else None,
         objects=objects,
-        workload=_workload(deployment, store.children(key, "ReplicaSet")) if deployment is not None else Workload(),
-        instances=tuple(_instance(pod, revision) for pod in pods_of_role(pods, ENGINE)),
+        workload=_progress(workload, store.children(key, "ReplicaSet"), engines)
+        if workload is not None
+        else Workload(),
+        instances=engines,
         jobs=resolve_jobs(
             (job for job in store.children(key, "Job") if _controller(job).get("uid") == uid),
             pods_of_role(pods, RESOLVER),
-            _failure,
-            refusal,
+            failure_of,
+            asked.refusal,
         ),
         history=tuple(revision for revision in kept if revision is not None),
         scaler=next(
@@ -288,7 +297,7 @@ def _target(key: ResourceKey, store: Store) -> Target | None:
         return None
     if deployment.spec.autoscaling.mode != "Builtin":
         return None
-    workload = store.child(key, "Deployment", key.name)
+    workload = _workload_of(key, store, resource["metadata"]["uid"])
     if workload is None:
         return None
     pods = pods_of_role(store.children(key, "Pod"), ENGINE)
@@ -297,18 +306,8 @@ def _target(key: ResourceKey, store: Store) -> Target | None:
         deployment=deployment,
         status=_read_status(resource["status"]),
         replicas=workload["spec"].get("replicas", 0),
-        ready={p["metadata"]["name"]: _main(p["status"]["podIP"]) for p in pods if _is_ready(p)},
+        ready={p["metadata"]["name"]: address_of(p) for p in pods if is_ready(p)},
     )
-
-
-def _main(address: str) -> str:
-    return f"[{address}]:{kubernetes.PORT}" if ":" in address else f"{address}:{kubernetes.PORT}"
-
-
-def _is_ready(pod: Object) -> bool:
-    status = pod.get("status") or {}
-    conditions = status.get("conditions") or []
-    return bool(status.get("podIP")) and any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
 
 def _read_status(written: Mapping[str, Any]) -> DeploymentStatus:
@@ -343,7 +342,35 @@ def _is_next(before: Object, live: Object) -> bool:
     return generations[1] - generations[0] in (0, 1)
 
 
-def _workload(deployment: Object, replica_sets: Iterable[Object]) -> Workload:
+def _workload_of(key: ResourceKey, store: Store, uid: str) -> Object | None:
+    """What the engines of the resource come from."""
+    found = (each for kind in WORKLOADS for each in store.children(key, kind))
+    return next((each for each in found if _controller(each).get("uid") == uid), None)
+
+
+def _progress(workload: Object, replica_sets: Iterable[Object], engines: Sequence[Instance]) -> Workload:
+    if workload["kind"] == GROUPS:
+        return _progress_of_groups(workload, engines)
+    return _progress_of_pods(workload, replica_sets)
+
+
+def _progress_of_groups(workload: Object, engines: Sequence[Instance]) -> Workload:
+    """Counted from leaders: its status does not say which generation it is about."""
+    rollout = (workload["spec"].get("rolloutStrategy") or {}).get("rollingUpdateConfiguration") or {}
+    missing = rollout.get("maxUnavailable")
+    return Workload(
+        current=True,
+        replicas=len(engines),
+        updated=sum(engine.current for engine in engines),
+        ready=sum(engine.ready for engine in engines),
+        updated_ready=sum(engine.ready and engine.current for engine in engines),
+        revision=revision_id(template_of(workload)),
+        unavailable=missing if isinstance(missing, int) else 0,
+        nodes=nodes_of(workload),
+    )
+
+
+def _progress_of_pods(deployment: Object, replica_sets: Iterable[Object]) -> Workload:
     spec, status = deployment["spec"], deployment.get("status") or {}
     missing = ((spec.get("strategy") or {}).get("rollingUpdate") or {}).get("maxUnavailable")
     replicas, updated = status.get("replicas", 0), status.get("updatedReplicas", 0)
@@ -358,37 +385,8 @@ def _workload(deployment: Object, replica_sets: Iterable[Object]) -> Workload:
             0, min(updated, ready - (replicas - updated))
         ),  # at least so many: the others may all be old ones
         revision=revision,
+        nodes=1,
         unavailable=missing if isinstance(missing, int) else 0,
         paused=bool(spec.get("paused")),
         refused=refusal_of(revision, (each for each in replica_sets if _controller(each).get("uid") == uid)),
     )
-
-
-def _instance(pod: Object, revision: str | None) -> Instance:
-    status = pod.get("status") or {}
-    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or [])
-    statuses = [c for kind in ("initContainerStatuses", "containerStatuses") for c in status.get(kind) or []]
-    failures = [_failure(container) for container in statuses]
-    return Instance(
-        name=pod["metadata"]["name"],
-        current=revision_id(pod) == revision,
-        ready=ready,
-        failure=None if ready else next((f for f in failures if f), None),
-        no_place=no_place(pod),
-        fetching=fetching(pod),
-        fetched_at=fetched_at(pod),
-    )
-
-
-def _failure(container: Mapping[str, Any]) -> Failure | None:
-    """How a container ended last, or why it cannot start; None while it runs and never ended."""
-    name, state = container.get("name", "engine"), container.get("state") or {}
-    waiting = state.get("waiting") or {}
-    ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated")
-    if ended and ended.get("exitCode"):
-        message = (ended.get("message") or "").strip().rpartition("\n")[2]
-        cause, again = ended.get("reason") or "", waiting.get("reason") == "CrashLoopBackOff"
-        return Failure(message=message, exit_code=ended["exitCode"], cause=cause, container=name, again=again)
-    if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
-        return Failure(message=waiting.get("message") or "", cause=waiting["reason"], container=name)
-    return None

@@ -18,6 +18,7 @@ Object = Mapping[str, Any]
 KEPT: dict[str, tuple[str, ...]] = {  # besides the metadata; of any other kind nothing
     KIND: ("apiVersion", "spec", "status"),
     "Deployment": ("spec", "status"),
+    "LeaderWorkerSet": ("spec",),
     "ReplicaSet": ("status",),
     "HorizontalPodAutoscaler": ("spec", "status"),
     "ControllerRevision": ("revision", "data"),

@@ -18,6 +18,7 @@ from math import ceil
 
 from quire_api.reasons import ScaleReason
 from quire_operator.planner.demand import Look, Memory, Peak, capacity, mean_tokens, offered, remember
+from quire_operator.planner.trim import slowest, trimmed
 
 __all__ = ["Inputs", "Policy", "ScaleDecision", "decide"]
 
@@ -36,6 +37,7 @@ class Policy:
     most: int
     kv_usage: float = 0.75
     waiting_per_replica: float = 4.0
+    ttft_p95_s: float | None = None  # None: no matter
     stable_s: float = 60.0
     panic_s: float = 10.0
     panic_factor: float = 2.0
@@ -60,6 +62,7 @@ class Inputs:
     kv_usage: float
     offered: float  # tokens in flight that are needed
     capacity: float | None  # of one engine
+    ttft_p95_s: float | None  # of the slowest
     holds: bool | None  # requests for a model at zero, as in Look
 
 
@@ -76,6 +79,8 @@ def decide(look: Look, policy: Policy, memory: Memory, now: float) -> ScaleDecis
     """`memory` is what the last decision left; a new one begins with nothing known."""
     memory = remember(memory, look, now, policy.stable_s)
     policy = replace(policy, cold_start_s=memory.cold_start_s or policy.cold_start_s)
+    windows = memory.moments[-1].seconds / policy.stable_s
+    memory = replace(memory, trim=trimmed(memory.trim, look, policy.ttft_p95_s, windows))
     each = capacity(memory)
     horizon_s = max(policy.stable_s, policy.cold_start_s)
     stable = offered(memory, policy.stable_s, horizon_s)
@@ -114,7 +119,8 @@ def _needs(
     yield look.replicas, ScaleReason.STEADY
     if each:
         room = FULL_UP * each
-        yield ceil(stable / room), ScaleReason.DEMAND
+        yield ceil(stable * memory.trim / room), ScaleReason.DEMAND
+        yield ceil(stable / room), ScaleReason.TTFT
         if panic >= policy.panic_factor * each * look.replicas:
             yield ceil(panic / room), ScaleReason.PANIC
         yield ceil(_forecast(memory, stable, policy) / room), ScaleReason.GROWTH
@@ -194,5 +200,6 @@ def _inputs(look: Look, memory: Memory, tokens: float, each: float | None) -> In
         kv_usage=sum(usage) / len(usage) if usage else 0.0,
         offered=tokens,
         capacity=each,
+        ttft_p95_s=slowest(look),
         holds=look.holds,
     )

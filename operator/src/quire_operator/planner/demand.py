@@ -32,6 +32,7 @@ class EngineLoad:
     max_num_seqs: int
     preemptions: int
     finished: int  # requests
+    ttft_p95_s: float | None = None  # seconds to the first token, of the last minute; None: none came
 
     @property
     def tokens(self) -> float:
@@ -98,6 +99,7 @@ class Memory:
     seen: float = 0.0  # requests seen in service,
     tokens: float = 0.0  # and their tokens
     last_work: float | None = None  # when anything was in flight, or no engine was ready for it
+    trim: float = 1.0  # how much of its capacity an engine is given (trim.py)
     learned: float | None = None  # capacity that was known before a restart
     loading_since: float | None = None  # fewer are ready than exist; None also once this was measured
     ready: int = 0
@@ -157,6 +159,7 @@ def remember(memory: Memory, look: Look, now: float, keep_s: float) -> Memory:
         seen=seen,
         tokens=tokens,
         last_work=now if worked or not look.ready or memory.since is None else memory.last_work,
+        trim=memory.trim,
         learned=memory.learned,
         ready=look.ready,
         complete=look.ready >= look.replicas,
@@ -185,11 +188,11 @@ def mean_tokens(memory: Memory) -> float:
 
 
 def capacity(memory: Memory) -> float | None:
-    """Tokens in flight that one engine carries; None while nothing is known of it."""
+    """Tokens in flight that one engine is to carry; None while nothing is known of it."""
     known = sorted(memory.full)
     seen = known[min(len(known) - 1, int(FULL_QUANTILE * len(known)))] if known else memory.learned
     bounds = [value for value in (seen, memory.bound) if value]
-    return max(1.0, min(bounds)) if bounds else None  # whatever a KV cache says of itself
+    return max(1.0, memory.trim * min(bounds)) if bounds else None  # whatever a KV cache says of itself
 
 
 def offered(memory: Memory, window_s: float, horizon_s: float) -> float:

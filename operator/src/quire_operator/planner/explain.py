@@ -32,6 +32,8 @@ def _event(event: ScaleEvent) -> list[str]:
         f"{event.at}  {event.before} -> {event.desired}  {event.reason}",
         f"    {SCALE_REASONS[event.reason]}",
         f"    seen: {seen.ready} of {seen.replicas} engines ready, {seen.running} requests running, {seen.waiting} waiting, "
-        f"KV cache {seen.kv_cache_utilization or '0.00'}, needed {seen.needed_tokens:,} tokens in flight, "
+        f"KV cache {seen.kv_cache_utilization or '0.00'}, "
+        + (f"first tokens within {seen.ttft_p95}, " if seen.ttft_p95 else "")
+        + f"needed {seen.needed_tokens:,} tokens in flight, "
         + (f"{seen.capacity_tokens:,} an engine" if seen.capacity_tokens else "an engine's share not known yet"),
     ]

@@ -17,6 +17,7 @@ __all__ = [
     "NoPlace",
     "ObjectState",
     "Observed",
+    "Progress",
     "ResolveJob",
     "Revision",
     "Scaler",
@@ -64,6 +65,15 @@ class NoPlace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a fetch was when it reached its last step."""
+
+    phase: str
+    percent: int  # a step: it does not tick
+    bytes_per_second: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
     """One engine."""
 
@@ -73,6 +83,7 @@ class Instance:
     failure: Failure | None = None  # the last one, while the instance is not ready
     no_place: NoPlace | None = None
     fetching: bool = False  # its weights are on their way
+    progress: Progress | None = None  # of that, once it has said
     fetched_at: str = ""  # when they had come
 
 
@@ -99,6 +110,7 @@ class Workload:
     revision: str = ""  # that is being rolled out, or was; empty where revisions are not kept
     unavailable: int = 0  # engines that may be missing while it is; 0: a new one comes before an old one goes
     paused: bool = False  # the roll-out stands still
+    nodes: int | None = None  # that each engine is on; None: there is no workload, or it does not say
     refused: str = ""  # why the API server will not have one more pod
 
 

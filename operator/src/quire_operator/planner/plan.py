@@ -16,14 +16,16 @@ from quire_api.reasons import Reason
 from quire_api.resolved import ModelStatus
 from quire_api.rollout import RevisionStatus
 from quire_api.status import Child, DeploymentStatus
+from quire_operator.planner.arriving import arriving
 from quire_operator.planner.conditions import Verdict, judge, write_status
 from quire_operator.planner.fit import Room
 from quire_operator.planner.observed import Key, Manifest, Observed, digest, key_of
 from quire_operator.planner.resolving import Held, hold, pin_of
-from quire_operator.planner.rollout import Roll, frozen, roll_out, strategy
+from quire_operator.planner.rollout import Roll, frozen, roll_out
 from quire_operator.planner.running import Facts, facts_of, held_facts, live, opened
 from quire_operator.planner.scaling import condition, replicas, tell
 from quire_operator.planner.standing import available, degraded, with_standing
+from quire_operator.planner.workloads import is_workload, rolled
 from quire_operator.render.weights import pinned
 
 __all__ = ["Action", "Apply", "Create", "Delete", "Desired", "Plan", "Scale", "Weigh", "digest", "plan"]
@@ -98,6 +100,7 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
         return Plan(actions=(), status=write_status(DeploymentStatus(), verdict, generation, now), requeue_after=0.0)
     try:
         deployment, standing = _scaled(LLMDeployment.parse(resource), observed, now)
+        _keep_nodes(deployment, observed)
         pin = pin_of(deployment, observed)
         desired = render(deployment if pin is None else pinned(deployment, pin.revision))
     except InvalidInput as error:
@@ -155,6 +158,7 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
         serving=f"{workload.updated_ready}/{wanted}",
         children=tuple(Child(kind=key.kind, name=key.name) for key in sorted(map(key_of, desired.objects))),
         model=about.model,
+        weights=arriving(observed.instances),
         revision=roll.status if roll is not None else _at_rest(standing, desired),
         autoscaling=standing.autoscaling,
         conditions=with_standing(standing.conditions, conditions, generation, now),
@@ -162,6 +166,18 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
     status = write_status(facts, verdict, generation, now)
     again = held.requeue_after if held is not None else roll.requeue_after if roll is not None else None
     return Plan(actions=tuple(actions), status=status, requeue_after=again)
+
+
+def _keep_nodes(deployment: LLMDeployment, observed: Observed) -> None:
+    """InvalidInput where engines would have to go before those come that take their place."""
+    there, wanted = observed.workload.nodes, deployment.spec.parallelism.nodes
+    if there not in (None, wanted):
+        raise InvalidInput(
+            [
+                f"spec.parallelism.nodes: engines are on {there} {'node' if there == 1 else 'nodes'} each, and that is not changed under them: "
+                f"set it back to {there}, or make another LLMDeployment with {wanted} and then delete this one"
+            ]
+        )
 
 
 def _scaled(deployment: LLMDeployment, observed: Observed, now: str) -> tuple[LLMDeployment, DeploymentStatus]:
@@ -185,7 +201,7 @@ def _roll(
     """None where revisions are not kept."""
     if not desired.keeps_revisions:
         return None
-    return roll_out(deployment, pin, next(filter(_scalable, desired.objects)), observed, now)
+    return roll_out(deployment, pin, next(filter(is_workload, desired.objects)), observed, now)
 
 
 def _at_rest(standing: DeploymentStatus, desired: Desired) -> RevisionStatus | None:
@@ -202,14 +218,13 @@ def _back(desired: Desired, standing: DeploymentStatus, observed: Observed) -> M
     good = next((revision for revision in observed.history if revision.id == last_good), None)
     if good is None or workload.revision in ("", good.id):
         return None
-    manifest = next(filter(_scalable, desired.objects))
-    spec = {"strategy": strategy(1 if workload.unavailable else 0), "template": good.template}
-    return {**manifest, "spec": {**manifest["spec"], **spec}}
+    manifest = next(filter(is_workload, desired.objects))
+    return rolled(manifest, good.template, 1 if workload.unavailable else 0)
 
 
 def _of(roll: Roll, desired: Desired) -> Desired:
     """`desired`, with the templates that are kept before the workload that uses one of them."""
-    others = tuple(manifest for manifest in desired.objects if not _scalable(manifest))
+    others = tuple(manifest for manifest in desired.objects if not is_workload(manifest))
     return replace(desired, objects=(*others, *roll.kept, roll.workload))
 
 
@@ -218,7 +233,7 @@ def _pause(actions: list[Action], desired: Desired, observed: Observed) -> list[
     moving = not observed.workload.current or observed.workload.replicas != observed.workload.updated
     if observed.workload.paused or not (actions or moving):
         return []
-    workload = next(filter(_scalable, desired.objects))
+    workload = next(filter(is_workload, desired.objects))
     still = frozen(workload, observed)
     return [Apply(key_of(workload), still)] if still is not None else []
 
@@ -234,14 +249,14 @@ def diff(desired: Desired, observed: Observed, uid: str, held: Held | None = Non
     wanted = {key_of(manifest): manifest for manifest in (*desired.objects, *(held.objects if held else ()))}
     for key, manifest in wanted.items():
         state = observed.objects.get(key)
-        stays = held is not None and held.workload is None and _scalable(manifest)
+        stays = held is not None and held.workload is None and is_workload(manifest)
         if state is None and not stays:
             actions.append(Create(key, manifest))
         elif state is not None and not stays and key.kind != "Job" and state.applied != digest(manifest):
             actions.append(Apply(key, manifest))
         if (
             desired.replicas is not None
-            and _scalable(manifest)
+            and is_workload(manifest)
             and (state is not None or not stays)
             and (state is None or state.replicas != desired.replicas)
         ):
@@ -256,15 +271,11 @@ def diff(desired: Desired, observed: Observed, uid: str, held: Held | None = Non
     return actions
 
 
-def _scalable(manifest: Manifest) -> bool:
-    return bool(manifest["kind"] == "Deployment")
-
-
 def _selector(desired: Desired) -> dict[str, str]:
     """The labels that select engines; processes have none."""
     for manifest in desired.objects:
-        if _scalable(manifest):
-            return dict(manifest["spec"]["selector"]["matchLabels"])
+        if manifest["kind"] == "Service":
+            return dict(manifest["spec"]["selector"])
     return {}
 
 

@@ -15,7 +15,6 @@ is acted upon: its pods, which say why, are gone soon after, and an operator tha
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from quire_api.base import seconds
 from quire_api.deployment import LLMDeployment
@@ -27,8 +26,9 @@ from quire_operator.planner.conditions import Verdict, trouble
 from quire_operator.planner.failures import refusal
 from quire_operator.planner.observed import Instance, Manifest, Observed, Revision
 from quire_operator.planner.revisions import as_object, edit_digest, engine_of, revision_id, wanted
+from quire_operator.planner.workloads import rolled, template_of
 
-__all__ = ["Roll", "frozen", "roll_out", "strategy"]
+__all__ = ["Roll", "frozen", "roll_out"]
 
 ROOM_AFTER_S = 30.0  # without a place for so long, and Auto makes room
 MESSAGE_MAX = 1000
@@ -46,19 +46,13 @@ class Roll:
     requeue_after: float | None
 
 
-def strategy(unavailable: int) -> dict[str, Any]:
-    """Of a Deployment: so many engines may be missing meanwhile; 0: a new one comes before an old one goes."""
-    surge = 0 if unavailable else 1
-    return {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}}
-
-
 def roll_out(
     deployment: LLMDeployment, pin: ModelStatus | None, workload: Manifest, observed: Observed, now: str
 ) -> Roll:
-    """`workload` is the Deployment as it would be rendered now; `deployment` has as many replicas as are wanted now."""
+    """`workload` is what would be rendered now; `deployment` has as many replicas as are wanted now."""
     history = {revision.id: revision for revision in observed.history}
     before = (observed.status.revision if observed.status is not None else None) or RevisionStatus()
-    asked, newer = wanted(deployment, pin, workload["spec"]["template"], history, before.last_good)
+    asked, newer = wanted(deployment, pin, template_of(workload), history, before.last_good)
     status = _follow(deployment, asked, before, observed, now)
     left = None if status.failed is not None else _left(deployment, status, observed, now)
     overdue = left is not None and left <= 0
@@ -67,10 +61,9 @@ def roll_out(
         status, overdue = _give_up(deployment, status, observed), False
     target = asked if giving_up or status.failed is None else history.get(status.last_good, asked)
     unavailable = _unavailable(deployment, target, status, before.last_good, observed, now)
-    changes = {"strategy": strategy(unavailable), "template": target.template}
     last_good = [history[status.last_good]] if status.last_good in history and status.last_good != asked.id else []
     return Roll(
-        workload={**workload, "spec": {**workload["spec"], **changes}},
+        workload=rolled(workload, target.template, unavailable),
         kept=tuple(as_object(workload, revision) for revision in (*last_good, asked)),
         target=target,
         status=status,
@@ -86,8 +79,8 @@ def frozen(workload: Manifest, observed: Observed) -> Manifest | None:
     live = next((r for r in observed.history if r.id == observed.workload.revision), None)
     if live is None:
         return None
-    spec = {"strategy": strategy(observed.workload.unavailable), "template": live.template, "paused": True}
-    return {**workload, "spec": {**workload["spec"], **spec}}
+    still = rolled(workload, live.template, observed.workload.unavailable)
+    return {**still, "spec": {**still["spec"], "paused": True}}
 
 
 def _follow(
@@ -221,9 +214,10 @@ def _conditions(
         else:
             yield _progressing(True, Reason.ROLLING_OUT, count)
     if newer:
-        image = _image(fresh["spec"]["template"])
+        template = template_of(fresh)
+        image = _image(template)
         words = (
-            f"this operator would make other pods of this spec (image {image}, revision {revision_id(fresh['spec']['template'])}); "
+            f"this operator would make other pods of this spec (image {image}, revision {revision_id(template)}); "
             "annotate the resource with quire.dev/upgrade=true, or edit the spec"
         )
         yield Condition(

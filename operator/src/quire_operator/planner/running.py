@@ -73,4 +73,5 @@ def ports(templates: Iterable[Manifest]) -> list[dict[str, Any]]:
 
 
 def _with_ports(policy: Mapping[str, Any], listened: list[dict[str, Any]]) -> Manifest:
-    return {**policy, "spec": {**policy["spec"], "ingress": [{"ports": listened}]}}
+    _, *among = policy["spec"]["ingress"]
+    return {**policy, "spec": {**policy["spec"], "ingress": [{"ports": listened}, *among]}}

@@ -4,7 +4,7 @@ Rule: one writer. In mode Builtin the operator decides and never touches `spec.r
 whoever wrote them: a person, a HorizontalPodAutoscaler that we keep (HPA), or an autoscaler of others (External).
 """
 
-from quire_api.base import seconds
+from quire_api.base import delay_s, seconds
 from quire_api.deployment import LLMDeployment
 from quire_api.reasons import REASONS, ConditionType, Reason, ScaleReason
 from quire_api.status import AutoscalingStatus, Condition, DeploymentStatus, ScaleEvent, ScaleInputs
@@ -27,6 +27,7 @@ def policy_of(deployment: LLMDeployment) -> Policy:
         most=spec.max or 1,  # a rule of the resource: Builtin has it
         kv_usage=spec.targets.kv_cache_utilization,
         waiting_per_replica=spec.targets.waiting_per_replica,
+        ttft_p95_s=delay_s(spec.targets.ttft_p95) if spec.targets.ttft_p95 is not None else None,
         stable_s=seconds(spec.behavior.stable_window),
         panic_s=seconds(spec.behavior.panic_window),
         panic_factor=spec.behavior.panic_factor,
@@ -161,6 +162,7 @@ def _inputs(inputs: Inputs) -> ScaleInputs:
         running=inputs.running,
         waiting=inputs.waiting,
         kv_cache_utilization=f"{inputs.kv_usage:.2f}",
+        ttft_p95=f"{inputs.ttft_p95_s:.2f}s" if inputs.ttft_p95_s is not None else "",
         needed_tokens=round(inputs.offered),
         capacity_tokens=round(inputs.capacity or 0),
     )

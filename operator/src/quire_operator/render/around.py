@@ -3,13 +3,13 @@
 ServiceAccount         without a token: engines talk to no API server
 Service                one address for all that serve
 Service NAME-engines   headless: the address of each one
-NetworkPolicy          the ports that the pods name are open to all, and nothing else
+NetworkPolicy          the ports that the pods name are open to all, and nothing else but what pods of one engine say to each other
 PodDisruptionBudget    where there may be more than one; for one alone it would only hold up node drains
 """
 
 from quire_api.deployment import LLMDeployment
 from quire_operator.planner.running import ports
-from quire_operator.render.names import selector
+from quire_operator.render.names import ENGINE, OWNER_LABEL, ROLE_LABEL, WORKER, selector
 from quire_operator.render.objects import Manifest, owned
 
 __all__ = ["around"]
@@ -37,14 +37,22 @@ def _service(deployment: LLMDeployment, name: str | None, port: int, kind: Manif
 
 
 def _policy(deployment: LLMDeployment, pod: Manifest) -> Manifest:
+    """Ranks on several nodes meet at ports that nobody knows before."""
+    of_engines: Manifest = {"matchLabels": selector(deployment)}
+    among: list[Manifest] = []
+    if deployment.spec.parallelism.nodes > 1:
+        roles = {"key": ROLE_LABEL, "operator": "In", "values": [ENGINE, WORKER]}
+        of_engines = {"matchLabels": {OWNER_LABEL: deployment.metadata.name}, "matchExpressions": [roles]}
+        among = [{"from": [{"podSelector": of_engines}]}]
     return owned(
         deployment,
         "networking.k8s.io/v1",
         "NetworkPolicy",
         spec={
-            "podSelector": {"matchLabels": selector(deployment)},
+            "podSelector": of_engines,
             "policyTypes": ["Ingress"],
-            "ingress": [{"ports": ports([{"spec": pod}])}],  # the engine has one at least: none would mean all of them
+            # the engine has one port at least: none would mean all of them
+            "ingress": [{"ports": ports([{"spec": pod}])}, *among],
         },
     )
 

@@ -10,7 +10,11 @@ __all__ = ["engine_argv"]
 def engine_argv(deployment: LLMDeployment, **place: object) -> list[str]:
     """`quire serve` with what the user set; `place` is what the backend adds (device, address, where the model is)."""
     spec = deployment.spec
-    ranks = {f"{name}_parallel_size": count for name, count in spec.parallelism.model_dump().items() if count > 1}
+    ranks = {
+        f"{name}_parallel_size": count
+        for name, count in spec.parallelism.model_dump(exclude={"nodes"}).items()
+        if count > 1
+    }
     options: dict[str, object] = {
         **spec.engine.model_dump(exclude_unset=True),
         "model": spec.model.source.uri,

@@ -1,4 +1,4 @@
-"""A resource as Kubernetes objects, in the order of creation: what stands around the engines, then their Deployment.
+"""A resource as Kubernetes objects, in the order of creation: what stands around the engines, then their Deployment or LeaderWorkerSet.
 
 The pod is ours (`_pod`), then the user's (`patch.py`); its revision is the digest of both.
 """
@@ -9,9 +9,10 @@ from quire_api.deployment import LLMDeployment, seconds
 from quire_operator.planner.failures import FETCHER
 from quire_operator.planner.fit import GIB, Room, quantity_bytes
 from quire_operator.planner.plan import Desired, digest
-from quire_operator.planner.rollout import strategy
+from quire_operator.planner.workloads import strategy
 from quire_operator.render.around import around
 from quire_operator.render.engine import engine_argv
+from quire_operator.render.groups import leader_worker_set
 from quire_operator.render.job import resolve_job
 from quire_operator.render.names import REVISION_LABEL, labels, selector
 from quire_operator.render.objects import Manifest, owned
@@ -42,7 +43,11 @@ def render(deployment: LLMDeployment, settings: OperatorSettings) -> Desired:
     return Desired(
         resolve=resolve_job(deployment, common, _fetcher(deployment, settings)) if asks else None,
         room=_room(deployment, profile, template["spec"]),
-        objects=(*around(deployment, template["spec"]), *autoscaler(deployment), _workload(deployment, template)),
+        objects=(
+            *around(deployment, template["spec"]),
+            *autoscaler(deployment),
+            _workload(deployment, settings, template),
+        ),
         replicas=deployment.spec.replicas,
         url=settings.router_url or service_url(deployment, settings),
         image=_image(deployment, settings),
@@ -55,15 +60,18 @@ def service_url(deployment: LLMDeployment, settings: OperatorSettings) -> str:
     return f"http://{metadata.name}.{metadata.namespace}.{settings.cluster_domain}/v1"
 
 
-def _workload(deployment: LLMDeployment, template: Manifest) -> Manifest:
+def _workload(deployment: LLMDeployment, settings: OperatorSettings, template: Manifest) -> Manifest:
     rollout = deployment.spec.rollout
+    unavailable = 1 if rollout.strategy == "TerminateFirst" else 0
+    if deployment.spec.parallelism.nodes > 1:
+        return leader_worker_set(deployment, settings, template, unavailable)
     return owned(
         deployment,
         "apps/v1",
         "Deployment",
         spec={
             "selector": {"matchLabels": selector(deployment)},
-            "strategy": strategy(1 if rollout.strategy == "TerminateFirst" else 0),
+            "strategy": strategy(unavailable),
             "progressDeadlineSeconds": seconds(
                 rollout.progress_deadline
             ),  # for who looks at it; the operator has a clock of its own
@@ -176,18 +184,21 @@ def _engine(
 def _room(deployment: LLMDeployment, profile: AcceleratorProfile, pod: Manifest) -> Room | None:
     """None where nobody has said how much memory there is; then only the engine can say that it is too little."""
     if profile.resource is not None:
-        count, name = _devices(deployment, profile), deployment.spec.accelerator.profile
+        count, name = deployment.spec.parallelism.devices, deployment.spec.accelerator.profile
         memory = int((profile.memory_gib or 0) * GIB) * count
         of = f"{f'{count} times' if count > 1 else 'a'} {profile.resource} of profile {name}"
         return Room(bytes=memory, of=of, on_device=True) if memory else None
     engine = next(container for container in pod["containers"] if container["name"] == "engine")
     limit = quantity_bytes(engine["resources"].get("limits", {}).get("memory"))
-    return Room(bytes=limit, of="the memory limit of its container", on_device=False) if limit else None
+    nodes = deployment.spec.parallelism.nodes
+    of = f"{f'{nodes} times ' if nodes > 1 else ''}the memory limit of its container"
+    return Room(bytes=limit * nodes, of=of, on_device=False) if limit else None
 
 
 def _devices(deployment: LLMDeployment, profile: AcceleratorProfile) -> int:
     """Of one pod."""
-    return 0 if profile.resource is None else deployment.spec.parallelism.devices
+    parallelism = deployment.spec.parallelism
+    return 0 if profile.resource is None else parallelism.devices // parallelism.nodes
 
 
 def _shared_gib(deployment: LLMDeployment, profile: AcceleratorProfile) -> int:

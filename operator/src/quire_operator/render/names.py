@@ -10,6 +10,7 @@ __all__ = [
     "RESOLVER",
     "REVISION_LABEL",
     "ROLE_LABEL",
+    "WORKER",
     "labels",
     "selector",
 ]
@@ -17,6 +18,7 @@ __all__ = [
 OWNER_LABEL = f"{GROUP}/llmdeployment"
 ROLE_LABEL = f"{GROUP}/role"
 ENGINE = "engine"  # roles of pods
+WORKER = "worker"  # of an engine on several nodes: all but the first
 RESOLVER = "resolve"
 REVISION_LABEL = f"{GROUP}/revision"  # of a pod: digest of the template it came from
 ATTEMPT_LABEL = f"{GROUP}/attempt"  # of a Job: how many before it failed

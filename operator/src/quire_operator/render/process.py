@@ -21,6 +21,10 @@ def render(deployment: LLMDeployment, url: str) -> Desired:
                 "spec.autoscaling.mode: HPA needs a cluster, which has HorizontalPodAutoscalers; on one machine take Builtin or Manual"
             ]
         )
+    if deployment.spec.parallelism.nodes > 1:
+        raise InvalidInput(
+            ["spec.parallelism.nodes: this is one machine; set it to 1, or apply the resource to a cluster"]
+        )
     profile = profile_of(deployment.spec.accelerator.profile, PROFILES)
     source = deployment.spec.model.source
     template = {

@@ -13,6 +13,8 @@ from quire_operator.simulate.loads import Arrival, EngineModel, Load
 
 __all__ = ["Outcome", "Scaler", "Step", "simulate"]
 
+MINUTE_S = 60.0
+
 Scaler = Callable[[Look, float], tuple[int, str]]  # a look and the time -> engines, and why
 
 
@@ -51,12 +53,18 @@ class _Engine:
     reserved: int = 0  # tokens of the KV cache
     finished: int = 0
     waiting: deque[Arrival] = field(default_factory=deque)
+    first_tokens: deque[tuple[float, float]] = field(
+        default_factory=deque
+    )  # of the last minute: when, and how long it took
 
     @property
     def inside(self) -> int:
         return self.running + len(self.waiting)
 
-    def load(self) -> EngineLoad:
+    def load(self, now: float) -> EngineLoad:
+        while self.first_tokens and now - self.first_tokens[0][0] > MINUTE_S:
+            self.first_tokens.popleft()
+        took = sorted(seconds for at, seconds in self.first_tokens if at <= now)
         return EngineLoad(
             name=self.name,
             running=self.running,
@@ -66,6 +74,7 @@ class _Engine:
             max_num_seqs=self.model.max_num_seqs,
             preemptions=0,
             finished=self.finished,
+            ttft_p95_s=took[min(len(took) - 1, int(0.95 * len(took)))] if took else None,
         )
 
 
@@ -122,6 +131,8 @@ class _Fleet:
             engine.running += 1
             engine.reserved += needed
             self.queue_s.append(now - request.at)
+            first = self.model.prefill_s(request.prompt, engine.running)
+            engine.first_tokens.append((now + first, now + first - request.at))
             seconds = self.model.service_s(request.prompt, request.output, engine.running)
 
             def finish(at: float, needed: int = needed) -> None:
@@ -138,13 +149,13 @@ class _Fleet:
             self.engines.remove(engine)
             self.engine_s += now - engine.since
 
-    def look(self) -> Look:
+    def look(self, now: float) -> Look:
         wanted = self.wanted
         ready = [engine for engine in wanted if engine.ready]
         return Look(
             replicas=len(wanted),
             ready=len(ready),
-            engines=tuple(engine.load() for engine in ready),
+            engines=tuple(engine.load(now) for engine in ready),
             held=len(self.held),
         )
 
@@ -155,7 +166,7 @@ def simulate(load: Load, scaler: Scaler, every_s: float = 5.0) -> Outcome:
     fleet.scale(load.first, 0.0, 0.0)
 
     def tick(now: float) -> None:
-        look = fleet.look()
+        look = fleet.look(now)
         count, reason = scaler(look, now)
         steps.append(Step(now, count, look.ready, sum(e.waiting for e in look.engines) + look.held, reason))
         fleet.scale(count, now, load.engine.cold_start_s)

@@ -28,7 +28,10 @@ class EngineModel:
 
     def service_s(self, prompt: int, output: int, running: int) -> float:
         share = running / self.max_num_seqs
-        return prompt / self.prefill_per_s * (1 + share) + output * self.token_s * (1 + (self.crowded - 1) * share)
+        return self.prefill_s(prompt, running) + output * self.token_s * (1 + (self.crowded - 1) * share)
+
+    def prefill_s(self, prompt: int, running: int) -> float:
+        return prompt / self.prefill_per_s * (1 + running / self.max_num_seqs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
