@@ -46,7 +46,8 @@ CONFINED: dict[str, set[str]] = {
 # Pure: only these may be imported, besides ours that are pure themselves.
 PURE: dict[str, set[str]] = {
     "quire_engine/core/": {"bisect", "collections", "dataclasses", "enum", "typing"},
-    "quire_engine/runtime/sizing.py": {"dataclasses"},
+    "quire_engine/runtime/buckets.py": {"collections", "dataclasses"},
+    "quire_engine/runtime/sizing.py": {"collections", "dataclasses"},
     "quire_engine/messages/": {"ast", "collections", "dataclasses", "enum", "json", "re", "typing", "warnings"},
     "quire_engine/text/stream.py": {"codecs", "collections"},
     "quire_engine/grammars/schema.py": {"collections", "re", "typing"},
@@ -93,6 +94,7 @@ PURE_OURS = (
     "quire_engine.fetch.listing",
     "quire_engine.fetch.source",
     "quire_engine.messages",
+    "quire_engine.runtime.buckets",
     "quire_operator.planner",
     "quire_operator.render",
     "quire_operator.settings",

@@ -108,6 +108,12 @@ class EngineOptions(Strict):
         description="Most tokens of one answer, whatever the request asks for. Unset: what the model's length leaves.",
         examples=[4096],
     )
+    enforce_eager: bool = Field(
+        False,
+        description="Launch every kernel of every step anew, instead of recording steps that repeat: slower, for finding faults. "
+        "On a GPU that means no CUDA graphs; what these would take of its memory is left for the KV cache.",
+        examples=[True],
+    )
     chat_template: str | None = Field(
         None,
         min_length=1,

@@ -41,7 +41,7 @@ from quire_engine.runtime.machine import device_of
 from quire_engine.runtime.ranks import ALONE, Ranks
 from quire_engine.runtime.room import check_room, free_for_each
 from quire_engine.runtime.runner import ModelRunner
-from quire_engine.runtime.sizing import Sizes, plan_sizes, share_of, swap_cost
+from quire_engine.runtime.sizing import Sizes, graph_bytes, plan_sizes, share_of, split_bytes, swap_cost
 from quire_engine.runtime.together import Join, Together, open_store
 from quire_engine.sampling.grammar import GrammarMask
 from quire_engine.sampling.sampler import Sampler
@@ -290,6 +290,7 @@ def _assemble(
         kv_cache_gib=config.kv_cache_gib,
         swap_space_gib=config.swap_space_gib,
         free_bytes=min([free_for_each(device, _count(config)), *others]),
+        workspace=None if device.type == "cpu" else split_bytes if config.enforce_eager or crew else graph_bytes,
     )
     if crew:
         crew.tell(Allotted(sizes=sizes))
@@ -318,7 +319,7 @@ def _assemble(
     if crew:  # not recorded: sums of ranks are no kernels (decision 27)
         leader = Leader(loaded.model, loaded.ops.ranks, partial(_want, crew, config.tensor_parallel_size))
         forward, logits = leader.forward, leader.logits
-    else:
+    elif not config.enforce_eager:
         forward = loaded.ops.recorded(forward, config.max_num_batched_tokens)
     runner: Runner = ModelRunner(
         forward,
