@@ -166,6 +166,7 @@ def test_only_the_composition_root_reads_the_config() -> None:
         "quire_engine/cli.py",  # hands it to LLM
         "quire_engine/llm.py",  # the seed
         "quire_engine/process/worker.py", "quire_engine/process/rank.py",  # what to log
+        "quire_engine/process/nodes.py",  # which machine this is, for the engine and for `quire serve`
         "quire_engine/server/assemble.py",  # the server
         "quire_engine/server/serve.py",  # the address, and how long to drain
         "quire_engine/server/generation.py",  # the seed

@@ -222,6 +222,37 @@ class EngineConfig(EngineOptions):
         "One step is under way in one stage at a time: it makes room, not speed.",
         examples=[2],
     )
+    nnodes: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Machines over which the ranks are spread, as many on each; every one is started with the same flags but "
+        "`--node-rank`. Unset: `$LWS_GROUP_SIZE`, or 1.",
+        examples=[2],
+    )
+    node_rank: int | None = Field(
+        None,
+        ge=0,
+        le=63,
+        description="Which of these machines this is: 0 serves, the others run their ranks and answer /livez. "
+        "Unset: `$LWS_WORKER_INDEX`, or 0.",
+        examples=[1],
+    )
+    master_addr: str | None = Field(
+        None,
+        min_length=1,
+        max_length=253,
+        description="The address of node 0, at which all nodes reach it. Unset: `$LWS_LEADER_ADDRESS`.",
+        examples=["10.0.0.4"],
+    )
+    master_port: int = Field(
+        29501,
+        ge=1,
+        le=65535,
+        description="The port at which node 0 waits for the others. From there on they agree on further ports; only nodes of the "
+        "group should reach any of them.",
+        examples=[29501],
+    )
     device: Device = Field(
         "auto",
         description="Where the model runs. `auto` takes a GPU when there is one.",
