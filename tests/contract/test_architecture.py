@@ -47,7 +47,8 @@ CONFINED: dict[str, set[str]] = {
 # Pure: only these may be imported, besides ours that are pure themselves.
 PURE: dict[str, set[str]] = {
     "quire_engine/core/": {"bisect", "collections", "dataclasses", "enum", "typing"},
-    "quire_engine/runtime/sizing.py": {"dataclasses"},
+    "quire_engine/runtime/buckets.py": {"collections", "dataclasses"},
+    "quire_engine/runtime/sizing.py": {"collections", "dataclasses"},
     "quire_engine/messages/": {"ast", "collections", "dataclasses", "enum", "json", "re", "typing", "warnings"},
     "quire_engine/text/stream.py": {"codecs", "collections"},
     "quire_engine/grammars/schema.py": {"collections", "re", "typing"},
@@ -94,6 +95,7 @@ PURE_OURS = (
     "quire_engine.fetch.listing",
     "quire_engine.fetch.source",
     "quire_engine.messages",
+    "quire_engine.runtime.buckets",
     "quire_operator.planner",
     "quire_operator.render",
     "quire_operator.settings",
@@ -165,6 +167,7 @@ def test_only_the_composition_root_reads_the_config() -> None:
         "quire_engine/cli.py",  # hands it to LLM
         "quire_engine/llm.py",  # the seed
         "quire_engine/process/worker.py", "quire_engine/process/rank.py",  # what to log
+        "quire_engine/process/nodes.py",  # which machine this is, for the engine and for `quire serve`
         "quire_engine/server/assemble.py",  # the server
         "quire_engine/server/serve.py",  # the address, and how long to drain
         "quire_engine/server/generation.py",  # the seed

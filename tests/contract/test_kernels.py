@@ -32,12 +32,14 @@ BY_TORCH = {
     "linear": "torch's library of products is at the hardware's limit",
     "embed": "one gather, which torch does in one launch",
     "walk": "grammars are the host's, who walks them while the device computes",
-    "recorded": "passes are not recorded on GPUs yet",
 }
+
+# Field that is ours, and no kernel -> where it is tested.
+NO_KERNEL = {"recorded": "tests/quire_engine/test_graphs.py"}
 
 
 def test_every_kernel_is_in_one_of_the_tables() -> None:
-    assert PARITY.keys() | BY_TORCH.keys() == KERNELS
+    assert PARITY.keys() | BY_TORCH.keys() | NO_KERNEL.keys() == KERNELS
     assert PARITY.keys() & BY_TORCH.keys() == set()
 
 
@@ -45,7 +47,7 @@ def test_every_kernel_is_in_one_of_the_tables() -> None:
 def test_the_tables_say_whose_a_kernel_is(name: str) -> None:
     whose = getattr(triton_ops(), name).__module__
 
-    assert whose.startswith("quire_engine.ops.triton") == (name in PARITY), f"{name} is of {whose}"
+    assert whose.startswith("quire_engine.ops.triton") == (name in PARITY or name in NO_KERNEL), f"{name} is of {whose}"
 
 
 @pytest.mark.parametrize("name", PARITY)

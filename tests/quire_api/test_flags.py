@@ -26,10 +26,15 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "max_num_seqs": st.integers(1, 4096),
     "tensor_parallel_size": st.integers(1, 64),
     "pipeline_parallel_size": st.integers(1, 64),
+    "nnodes": st.none() | st.integers(1, 64),
+    "node_rank": st.none() | st.integers(0, 63),
+    "master_addr": st.none() | text,
+    "master_port": st.integers(1, 65535),
     "max_num_batched_tokens": st.integers(4096, 100_000),
     "long_prefill_token_threshold": st.none() | st.integers(1, 100_000),
     "scheduling_policy": st.sampled_from(["fcfs", "priority"]),
     "enable_prefix_caching": st.booleans(),
+    "enforce_eager": st.booleans(),
     "swap_space_gib": st.floats(0, 4096),
     "download_dir": st.none() | text,
     "include": several,
@@ -112,13 +117,15 @@ def test_bad_flag_is_refused_with_its_name_and_the_fix(argv: list[str], says: st
 
 
 def test_a_command_line_of_vllm_is_understood() -> None:
-    argv = "--swap-space=4 --enable-chunked-prefill --num-scheduler-steps 8 --disable-log-requests --no-enforce-eager"
+    argv = (
+        "--swap-space=4 --enable-chunked-prefill --num-scheduler-steps 8 --disable-log-requests --no-async-scheduling"
+    )
 
     kept, warnings = take_moot(["m", *argv.split(), "--max-num-seqs", "8"])
 
     assert kept == ["m", "--swap-space-gib=4", "--no-enable-log-requests", "--max-num-seqs", "8"]
     assert [warning.split()[0] for warning in warnings] == [
-        "--enable-chunked-prefill", "--num-scheduler-steps", "--no-enforce-eager",
+        "--enable-chunked-prefill", "--num-scheduler-steps", "--no-async-scheduling",
     ]  # fmt: skip
 
 

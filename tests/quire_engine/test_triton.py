@@ -15,8 +15,8 @@ import pytest
 import torch
 from fakes.attending import ATTENTION_FORMS, Scene, batch_of, empty_cache, form_of
 from fakes.compiling import SHARED_BYTES, faults
+from fakes.interpreting import scalars_are_numbers
 from torch import Tensor
-from triton.runtime import interpreter
 
 from quire_engine.ops import Activation, AttentionForm
 from quire_engine.ops.reference import reference_ops
@@ -28,15 +28,8 @@ REFERENCE, OURS = reference_ops(), triton_ops()
 
 
 @pytest.fixture(autouse=True)
-def _scalars_are_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton 3.6 makes a loop's bounds of arrays with one number, which numpy 2.4 does not take for a number any more."""
-    patch = interpreter._patch_lang_tensor
-
-    def patched(tensor: Any, scope: Any) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
-
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
+def _interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    scalars_are_numbers(monkeypatch)
 
 
 @pytest.fixture(params=[torch.float32, torch.float16], ids=str)

@@ -108,6 +108,12 @@ class EngineOptions(Strict):
         description="Most tokens of one answer, whatever the request asks for. Unset: what the model's length leaves.",
         examples=[4096],
     )
+    enforce_eager: bool = Field(
+        False,
+        description="Launch every kernel of every step anew, instead of recording steps that repeat: slower, for finding faults. "
+        "On a GPU that means no CUDA graphs; what these would take of its memory is left for the KV cache.",
+        examples=[True],
+    )
     chat_template: str | None = Field(
         None,
         min_length=1,
@@ -215,6 +221,37 @@ class EngineConfig(EngineOptions):
         description="Stages that have the layers one after another, each of `--tensor-parallel-size` ranks. "
         "One step is under way in one stage at a time: it makes room, not speed.",
         examples=[2],
+    )
+    nnodes: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Machines over which the ranks are spread, as many on each; every one is started with the same flags but "
+        "`--node-rank`. Unset: `$LWS_GROUP_SIZE`, or 1.",
+        examples=[2],
+    )
+    node_rank: int | None = Field(
+        None,
+        ge=0,
+        le=63,
+        description="Which of these machines this is: 0 serves, the others run their ranks and answer /livez. "
+        "Unset: `$LWS_WORKER_INDEX`, or 0.",
+        examples=[1],
+    )
+    master_addr: str | None = Field(
+        None,
+        min_length=1,
+        max_length=253,
+        description="The address of node 0, at which all nodes reach it. Unset: `$LWS_LEADER_ADDRESS`.",
+        examples=["10.0.0.4"],
+    )
+    master_port: int = Field(
+        29501,
+        ge=1,
+        le=65535,
+        description="The port at which node 0 waits for the others. From there on they agree on further ports; only nodes of the "
+        "group should reach any of them.",
+        examples=[29501],
     )
     device: Device = Field(
         "auto",

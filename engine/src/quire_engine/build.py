@@ -4,6 +4,7 @@ Everything below takes parts, not options; to see what an option does, look for 
 """
 
 import logging
+import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,8 +30,10 @@ from quire_engine.models.weights import DummyWeights, Weights
 from quire_engine.ops import Forward, Ops
 from quire_engine.ops.choose import best_ops
 from quire_engine.process.crew import Crew, LedRunner
+from quire_engine.process.gate import own_address
 from quire_engine.process.link import Allotted, Loaded, Pong, Rows
 from quire_engine.process.muster import muster
+from quire_engine.process.nodes import nodes_of
 from quire_engine.quant import scheme_of
 from quire_engine.runtime.batch import BatchBuilder
 from quire_engine.runtime.embedder import Embedder
@@ -41,7 +44,7 @@ from quire_engine.runtime.machine import device_of
 from quire_engine.runtime.ranks import ALONE, Ranks
 from quire_engine.runtime.room import check_room, free_for_each
 from quire_engine.runtime.runner import ModelRunner
-from quire_engine.runtime.sizing import Sizes, plan_sizes, share_of, swap_cost
+from quire_engine.runtime.sizing import Sizes, graph_bytes, plan_sizes, share_of, split_bytes, swap_cost
 from quire_engine.runtime.together import Join, Together, open_store
 from quire_engine.sampling.grammar import GrammarMask
 from quire_engine.sampling.sampler import Sampler
@@ -126,9 +129,12 @@ def build_engine(
     starts the others; `lost` is called, by another thread, when one of them has ended: no step can be computed any more.
     """
     crew: list[Crew] = []
+    nodes = nodes_of(config, os.environ)
+    if nodes.node > 0:
+        raise ConfigFailure(f"node {nodes.node} only runs ranks of another's engine: start it with `quire serve`")
 
     def meet(join: Join) -> Ranks:
-        others, ranks = muster(_count(config), to_argv(config), lost, join)
+        others, ranks = muster(nodes, to_argv(config), lost, join)
         crew.append(others)
         return ranks
 
@@ -161,14 +167,15 @@ class BuiltRank:
 def build_follower(config: EngineConfig, rank: int, port: int) -> BuiltRank:
     """Load this rank's part of the model; the ranks meet at the port."""
 
-    loaded = _load(config, GENERATORS, None, False, rank, lambda join: join(rank, open_store(port)))
-    free = free_for_each(loaded.device, _count(config))
+    nodes = nodes_of(config, os.environ)
+    loaded = _load(config, GENERATORS, None, False, rank, lambda join: join(rank, open_store(nodes.address, port)))
+    free = free_for_each(loaded.device, nodes.each)
     return BuiltRank(loaded=loaded, free_bytes=free, max_num_seqs=config.max_num_seqs)
 
 
 def build_embedder(config: EngineConfig, *, ops: Ops | None = None, with_tokenizer: bool = True) -> BuiltEmbedder:
     """Load a model for its embeddings: an encoder, or what is below the output head of a generator."""
-    if _count(config) > 1:
+    if config.tensor_parallel_size * config.pipeline_parallel_size > 1:
         raise ConfigFailure(
             "embeddings are made by one rank: leave out --tensor-parallel-size and --pipeline-parallel-size"
         )
@@ -221,13 +228,15 @@ def _load(
 ) -> _Loaded[Model]:
     """`meet` is asked for the others, if there are any."""
     folder = locate_model(config.model)
-    if config.verify_weights == "always" and rank == 0:
+    nodes = nodes_of(config, os.environ)
+    first = rank % nodes.each == 0  # of this machine
+    if config.verify_weights == "always" and first:
         check_hashes(folder)
     spec = read_spec(folder)
     if spec.architecture not in table:
         hint = "it makes embeddings, no text" if spec.architecture in ENCODERS else f"only {', '.join(sorted(table))}"
         raise ConfigFailure(f"architecture {spec.architecture} is not supported here: {hint}")
-    device = device_of(config.device, _count(config), rank)
+    device = device_of(config.device, nodes.each, rank % nodes.each)
     dtype = spec.dtype if config.dtype == "auto" else config.dtype
     torch_dtype = getattr(torch, dtype)
     dummy = config.load_format == "dummy"
@@ -235,27 +244,28 @@ def _load(
     if scheme is not None and rank == 0:
         need = spec.shape.weight_bytes(dtype) / 2**30
         log.info("the weights are dequantised while they are read: %.2f GiB, as much as in plain %s", need, dtype)
-    if rank == 0 or device.type == "cuda":  # who comes later finds memory in use by those who came before
+    if first or device.type == "cuda":  # who comes later finds memory in use by those who came before
         check_room(
             spec.shape, dtype, device,
-            tensor=config.tensor_parallel_size, stages=config.pipeline_parallel_size, dequantised=scheme is not None,
+            tensor=config.tensor_parallel_size, stages=config.pipeline_parallel_size, here=nodes.each,
+            dequantised=scheme is not None,
         )  # fmt: skip
     ranks = ALONE
-    if _count(config) > 1 and meet is not None:
+    if nodes.ranks > 1 and meet is not None:
         tensor, stages = config.tensor_parallel_size, config.pipeline_parallel_size
         hidden = spec.shape.hidden
-        ranks = meet(partial(Together, tensor=tensor, stages=stages, hidden=hidden, dtype=torch_dtype, device=device))
+        address = own_address(nodes)
+        ranks = meet(
+            partial(
+                Together, address=address, tensor=tensor, stages=stages, hidden=hidden, dtype=torch_dtype, device=device
+            )
+        )
     with _memory_is_named():
         tokenizer = Tokenizer(folder, spec.shape.vocabulary) if with_tokenizer else None
-        ops = replace(ops or best_ops(device, torch_dtype, _count(config)), ranks=ranks)
+        ops = replace(ops or best_ops(device, torch_dtype, nodes.each), ranks=ranks)
         with DummyWeights(torch_dtype, device) if dummy else Weights(folder, torch_dtype, device, scheme) as weights:
             model = table[spec.architecture](spec, weights, ops, device)
     return _Loaded(model=model, spec=spec, tokenizer=tokenizer, dtype=dtype, device=device, ops=ops)
-
-
-def _count(config: EngineConfig) -> int:
-    """Of ranks."""
-    return config.tensor_parallel_size * config.pipeline_parallel_size
 
 
 @contextmanager
@@ -289,7 +299,8 @@ def _assemble(
         max_num_batched_tokens=config.max_num_batched_tokens,
         kv_cache_gib=config.kv_cache_gib,
         swap_space_gib=config.swap_space_gib,
-        free_bytes=min([free_for_each(device, _count(config)), *others]),
+        free_bytes=min([free_for_each(device, nodes_of(config, os.environ).each), *others]),
+        workspace=None if device.type == "cpu" else split_bytes if config.enforce_eager or crew else graph_bytes,
     )
     if crew:
         crew.tell(Allotted(sizes=sizes))
@@ -318,7 +329,7 @@ def _assemble(
     if crew:  # not recorded: sums of ranks are no kernels (decision 27)
         leader = Leader(loaded.model, loaded.ops.ranks, partial(_want, crew, config.tensor_parallel_size))
         forward, logits = leader.forward, leader.logits
-    else:
+    elif not config.enforce_eager:
         forward = loaded.ops.recorded(forward, config.max_num_batched_tokens)
     runner: Runner = ModelRunner(
         forward,

@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 from quire_api.errors import InvalidInput
-from quire_api.flags import FlagParser, add_flags, config_from, take_moot
+from quire_api.flags import FlagParser, add_flags, config_from, take_moot, to_argv
 from quire_engine.errors import ConfigFailure, EngineFailure, RequestRejected
 from quire_engine.logs import set_up_logging
 from quire_engine.params import SamplingParams
+from quire_engine.process.nodes import nodes_of
 
 __all__ = ["generate", "serve"]
 
@@ -43,16 +44,22 @@ def serve(argv: list[str]) -> int:
     import uvloop
 
     from quire_engine.arrive import arrive
-    from quire_engine.server.listen import ServerFailure
+    from quire_engine.server.listen import ServerFailure, bind
+    from quire_engine.server.node import serve_node
     from quire_engine.server.serve import serve as run
 
     try:
+        nodes = nodes_of(config, os.environ)
         arrival = arrive(
             config.model, config.download_dir, config.include
         )  # before the event loop: Ctrl-C ends a download at once
         if arrival.names:  # the engine process gets the folder: what a branch means must not differ between the two
             names = config.served_model_name or arrival.names
             config = config.model_copy(update={"model": str(arrival.folder), "served_model_name": names})
+        if nodes.node > 0:
+            flags = to_argv(config.model_copy(update={"api_key": ()}))
+            serve_node(nodes, flags, bind(config.host, config.port, config.uds))
+            return 0
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run(config))
     except (EngineFailure, ServerFailure) as failure:

@@ -1,7 +1,7 @@
 """The processes of the other ranks, as the engine process has them: started, told, asked whether they are there, and ended.
 
-One thread starts them and waits for the end of any; the first that ends is the end of all. Each says why through a pipe
-of its own, which closes when it is gone, whatever else happened. They cannot outlive that thread (rank.py).
+One thread starts those of this machine (kin.py) and waits for the end of any; the first that ends is the end of all. Those
+of other machines are there already (gate.py), and so is a connection to each machine, which says why it ends.
 """
 
 import contextlib
@@ -9,10 +9,7 @@ import dataclasses
 import json
 import os
 import select
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,30 +18,35 @@ from typing import TypeVar
 from quire_engine.core.request import TokenParams
 from quire_engine.core.step import StepPlan, StepResult
 from quire_engine.engine import Launched, Runner
-from quire_engine.errors import EngineFailure, MemoryFailure, RankLost
+from quire_engine.errors import EngineFailure, RankLost
+from quire_engine.process import wary
+from quire_engine.process.gate import Guests, read_line, write_line
+from quire_engine.process.kin import CASCADE_S, GOODBYE_S, Kin
 from quire_engine.process.link import Link, Message, Ping, Pong, Step, pack
 
 __all__ = ["Crew", "LedRunner"]
 
-CASCADE_S = 0.3  # whoever waits for a rank that has ended ends too: so long we look for the first
 VERDICT_S = 3.0  # until it is known who ended, once something went wrong
-GOODBYE_S = 1.0
 UNUSED = TokenParams(max_tokens=1)  # only rank 0 samples
 
 Answer = TypeVar("Answer", bound=Message)
 
 
 class Crew:
-    def __init__(self, count: int, port: int, flags: Sequence[str], lost: Callable[[EngineFailure], None]) -> None:
-        """`count` ranks, of which we are the first, that meet at the port. `lost` is called by the thread that waits
-        when one has ended."""
+    def __init__(
+        self, count: int, port: int, flags: Sequence[str], lost: Callable[[EngineFailure], None], guests: Guests
+    ) -> None:
+        """`count` ranks of this machine, of which we are the first, that meet those of the guests at the port. `lost` is
+        called by the thread that waits when one has ended."""
         self._lost = lost
         self._failure: EngineFailure | None = None
         self._judged = threading.Event()
         self._closing = False
         self._nudge_from, self._nudge = os.pipe()
         pairs = [socket.socketpair() for _ in range(1, count)]
-        self._links = [Link(ours) for ours, _ in pairs]
+        remote = [guests.ranks[rank] for rank in sorted(guests.ranks)]
+        self._links = [Link(ours, wary.loads) for ours in [ours for ours, _ in pairs] + remote]
+        self._nodes = guests.nodes
         started = threading.Event()
         arguments = [theirs for _, theirs in pairs], port, list(flags), started
         self._thread = threading.Thread(target=self._keep, args=arguments, name="ranks", daemon=True)
@@ -98,81 +100,55 @@ class Crew:
             with contextlib.suppress(OSError):
                 os.write(self._nudge, b".")
             os.close(self._nudge)
+            self._dismiss()
             for link in self._links:
                 link.close()
 
     # ------------------------------------------------------------------ the thread
 
     def _keep(self, sockets: list[socket.socket], port: int, flags: list[str], started: threading.Event) -> None:
-        processes: list[subprocess.Popen[bytes]] = []
-        words: list[int] = []
+        kin = Kin()
         try:
-            self._start(processes, words, sockets, port, flags)
+            for rank, theirs in enumerate(sockets, 1):
+                kin.start(rank, theirs, port, flags)
         except OSError as error:
             self._failure = RankLost(f"the process of another rank cannot be started: {error}", 1)
             for each in sockets:
                 each.close()
-            for descriptor in (*words, self._nudge_from):
-                os.close(descriptor)
-            for process in processes:
-                process.kill()
-                process.wait()
+            os.close(self._nudge_from)
+            kin.end(0)
             return
         finally:
             started.set()
-        self._wait_for_end(processes, words)
-        for process in processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0 if self._failure else GOODBYE_S)
-            process.kill()
-            process.wait()
-        for descriptor in (*words, self._nudge_from):
-            os.close(descriptor)
+        self._wait_for_end(kin)
+        kin.end(0 if self._failure else GOODBYE_S)
+        os.close(self._nudge_from)
 
-    def _start(
-        self,
-        processes: list["subprocess.Popen[bytes]"],
-        words: list[int],
-        sockets: list[socket.socket],
-        port: int,
-        flags: list[str],
-    ) -> None:
-        for rank, theirs in enumerate(sockets, 1):
-            listens, says = os.pipe()
-            words.append(listens)
-            numbers = [str(n) for n in (rank, port, theirs.fileno(), says, os.getpid())]
-            argv = [sys.executable, "-m", "quire_engine.process.rank", *numbers, *flags]
-            try:
-                processes.append(subprocess.Popen(argv, pass_fds=[theirs.fileno(), says], stdin=subprocess.DEVNULL))
-            finally:
-                os.close(says)
-            theirs.close()
-
-    def _wait_for_end(self, processes: list["subprocess.Popen[bytes]"], words: list[int]) -> None:
+    def _wait_for_end(self, kin: Kin) -> None:
         poll = select.poll()
-        for descriptor in (*words, self._nudge_from):
+        for descriptor in (*kin.descriptors, *(node.fileno() for node in self._nodes.values()), self._nudge_from):
             poll.register(descriptor, select.POLLIN)
         poll.poll()
         if not self._closing:
-            self._judge(processes, words)
+            self._judge(kin)
 
-    def _judge(self, processes: list["subprocess.Popen[bytes]"], words: list[int]) -> None:
+    def _judge(self, kin: Kin) -> None:
         """One has ended, and perhaps by now others because of it: whoever said why, or was killed, was the first."""
         time.sleep(CASCADE_S)
-        ended: list[tuple[int, EngineFailure]] = []
-        for rank, (process, descriptor) in enumerate(zip(processes, words, strict=True), 1):
-            has_news = select.poll()  # select() takes no descriptor from 1,024 on
-            has_news.register(descriptor, select.POLLIN)
-            if not has_news.poll(0):
-                continue
-            said = os.read(descriptor, 1 << 16)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(GOODBYE_S)
-            ended.append(_autopsy(rank, said, process.returncode))
+        ended = kin.ended() + [last for node, link in self._nodes.items() if (last := _last_words(node, link))]
         self._failure = min(ended, key=lambda each: each[0])[1]
         self._judged.set()
+        self._dismiss()
         if not self._closing:
             self._lost(self._failure)
+
+    def _dismiss(self) -> None:
+        """Tell the other nodes that it is over, and why if something is lost."""
+        why = {} if self._failure is None else {"reason": str(self._failure)}
+        for node in self._nodes.values():
+            with contextlib.suppress(OSError):
+                write_line(node, why)
+                node.shutdown(socket.SHUT_RDWR)  # closed by nobody while the thread may look at it
 
 
 class LedRunner:
@@ -210,13 +186,14 @@ class _Led:
         return result
 
 
-def _autopsy(rank: int, said: bytes, code: int | None) -> tuple[int, EngineFailure]:
-    """How sure it is that this was the first (0: it is), and why it ended."""
-    if said:
-        last = json.loads(said)
-        return 0, RankLost(f"rank {rank}: {last['reason']}", last["exit_code"])
-    if code == -signal.SIGKILL:
-        return 1, MemoryFailure(f"rank {rank} was ended by SIGKILL, perhaps for want of memory")
-    if code is not None and code < 0:
-        return 1, RankLost(f"rank {rank} was ended by signal {-code}", 1)
-    return 2, RankLost(f"rank {rank} ended with code {code}", code or 1)
+def _last_words(node: int, link: socket.socket) -> tuple[int, EngineFailure] | None:
+    """The same as of a rank; None if it is there."""
+    has_news = select.poll()
+    has_news.register(link, select.POLLIN)
+    if not has_news.poll(0):
+        return None
+    try:
+        last = json.loads(read_line(link))
+        return 0, RankLost(f"node {node}: {last['reason']}", last["exit_code"])
+    except (OSError, EOFError, ValueError, KeyError):
+        return 1, RankLost(f"node {node} has ended, or cannot be reached any more", 1)

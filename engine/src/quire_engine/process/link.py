@@ -1,6 +1,7 @@
 """Messages over a socket pair: a length of four bytes, then a pickle.
 
-Pickle is safe here: both ends are our own processes and the socket has no name. Many events are one
+Pickle is safe where both ends are our own processes and the socket has no name; ranks may be on other machines, and read
+with care (wary.py). Many events are one
 message, numbers travel as arrays.
 """
 
@@ -9,6 +10,7 @@ import socket
 import struct
 import threading
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from quire_engine.core.request import Request, RequestId
@@ -137,8 +139,9 @@ def pack(message: Message) -> bytes:
 class Link:
     """The engine's end: blocking. One thread receives, any may send."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, loads: Callable[[bytes], Message] = pickle.loads) -> None:
         self._sock = sock
+        self._loads = loads
         self._buffer = bytearray()
         self._sending = threading.Lock()
 
@@ -175,6 +178,6 @@ class Link:
             end = HEADER.size + length
             if len(self._buffer) < end:
                 break
-            messages.append(pickle.loads(self._buffer[HEADER.size : end]))
+            messages.append(self._loads(bytes(self._buffer[HEADER.size : end])))
             del self._buffer[:end]
         return messages

@@ -4,17 +4,20 @@ from collections.abc import Callable, Sequence
 
 from quire_engine.errors import EngineFailure
 from quire_engine.process.crew import Crew
+from quire_engine.process.gate import Gate, Guests
 from quire_engine.process.link import Pong
+from quire_engine.process.nodes import Nodes
 from quire_engine.runtime.together import Join, Together, open_store
 
 __all__ = ["muster"]
 
 
 def muster(
-    count: int, flags: Sequence[str], lost: Callable[[EngineFailure], None] | None, join: Join
+    nodes: Nodes, flags: Sequence[str], lost: Callable[[EngineFailure], None] | None, join: Join
 ) -> tuple[Crew, Together]:
-    """Start the others with these flags, and meet them; `lost` is called, by another thread, when one has ended."""
-    store, joined = open_store(), list[Together]()
+    """Start those of this node with these flags, wait for other nodes, and meet all; `lost` is called, by another thread, when one has ended."""
+    store, joined = open_store(nodes.address), list[Together]()
+    guests = Gate(nodes).admit(store.port) if nodes.count > 1 else Guests()
 
     def gone(failure: EngineFailure) -> None:
         if lost is not None:
@@ -22,7 +25,7 @@ def muster(
         for ranks in joined:  # whoever waits for it in a collective learns of it
             ranks.abort()
 
-    crew = Crew(count, store.port, flags, gone)
+    crew = Crew(nodes.each, store.port, flags, gone, guests)
     try:
         crew.hear(Pong)  # else we would wait for one that could not start
         joined.append(join(0, store))

@@ -17,6 +17,7 @@ from quire_api.flags import from_argv
 from quire_engine.build import build_follower
 from quire_engine.errors import EngineFailure
 from quire_engine.logs import set_up_logging
+from quire_engine.process import wary
 from quire_engine.process.link import Allotted, Link, Loaded, Ping, Pong, Rows, Step
 from quire_engine.runtime.follower import Follower
 from quire_engine.runtime.together import RankGone
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> int:
     rank, port, link_number, words, parent = map(int, argv[:5])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first one's
     _die_with(parent)
-    link = Link(socket.socket(fileno=link_number))
+    link = Link(socket.socket(fileno=link_number), wary.loads)
     try:
         config = from_argv(argv[5:])
         set_up_logging(config.log_level, config.log_format)

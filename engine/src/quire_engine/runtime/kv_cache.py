@@ -3,7 +3,8 @@
     layers x [ keys, values ] x [num_blocks, kv_heads, block_size, head_dim]
 
 Position p of a sequence lives in row p % block_size of block blocks[p // block_size]; its `place` is
-block * block_size + p % block_size. Blocks are copied and swapped whole, so that the order of numbers inside
+block * block_size + p % block_size. One block more than there are is nobody's: rows that only fill up a batch write
+there (padding.py). Blocks are copied and swapped whole, so that the order of numbers inside
 one is the kernels' own affair.
 """
 
@@ -28,6 +29,7 @@ class KVCache:
         device: torch.device,
     ) -> None:
         self.block_size = block_size
+        self.nobodys_block = num_blocks
 
         def blocks(count: int, where: torch.device) -> Tensor:
             size = (shape.layers, 2, count, shape.kv_heads, block_size, shape.head_dim)
@@ -35,7 +37,7 @@ class KVCache:
                 return zeros(size, dtype, areas=2 * shape.layers)
             return torch.zeros(size, dtype=dtype, device=where, pin_memory=where != device)
 
-        self._data = blocks(num_blocks, device)
+        self._data = blocks(num_blocks + 1, device)
         self._host = blocks(num_host_blocks, torch.device("cpu"))
         self._layers: list[LayerCache] = [(layer[0], layer[1]) for layer in self._data]
 

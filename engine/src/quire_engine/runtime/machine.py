@@ -11,7 +11,7 @@ __all__ = ["device_of", "free_bytes"]
 
 
 def device_of(wanted: str, ranks: int, rank: int) -> torch.device:
-    """That of a rank, of so many; `wanted` is what --device says."""
+    """That of a rank, of so many on this machine; `wanted` is what --device says."""
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cpu":
@@ -22,7 +22,7 @@ def device_of(wanted: str, ranks: int, rank: int) -> torch.device:
         return torch.device("cuda")
     if ranks > (count := torch.cuda.device_count()):
         raise DeviceFailure(
-            f"--tensor-parallel-size times --pipeline-parallel-size is {ranks} GPUs, and torch sees {count} here: lower one"
+            f"--tensor-parallel-size times --pipeline-parallel-size, over --nnodes, is {ranks} GPUs, and torch sees {count} here: lower one"
         )
     torch.cuda.set_device(rank)
     return torch.device("cuda", rank)

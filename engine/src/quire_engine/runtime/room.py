@@ -16,9 +16,10 @@ DEQUANTISING = 8  # bytes for each number of a tensor, while it is read: a rank 
 
 
 def check_room(
-    shape: ModelShape, dtype: str, device: torch.device, *, tensor: int, stages: int, dequantised: bool
+    shape: ModelShape, dtype: str, device: torch.device, *, tensor: int, stages: int, here: int, dequantised: bool
 ) -> None:
-    """ConfigFailure if the model cannot be divided so, MemoryFailure if it is too large."""
+    """ConfigFailure if the model cannot be divided so, MemoryFailure if it is too large; `here` are the ranks
+    of this machine."""
     check_division(
         tensor=tensor,
         stages=stages,
@@ -29,7 +30,7 @@ def check_room(
         layers=shape.layers,
     )
     share = replace(share_of(shape, tensor, stages), vocabulary=-(-shape.vocabulary // tensor))
-    need, free = share.weight_bytes(dtype), free_for_each(device, tensor * stages)
+    need, free = share.weight_bytes(dtype), free_for_each(device, here)
     if dequantised and device.type == "cpu":
         need += DEQUANTISING * shape.hidden * max(shape.vocabulary, shape.intermediate)
     if need > free:

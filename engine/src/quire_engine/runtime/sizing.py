@@ -6,12 +6,16 @@ What a step needs beside weights and cache is bounded by its budget of tokens an
 it is counted here, so that an engine which is ready has all it will ever ask for.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from quire_api.footprint import DTYPE_BYTES, ModelShape
 from quire_engine.errors import ConfigFailure, MemoryFailure
+from quire_engine.runtime.buckets import SHORTEST, buckets
 
-__all__ = ["SCORED_AT_ONCE", "Sizes", "plan_sizes", "share_of", "step_bytes", "swap_cost"]
+__all__ = [
+    "SCORED_AT_ONCE", "Sizes", "Workspace", "graph_bytes", "plan_sizes", "share_of", "split_bytes", "step_bytes", "swap_cost",
+]  # fmt: skip
 
 GIB = 1 << 30
 SCORED_AT_ONCE = 256  # rows of logits at a time when log probabilities of prompts are asked for (runner.py)
@@ -21,6 +25,12 @@ SHARE_OF_FREE = 0.4  # the rest is for the API process, the page cache and the n
 COPY_RATE = {"cpu": 10e9, "cuda": 25e9}
 COMPUTE_RATE = {"cpu": 300e9, "cuda": 300e12}
 
+# Of a CUDA graph. What drivers take is not documented: others see 5 to 15 MiB for a graph of a model with 32 layers.
+KERNELS_OF_LAYER = 16
+NODE_BYTES = 16 << 10
+
+Workspace = Callable[[ModelShape, str, int, int, int], int]  # shape, dtype, sequences, longest request, block size
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
@@ -29,7 +39,7 @@ class Sizes:
     block_size: int
     max_model_len: int
     kv_cache_bytes: int
-    step_bytes: int  # activations, logits
+    step_bytes: int  # activations, logits, workspace
 
 
 def plan_sizes(
@@ -44,15 +54,19 @@ def plan_sizes(
     kv_cache_gib: float | None,
     swap_space_gib: float,
     free_bytes: int,
+    workspace: Workspace | None = None,
 ) -> Sizes:
-    """Blocks and longest request. `free_bytes` is what is free once the weights are loaded."""
+    """Blocks and longest request. `free_bytes` is what is free once the weights are loaded; `workspace` what kernels and
+    recordings of this device need besides."""
     if max_model_len is not None and max_model_len > trained_len:
         raise ConfigFailure(
             f"--max-model-len {max_model_len} is more than the {trained_len} tokens the model was trained for: lower it"
         )
     block_bytes = shape.kv_bytes_per_token(dtype) * block_size
     wanted_len = max_model_len or trained_len
-    step = step_bytes(shape, dtype, max_num_batched_tokens, max_num_seqs)
+    step = step_bytes(shape, dtype, max_num_batched_tokens, max_num_seqs) + block_bytes  # nobody's (kv_cache.py)
+    if workspace is not None:
+        step += workspace(shape, dtype, max_num_seqs, wanted_len, block_size)
     swap = int(swap_space_gib * GIB)
     if kv_cache_gib is None:
         full_house = max_num_seqs * -(-wanted_len // block_size) * block_bytes
@@ -98,10 +112,32 @@ def share_of(shape: ModelShape, tensor: int, stages: int) -> ModelShape:
 def step_bytes(shape: ModelShape, dtype: str, max_num_batched_tokens: int, max_num_seqs: int) -> int:
     """One layer's activations, which are kept for the next step (ops: recorded), the logits, and what the sampler makes
     of them."""
-    attention = (3 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
-    layer = max_num_batched_tokens * (3 * shape.hidden + attention + 3 * shape.intermediate) * DTYPE_BYTES[dtype]
     logits = min(max(max_num_seqs, SCORED_AT_ONCE), max_num_batched_tokens) * shape.vocabulary * 4 * 3
-    return layer + logits
+    return layer_bytes(shape, dtype, max_num_batched_tokens) + logits
+
+
+def layer_bytes(shape: ModelShape, dtype: str, rows: int) -> int:
+    attention = (3 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    return rows * (3 * shape.hidden + attention + 3 * shape.intermediate) * DTYPE_BYTES[dtype]
+
+
+def split_bytes(shape: ModelShape, dtype: str, max_num_seqs: int, max_len: int, block_size: int) -> int:
+    """What attention on a GPU leaves of each part of a context, until they are added up (ops/triton/attend.py)."""
+    parts = max_num_seqs * -(-max_len // SHORTEST)
+    return parts * shape.heads * (shape.head_dim + 2) * 4
+
+
+def graph_bytes(shape: ModelShape, dtype: str, max_num_seqs: int, max_len: int, block_size: int) -> int:
+    """The same, and all recordings there can be: their kernels, their batches, and the memory they share."""
+    every = list(buckets(max_num_seqs, max_len))
+    kernels = len(every) * shape.layers * KERNELS_OF_LAYER * NODE_BYTES
+    tables = sum(bucket.rows * -(-bucket.context // block_size) for bucket in every) * 4
+    rows = max(bucket.rows for bucket in every)
+    sums = max(bucket.parts for bucket in every) * shape.heads * (shape.head_dim + 2) * 4
+    shared = layer_bytes(shape, dtype, rows) + sums
+    return (
+        split_bytes(shape, dtype, max_num_seqs, max_len, block_size) + kernels + tables + 2 * shared
+    )  # none lies as it would alone
 
 
 def swap_cost(shape: ModelShape, dtype: str, device: str) -> float:

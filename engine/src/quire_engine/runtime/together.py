@@ -20,7 +20,6 @@ __all__ = ["Join", "RankGone", "Together", "open_store"]
 Store = Any  # torch's hints name neither stores nor what a group can do
 dist: Any = distributed
 
-HERE = "127.0.0.1"
 # Far more than a step takes: who hangs is found out by the pulse, who is lost by its pipe. Only somebody who ends while the
 # ranks meet, and has no pulse yet, is waited for so long.
 PATIENCE = timedelta(minutes=10)
@@ -33,13 +32,14 @@ class RankGone(Exception):
     """A collective failed, most likely because another rank has ended: whoever started it knows more."""
 
 
-def open_store(port: int | None = None) -> Store:
-    """Where ranks find each other. Rank 0 opens it at a free port, the others at that one."""
+def open_store(address: str, port: int | None = None) -> Store:
+    """Where ranks find each other. Rank 0 opens it at a free port of its address, the others at that one."""
     if port is not None:
-        return dist.TCPStore(HERE, port, is_master=False, wait_for_workers=False)
-    listener = socket.create_server((HERE, 0))  # of its own accord it would listen on every address
+        return dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
+    family = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][0]
+    listener = socket.create_server((address, 0), family=family)  # of its own accord it would listen on every address
     port = listener.getsockname()[1]
-    return dist.TCPStore(HERE, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+    return dist.TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
 class Together(Ranks):
@@ -48,18 +48,20 @@ class Together(Ranks):
         rank: int,
         store: Store,
         *,
+        address: str,
         tensor: int,
         stages: int,
         hidden: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """Every rank has to call this; returns when all have. `hidden` and `dtype` are what stages send each other."""
+        """Every rank has to call this; returns when all have. `hidden` and `dtype` are what stages send each other; `address` is
+        ours, where other ranks reach us."""
         super().__init__(tensor, rank % tensor, stages, rank // tensor)
         self._hidden, self._dtype, self._device = hidden, dtype, device
 
         def group(name: str, rank: int, size: int) -> Any:
-            return _group(dist.PrefixStore(name, store), rank, size, device)
+            return _group(dist.PrefixStore(name, store), rank, size, device, address)
 
         self._all = group("all", rank, tensor * stages)
         self._stage = group(f"stage {self.stage}", self.place, tensor)
@@ -120,13 +122,13 @@ class Together(Ranks):
         return x
 
 
-def _group(store: Store, rank: int, size: int, device: torch.device) -> Any:
+def _group(store: Store, rank: int, size: int, device: torch.device, address: str) -> Any:
     if device.type == "cuda":
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = PATIENCE
         return dist.ProcessGroupNCCL(store, rank, size, options)
     options = dist.ProcessGroupGloo._Options()
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname=HERE)]
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
     options._threads = 1
     options._timeout = PATIENCE
     return dist.ProcessGroupGloo(store, rank, size, options)

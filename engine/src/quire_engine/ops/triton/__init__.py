@@ -14,6 +14,7 @@ from quire_engine.ops import Ops
 from quire_engine.ops.reference import reference_ops
 from quire_engine.ops.triton.attend import attention
 from quire_engine.ops.triton.best import best
+from quire_engine.ops.triton.graphs import recorded
 from quire_engine.ops.triton.rows import activate, add_rms_norm, gate, layer_norm, rms_norm
 from quire_engine.ops.triton.rule_out import rule_out
 from quire_engine.ops.triton.store import store_kv
@@ -33,4 +34,5 @@ def triton_ops() -> Ops:
         attention=attention,
         best=best,
         rule_out=rule_out,
+        recorded=recorded,
     )
