@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quire_engine.ops import Activation, AttentionForm, LayerCache, Matrix, Ops
+from quire_engine.ops.packed import Kind, Packed
 from quire_engine.runtime.batch import ForwardBatch
 
 __all__ = ["reference_ops"]
@@ -24,10 +25,13 @@ def reference_ops() -> Ops:
         attention=attention,
         best=best,
         recorded=lambda forward, max_rows: forward,
+        keeps=frozenset(Kind),
     )
 
 
 def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None, *, wide: bool = False) -> Tensor:
+    if isinstance(weight, Packed):
+        weight = weight.dense(x.dtype)
     y = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
     return y.float() if wide else y
 
