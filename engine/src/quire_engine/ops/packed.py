@@ -65,7 +65,7 @@ class Packed:
         if kind is Kind.INT4:
             codes = _in_halves(codes, _step(width, scales.shape[1]))
         elif kind is Kind.FP8:
-            codes = codes.view(torch.uint8)
+            codes = codes.view(torch.int8)
         zeros = None if zeros is None else zeros.contiguous()
         return cls(
             kind=kind, width=width, codes=codes, scales=scales.contiguous(), zeros=zeros, order=order, rounds=rounds

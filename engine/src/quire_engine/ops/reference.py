@@ -8,7 +8,7 @@ from quire_engine.ops import Activation, AttentionForm, LayerCache, Matrix, Ops
 from quire_engine.ops.packed import Kind, Packed
 from quire_engine.runtime.batch import ForwardBatch
 
-__all__ = ["reference_ops"]
+__all__ = ["linear", "reference_ops"]
 
 
 def reference_ops() -> Ops:

@@ -11,7 +11,8 @@ activations to be rounded too, the library's product of 8 bits (rounding.py).
 
 How a code becomes a number of 16 bits without a conversion, which is four times as slow as arithmetic:
     INT4   bits or'ed into the lowest of 1024 (float16) or 128 (bfloat16), which is taken off with the zero
-    FP8    e4m3's exponent and fraction shifted to their places, and the difference of the exponents' offsets multiplied
+    FP8    read as a signed byte, so that its sign fills the bits above: exponent and fraction are shifted to their places,
+           of the signs one is left, and what lies between the exponents' offsets is multiplied
 """
 
 from dataclasses import replace
@@ -58,20 +59,21 @@ def _product_of(x: Tensor, weight: Packed, bias: Tensor | None, dtype: torch.dty
     rows, height = len(x), weight.height
     few = rows <= FEW
     block_m, block_n = (max(16, triton.next_power_of_2(rows)), 64) if few else (128, 128)
-    across, steps = triton.cdiv(height, block_n), triton.cdiv(weight.width, weight.step)
+    step = weight.step if few or weight.kind is Kind.INT4 else min(weight.step, 64)  # what fits registers on 8.0
+    across, steps = triton.cdiv(height, block_n), triton.cdiv(weight.width, step)
     splits = max(1, min(PROGRAMS // across, steps // LEAST_STEPS)) if few else 1
     each = triton.cdiv(steps, splits)
     splits = triton.cdiv(steps, each)
     y = torch.empty(rows, height, dtype=dtype, device=x.device)
     parts = torch.empty(splits, rows, height, dtype=torch.float32, device=x.device) if splits > 1 else y
-    stages = 4 if few else 2 if weight.step == STEPS[0] else 3  # what fits the 99 KiB that a program has on 8.9
+    stages = 4 if few else 2 if step == STEPS[0] else 3  # what fits the 99 KiB that a program has on 8.9
     nothing = x  # an address for what there is not
     _product[(across, triton.cdiv(rows, block_m), splits)](
         x, weight.codes, weight.scales,
         nothing if weight.zeros is None else weight.zeros,
         nothing if bias is None or splits > 1 else bias,
         parts, rows, height,
-        WIDTH=weight.width, GROUP=weight.group, EACH=each, STEP=weight.step, BLOCK_M=block_m, BLOCK_N=block_n,
+        WIDTH=weight.width, GROUP=weight.group, EACH=each, STEP=step, BLOCK_M=block_m, BLOCK_N=block_n,
         KIND=KINDS[weight.kind], ZEROS=weight.zeros is not None, BIAS=bias is not None and splits == 1, FEW=few,
         num_warps=4 if few else 8, num_stages=stages,
     )  # fmt: skip
@@ -163,14 +165,11 @@ def _byte(code, zero, KIND: tl.constexpr, ZEROS: tl.constexpr, dtype: tl.constex
         if ZEROS:
             number -= zero.to(dtype)[:, None]
     elif dtype == tl.float16:
-        bits = code.to(tl.int16)
-        number = (((bits & 128) << 8) | ((bits & 127) << 7)).to(dtype, bitcast=True) * 256.0
+        number = ((code.to(tl.int16) << 7) & -0x4080).to(dtype, bitcast=True) * 256.0
     elif dtype == tl.bfloat16:
-        bits = code.to(tl.int16)
-        number = (((bits & 128) << 8) | ((bits & 127) << 4)).to(dtype, bitcast=True) * WIDER
+        number = ((code.to(tl.int16) << 4) & -0x7810).to(dtype, bitcast=True) * WIDER
     else:
-        bits = code.to(tl.int32)
-        number = (((bits & 128) << 24) | ((bits & 127) << 20)).to(dtype, bitcast=True) * WIDER
+        number = ((code.to(tl.int32) << 20) & -0x78100000).to(dtype, bitcast=True) * WIDER
     return number
 
 
