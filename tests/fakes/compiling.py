@@ -16,15 +16,19 @@ from typing import Any
 import torch
 import triton
 from fakes.attending import ATTENTION_FORMS, batch_of, empty_cache, form_of
+from fakes.packing import packed_of
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from quire_engine.ops import Activation
+from quire_engine.ops import Activation, Ops
+from quire_engine.ops.packed import Kind
 from quire_engine.ops.triton import triton_ops
+from quire_engine.ops.triton.rounding import round_rows
 
 TYPES = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64",
+    torch.int8: "*i8", torch.uint8: "*u8",
 }  # fmt: skip
 OPTIONS = ("num_warps", "num_stages")
 FORMATS = (torch.bfloat16, torch.float16, torch.float32)
@@ -146,7 +150,26 @@ def compile_all(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
         ops.attention(query, form, cache, alone)
         query = ops.store_kv(torch.zeros(21, heads * form.head_dim, dtype=dtype), form, cache, batch)
         ops.attention(query, form, cache, batch)
+    compile_products(ops, dtype)
     return compiler.rows
+
+
+def compile_products(ops: Ops, dtype: torch.dtype) -> None:
+    """With weights in few bits: by groups of 128 and 32, and by rows; with splits and without."""
+    bias = torch.zeros(256)
+    kinds = [
+        packed_of(Kind.INT4, 256, 1024, 128, zeros=True),
+        packed_of(Kind.INT4, 256, 1024, 32),
+        packed_of(Kind.INT8, 256, 1024, 1024),
+        packed_of(Kind.INT8, 256, 1024, 32),
+        packed_of(Kind.FP8, 256, 1024, 1024),
+        packed_of(Kind.FP8, 256, 1024, 128),
+    ]
+    for weight in map(ops.pack, kinds):
+        for rows in (1, 33, 300):
+            ops.linear(torch.zeros(rows, 1024, dtype=dtype), weight, bias)
+    ops.linear(torch.zeros(300, 64, dtype=dtype), ops.pack(packed_of(Kind.INT8, 48, 64, 64, rounds=True)), bias[:48])
+    round_rows(torch.zeros(3, 1024, dtype=dtype), Kind.FP8)
 
 
 def main() -> int:

@@ -16,11 +16,14 @@ import torch
 from fakes.attending import ATTENTION_FORMS, Scene, batch_of, empty_cache, form_of
 from fakes.compiling import SHARED_BYTES, faults
 from fakes.interpreting import scalars_are_numbers
+from fakes.packing import packed_of
 from torch import Tensor
 
 from quire_engine.ops import Activation, AttentionForm
+from quire_engine.ops.packed import Kind
 from quire_engine.ops.reference import reference_ops
 from quire_engine.ops.triton import attend, triton_ops
+from quire_engine.ops.triton.rounding import round_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities that are meant
 
@@ -115,6 +118,81 @@ def test_store_kv(dtype: torch.dtype, form: AttentionForm) -> None:
     assert torch.equal(ours[1], theirs[1])
 
 
+@pytest.mark.parametrize("rows", [1, 5, 70], ids=["one row", "few rows", "many rows"])
+@pytest.mark.parametrize(
+    ("kind", "height", "width", "group", "extra"),
+    [
+        (Kind.INT4, 70, 512, 128, "zeros"),
+        (Kind.INT4, 33, 192, 64, "bias"),
+        (Kind.INT4, 16, 96, 32, "order"),
+        (Kind.INT4, 5, 40, 40, "zeros"),
+        (Kind.INT8, 33, 192, 32, "zeros"),
+        (Kind.INT8, 6, 40, 40, "bias"),
+        (Kind.FP8, 33, 1024, 128, "bias"),
+        (Kind.FP8, 20, 72, 72, "order"),
+    ],
+    ids=[
+        "split", "groups of 64", "groups of 32, in an order", "a cut step", "bytes with zeros", "cut bytes", "e4m3 in blocks",
+        "e4m3 in an order",
+    ],
+)  # fmt: skip
+def test_products_with_few_bits(
+    dtype: torch.dtype, kind: Kind, height: int, width: int, group: int, extra: str, rows: int
+) -> None:
+    weight = packed_of(kind, height, width, group, zeros=extra == "zeros", ordered=extra == "order")
+    x, bias = torch.randn(rows, width).to(dtype), torch.randn(height) if extra == "bias" else None
+
+    ours = OURS.linear(x, OURS.pack(weight), bias)
+    wide = OURS.linear(x, OURS.pack(weight), bias, wide=True)
+    theirs = REFERENCE.linear(x.float(), REFERENCE.pack(weight), bias)
+
+    error = (
+        2e-6 if dtype is torch.float32 else 2e-3
+    )  # of the largest: weights of 16 bits are rounded where rows are many
+    assert float((ours - theirs).abs().max() / theirs.abs().max()) < error
+    assert float((wide - theirs).abs().max() / theirs.abs().max()) < error
+    assert wide.dtype is torch.float32
+
+
+def test_a_product_with_few_bits_does_not_depend_on_the_rows_beside_it(dtype: torch.dtype) -> None:
+    """To the bit, as long as they are few."""
+    weight, x = OURS.pack(packed_of(Kind.INT4, 40, 512, 128)), torch.randn(16, 512).to(dtype)
+
+    together = OURS.linear(x, weight)
+
+    assert torch.equal(torch.cat([OURS.linear(x[:3], weight), OURS.linear(x[3:4], weight)]), together[:4])
+
+
+@pytest.mark.parametrize("kind", [Kind.INT8, Kind.FP8])
+def test_activations_are_rounded_row_by_row(dtype: torch.dtype, kind: Kind) -> None:
+    x = (torch.randn(4, 5000) * torch.tensor([[1.0], [100.0], [0.01], [0.0]])).to(dtype)
+    largest = 127.0 if kind is Kind.INT8 else 448.0
+
+    codes, scales = round_rows(x, kind)
+
+    expected = x.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / largest
+    torch.testing.assert_close(scales, expected, rtol=1e-6, atol=0)
+    inner = x.float() / scales
+    exact = (inner + 0.5).floor() if kind is Kind.INT8 else inner.to(torch.float8_e4m3fn).float()
+    assert torch.equal(codes.float(), exact)
+
+
+def test_many_rows_by_eight_bits_are_the_product_of_what_was_rounded(dtype: torch.dtype) -> None:
+    weight, bias = packed_of(Kind.INT8, 48, 64, 64, rounds=True), torch.randn(48)
+    x = torch.randn(80, 64).to(dtype)
+    x[3, 7] = torch.nan
+
+    ours = OURS.linear(x, OURS.pack(weight), bias)
+
+    codes, scales = round_rows(x, Kind.INT8)
+    theirs = REFERENCE.linear(codes.float() * scales, REFERENCE.pack(weight), bias)
+    assert bool(ours[3].isnan().all())
+    whole = torch.arange(80) != 3
+    assert_close(ours[whole], theirs[whole].to(dtype))
+    plain = REFERENCE.linear(x.float(), REFERENCE.pack(weight), bias)[whole]
+    assert 0 < float((ours[whole] - plain).abs().max() / plain.abs().max()) < 0.02
+
+
 PIECES = [(0, 100, 150), (1, 0, 1), (2, 76, 77)]  # a piece of a prompt, and single tokens: in one split, and in some
 SINGLE = [(0, 149, 150), (1, 0, 1), (2, 63, 64)]
 
@@ -170,7 +248,7 @@ def test_every_kernel_compiles_for_each_architecture(capability: int) -> None:
     kernels = list(compiled(capability, "bfloat16"))
 
     assert {each["kernel"] for each in kernels} == {
-        "_norm", "_activate", "_best", "_store", "_decode", "_merge", "_prefill",
+        "_norm", "_activate", "_best", "_store", "_decode", "_merge", "_prefill", "_product", "_add_up", "_round", "_rescale",
     }  # fmt: skip
     assert [(each, why) for each in kernels for why in faults(each, capability, torch.bfloat16)] == []
 

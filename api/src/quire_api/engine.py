@@ -31,7 +31,7 @@ class EngineOptions(Strict):
     quantization: Quantization = Field(
         "auto",
         description="The method by which the checkpoint is quantized: `auto` takes its own, if it has one; another than its own is refused. "
-        "Weights are dequantised while they are read: they need as much memory as plain ones.",
+        "On a CPU weights are dequantised while they are read, and need as much memory as plain ones; on a GPU they stay as they are where there are kernels.",
         examples=["awq"],
     )
     max_model_len: int | None = Field(

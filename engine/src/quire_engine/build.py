@@ -26,7 +26,7 @@ from quire_engine.grammars.store import GrammarStore
 from quire_engine.locate import check_hashes, locate_model
 from quire_engine.messages.formats import REASONING_FORMATS, TOOL_FORMATS, ReasoningFormat, ToolFormat
 from quire_engine.models import ENCODERS, GENERATORS, Build, CausalLM
-from quire_engine.models.weights import DummyWeights, Weights
+from quire_engine.models.weights import DummyWeights, Weights, saved_bytes
 from quire_engine.ops import Forward, Ops
 from quire_engine.ops.choose import best_ops
 from quire_engine.process.crew import Crew, LedRunner
@@ -241,14 +241,14 @@ def _load(
     torch_dtype = getattr(torch, dtype)
     dummy = config.load_format == "dummy"
     scheme = scheme_of(spec.quantization, config.quantization) if not dummy else None
-    if scheme is not None and rank == 0:
-        need = spec.shape.weight_bytes(dtype) / 2**30
-        log.info("the weights are dequantised while they are read: %.2f GiB, as much as in plain %s", need, dtype)
+    with _memory_is_named():
+        ops = ops or best_ops(device, torch_dtype, nodes.each)
+    saved = saved_bytes(folder, torch_dtype, scheme, ops.keeps) if scheme is not None and ops.keeps else 0
     if first or device.type == "cuda":  # who comes later finds memory in use by those who came before
         check_room(
             spec.shape, dtype, device,
             tensor=config.tensor_parallel_size, stages=config.pipeline_parallel_size, here=nodes.each,
-            dequantised=scheme is not None,
+            dequantised=scheme is not None, saved=saved,
         )  # fmt: skip
     ranks = ALONE
     if nodes.ranks > 1 and meet is not None:
@@ -262,9 +262,16 @@ def _load(
         )
     with _memory_is_named():
         tokenizer = Tokenizer(folder, spec.shape.vocabulary) if with_tokenizer else None
-        ops = replace(ops or best_ops(device, torch_dtype, nodes.each), ranks=ranks)
-        with DummyWeights(torch_dtype, device) if dummy else Weights(folder, torch_dtype, device, scheme) as weights:
+        ops = replace(ops, ranks=ranks)
+        weights = (
+            DummyWeights(torch_dtype, device) if dummy else Weights(folder, torch_dtype, device, scheme, ops.keeps)
+        )
+        with weights:
             model = table[spec.architecture](spec, weights, ops, device)
+    if scheme is not None and rank == 0:
+        how = "stay in few bits where kernels take them" if saved else "were dequantised while they were read"
+        plain = spec.shape.weight_bytes(dtype) / 2**30
+        log.info("the weights %s: %.2f GiB here, %.2f in plain %s", how, weights.given_bytes / 2**30, plain, dtype)
     return _Loaded(model=model, spec=spec, tokenizer=tokenizer, dtype=dtype, device=device, ops=ops)
 
 

@@ -48,7 +48,7 @@ class Head:
             self._weight = tied.table
         else:
             part = ops.ranks.rows(vocabulary)
-            self._weight = ops.pack(weights.take(f"{name}.weight", (vocabulary, hidden), part=part))
+            self._weight = ops.pack(weights.matrix([f"{name}.weight"], [(vocabulary, hidden)], [part]))
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """[S, hidden] -> [S, vocabulary] float32; of several ranks the first has them all"""

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from quire_engine.models.weights import Weights
 from quire_engine.ops import Ops
+from quire_engine.ops.packed import Packed
 from quire_engine.runtime.ranks import Part
 
 __all__ = ["Linear"]
@@ -39,10 +40,10 @@ class Linear:
         if transposed:
             (name,), (row,) = names, rows
             shape = (columns.whole, row.whole)
-            weight = weights.take(f"{name}.weight", shape, part=parts[0], dim=1 - dim).T.contiguous()
+            weight: Tensor | Packed = weights.take(f"{name}.weight", shape, part=parts[0], dim=1 - dim).T.contiguous()
         else:
             shapes = [(row.whole, columns.whole) for row in rows]
-            weight = weights.stacked([f"{name}.weight" for name in names], shapes, parts=parts, dim=dim)
+            weight = weights.matrix([f"{name}.weight" for name in names], shapes, parts, dim)
         self._weight = ops.pack(weight)
         self._bias: Tensor | None = None
         if bias:

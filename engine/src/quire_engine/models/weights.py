@@ -2,11 +2,13 @@
 
 A model takes what it needs while it is built: the peak is the model and one tensor. A name that is missing, has
 another shape, or is left over afterwards is an error, never a guess. Of a tensor that ranks divide only the own part is read;
-of a quantized checkpoint a scheme (quant/) makes plain tensors, which are dequantised as they are read.
+of a quantized checkpoint a scheme (quant/) makes plain tensors, which are dequantised as they are read, or, where the
+kernels take them, matrices in few bits.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,21 +19,33 @@ from torch import Tensor
 
 from quire_engine.errors import WeightsFailure
 from quire_engine.gguf.container import gguf_file
+from quire_engine.ops.packed import Kind, Packed, packed_bytes, regular
 from quire_engine.quant.gguf import stored_tensors
-from quire_engine.quant.stored import Scheme, Stored
+from quire_engine.quant.stored import Coded, Scheme, Stored
 from quire_engine.runtime.ranks import Part
 
-__all__ = ["DummyWeights", "Weights"]
+__all__ = ["DummyWeights", "Weights", "saved_bytes"]
 
 DERIVED = (".rotary_emb.inv_freq", ".position_ids")  # older checkpoints keep what follows from config.json
+PLAIN = ("embed_tokens.", ".experts.")  # in names of matrices which no layer takes in few bits
 FORMATS = {"F32", "BF16", "F16"}  # as safetensors calls them
 
 
 class Weights:
     """The safetensors files of a folder, or a GGUF file; use as a context."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, scheme: Scheme | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        dtype: torch.dtype,
+        device: torch.device,
+        scheme: Scheme | None = None,
+        keeps: Collection[Kind] = (),
+    ) -> None:
+        """Matrices in few bits stay so if they are of a kind that is kept."""
         self.device = device
+        self.given_bytes = 0  # of all that models were given
+        self._keeps = keeps
         self._folder = folder
         self._dtype = dtype
         self._scheme = scheme
@@ -106,6 +120,33 @@ class Weights:
             start += size
         return out
 
+    def matrix(
+        self, names: Sequence[str], shapes: Sequence[tuple[int, int]], parts: Sequence[Part | None], dim: int = 0
+    ) -> Tensor | Packed:
+        """`stacked`, in few bits if all of them are, and alike."""
+        return self._packed(names, shapes, parts, dim) or self.stacked(names, shapes, parts=parts, dim=dim)
+
+    def _packed(
+        self, names: Sequence[str], shapes: Sequence[tuple[int, int]], parts: Sequence[Part | None], dim: int
+    ) -> Packed | None:
+        own: list[Packed] = []
+        for name, shape, part in zip(names, shapes, parts, strict=True):
+            found = self._tensors.get(name)
+            if not isinstance(found, Coded) or found.kind not in self._keeps or (part is not None and not part.size):
+                return None
+            self._found(name, shape)
+            whole = found.packed()
+            mine = whole if part is None else whole.part(part, dim)
+            if mine is None:
+                return None
+            own.append(mine)
+        packed = Packed.stacked(own)
+        if packed is None or not regular(packed.width, packed.scales.shape[1]):
+            return None
+        self._taken |= set(names)
+        self.given_bytes += packed.nbytes
+        return packed.to(self.device)
+
     def ignore(self, name: str) -> None:
         """Accept a tensor that the model does not read, if it is there; all below a name that ends with a dot."""
         self._taken |= {n for n in self._tensors if n == name or (name.endswith(".") and n.startswith(name))}
@@ -120,13 +161,7 @@ class Weights:
         dim: int,
     ) -> Iterator[Tensor]:
         """What is at each of the indices, which are those of the first dimensions."""
-        if name not in self._tensors:
-            raise WeightsFailure(f"{self._folder} has no tensor {name}{self._beside(name)}")
-        found = self._tensors[name]
-        if tuple(found.get_shape()) != shape:
-            raise WeightsFailure(
-                f"{name} is {found.get_shape()} in {self._folder}, but config.json makes it {list(shape)}"
-            )
+        found = self._found(name, shape)
         if found.get_dtype() not in FORMATS:
             raise WeightsFailure(
                 f"{name} is {found.get_dtype()} in {self._folder}, and only {', '.join(sorted(FORMATS))} can be read"
@@ -140,7 +175,18 @@ class Weights:
             pieces = [found[(*index, *piece)] for piece in _cut(part, dim - len(index))]
             tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim - len(index))
             own = tensor.to(device=self.device, dtype=dtype or self._dtype)
+            self.given_bytes += own.nbytes
             yield own.clone() if own.untyped_storage().nbytes() > own.nbytes else own  # nothing but the part stays
+
+    def _found(self, name: str, shape: tuple[int, ...]) -> Stored:
+        if name not in self._tensors:
+            raise WeightsFailure(f"{self._folder} has no tensor {name}{self._beside(name)}")
+        found = self._tensors[name]
+        if tuple(found.get_shape()) != shape:
+            raise WeightsFailure(
+                f"{name} is {found.get_shape()} in {self._folder}, but config.json makes it {list(shape)}"
+            )
+        return found
 
     def _beside(self, name: str) -> str:
         """What there is of the same module: of a quantized checkpoint that does not say so."""
@@ -177,6 +223,20 @@ class DummyWeights(Weights):
             tensor = torch.empty(size, dtype=dtype or self._dtype, device=self.device)
             is_norm = len(shape) == 1 and not name.endswith("bias")
             yield tensor.fill_(1.0) if is_norm else tensor.normal_(0.0, 0.02, generator=self._random)
+
+
+def saved_bytes(folder: Path, dtype: torch.dtype, scheme: Scheme, keeps: Collection[Kind]) -> int:
+    """How much less than plain the model takes, for what stays in few bits. Nothing is read but names and shapes."""
+    coded = [
+        (tensor, packed_bytes(tensor.kind, tensor.shape, tensor.groups))
+        for name, tensor in scheme(_stored(folder)).items()
+        if isinstance(tensor, Coded) and tensor.kind in keeps and not any(part in name for part in PLAIN)
+    ]
+    return sum(
+        math.prod(tensor.shape) * dtype.itemsize - size
+        for tensor, size in coded
+        if regular(tensor.shape[1], tensor.groups)
+    )
 
 
 def _cut(part: Part | None, dim: int) -> list[tuple[Any, ...]]:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quire_engine.ops.packed import Kind
 from quire_engine.runtime.batch import ForwardBatch
 from quire_engine.runtime.ranks import ALONE, Ranks
 
@@ -61,8 +62,9 @@ class Linear(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ops:
-    pack: Callable[[Tensor], Matrix]
-    """weight [out, in] -> the same, laid out for `linear` and `embed`; may reuse its memory"""
+    pack: Callable[[Any], Matrix]
+    """weight [out, in] -> the same, laid out for `linear` and `embed`; may reuse its memory. A `Packed` of a kind that is
+    kept is laid out for `linear` alone"""
 
     linear: Linear
 
@@ -107,6 +109,9 @@ class Ops:
     recorded: Callable[[Forward, int], Forward]
     """A model's forward pass -> the same, to the bit, which may be quicker from its second time on where a batch has at
     most so many rows. It is for one cache, and what it returns holds until it is called again."""
+
+    keeps: frozenset[Kind] = frozenset()
+    """No kernel: the kinds of weights in few bits that `pack` and `linear` take; of other kinds they get the plain matrix"""
 
     ranks: Ranks = field(default=ALONE)
     """No kernel: who computes the model together, which part this one has, and how they put theirs together"""

@@ -1,6 +1,7 @@
 """Which table of kernels this machine gets."""
 
 import logging
+from dataclasses import replace
 
 import torch
 
@@ -34,4 +35,4 @@ def best_ops(device: torch.device, dtype: torch.dtype, processes: int) -> Ops:
         except Exception as error:
             why = (str(error).splitlines() or [type(error).__name__])[0]
             log.warning("no Triton (%s): plain torch computes, several times slower", why)
-    return reference_ops()
+    return replace(reference_ops(), keeps=frozenset())  # else it would dequantise for every product

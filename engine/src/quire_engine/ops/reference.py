@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quire_engine.ops import Activation, AttentionForm, LayerCache, Matrix, Ops
+from quire_engine.ops.packed import Kind, Packed
 from quire_engine.runtime.batch import ForwardBatch
 
-__all__ = ["reference_ops"]
+__all__ = ["linear", "reference_ops"]
 
 LONG_S = (
     1e-3  # of a row's grammar: below, the clock that counts the processor's time alone, a system call, is not asked
@@ -36,10 +37,13 @@ def reference_ops() -> Ops:
         rule_out=rule_out,
         walk=walk,
         recorded=lambda forward, max_rows: forward,
+        keeps=frozenset(Kind),
     )
 
 
 def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None, *, wide: bool = False) -> Tensor:
+    if isinstance(weight, Packed):
+        weight = weight.dense(x.dtype)
     y = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
     return y.float() if wide else y
 

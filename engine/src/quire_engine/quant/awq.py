@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from quire_engine.errors import ConfigFailure
-from quire_engine.quant.packed import FLOATS, dequantised, group_count, number
-from quire_engine.quant.stored import Derived, Parts, Scheme, Stored, expect, modules, part
+from quire_engine.ops.packed import Kind, Packed
+from quire_engine.quant.packed import FLOATS, group_count, number
+from quire_engine.quant.stored import Coded, Parts, Scheme, Stored, expect, modules, part
 
 __all__ = ["awq"]
 
@@ -51,16 +52,16 @@ def _weight(plain: dict[str, Stored], name: str, group: int) -> Stored:
     expect(zeros, f"{name}.qzeros", ("I32",), (groups, packed))
     expect(scales, f"{name}.scales", FLOATS, (groups, packed * 8))
 
-    def read() -> Tensor:
-        return dequantised(_numbers(words[...]), _numbers(zeros[...]), scales[...].T)
+    def read() -> Packed:
+        return Packed.of(Kind.INT4, _numbers(words[...]), scales[...].T, _numbers(zeros[...]))
 
-    return Derived((packed * 8, rows), read)
+    return Coded(name, Kind.INT4, (packed * 8, rows), groups, read)
 
 
 def _numbers(words: Tensor) -> Tensor:
-    """[n, out / 8] int32 -> [out, n] int16"""
+    """[n, out / 8] int32 -> [out, n] int8, from -8 on"""
     turned = words.T.contiguous()
-    out = torch.empty((len(turned), 8, len(words)), dtype=torch.int16)
+    out = torch.empty((len(turned), 8, len(words)), dtype=torch.int8)
     for place, output in enumerate(OUTPUT_OF):
-        out[:, output] = (turned >> (4 * place)) & 15
+        out[:, output] = ((turned >> (4 * place)) & 15) - 8
     return out.flatten(0, 1)

@@ -19,7 +19,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["READERS"]
+from quire_engine.ops.packed import Kind
+
+__all__ = ["CODED", "READERS"]
 
 EIGHT = torch.arange(8, dtype=torch.uint8).view(8, 1)
 
@@ -48,8 +50,16 @@ def _scales(raw: Tensor) -> tuple[Tensor, Tensor]:
     return scales.float()[:, :, None], leasts.float()[:, :, None]
 
 
+def _codes_of_q4_0(raw: Tensor) -> Tensor:
+    return _nibbles(raw[:, 2:], 16).to(torch.int8) - 8
+
+
+def _codes_of_q8_0(raw: Tensor) -> Tensor:
+    return raw[:, 2:].contiguous().view(torch.int8)
+
+
 def _q4_0(raw: Tensor) -> Tensor:
-    return (_nibbles(raw[:, 2:], 16).float() - 8) * _halves(raw[:, :2])
+    return _codes_of_q4_0(raw).float() * _halves(raw[:, :2])
 
 
 def _q4_1(raw: Tensor) -> Tensor:
@@ -66,7 +76,7 @@ def _q5_1(raw: Tensor) -> Tensor:
 
 
 def _q8_0(raw: Tensor) -> Tensor:
-    return raw[:, 2:].contiguous().view(torch.int8).float() * _halves(raw[:, :2])
+    return _codes_of_q8_0(raw).float() * _halves(raw[:, :2])
 
 
 def _k(numbers: Tensor, raw: Tensor) -> Tensor:
@@ -105,4 +115,10 @@ READERS: dict[str, Callable[[Tensor], Tensor]] = {  # by type: blocks [n, bytes]
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
+}
+
+# Those that are a number and a scale, and nothing else: blocks [n, bytes] -> int8 [n, 32]; the scale stands before them.
+CODED: dict[str, tuple[Kind, Callable[[Tensor], Tensor]]] = {
+    "Q4_0": (Kind.INT4, _codes_of_q4_0),
+    "Q8_0": (Kind.INT8, _codes_of_q8_0),
 }

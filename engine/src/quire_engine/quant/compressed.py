@@ -14,21 +14,20 @@
 
     weight = (q - zero) * scale
 
-Scales of activations and of the KV cache are left: both are computed unquantized, which is no less exact.
+Scales of activations and of the KV cache are left: the cache is not quantized, and activations that are rounded have a scale
+for each row.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from quire_engine.errors import ConfigFailure, WeightsFailure
+from quire_engine.ops.packed import Packed
 from quire_engine.quant.fp8 import IDLE
-from quire_engine.quant.packed import FLOATS, dequantised, group_count, number, unpacked
+from quire_engine.quant.packed import FLOATS, KINDS, group_count, grouped, number, unpacked
 from quire_engine.quant.scaled import Block, scaled
-from quire_engine.quant.stored import Derived, Parts, Scheme, Stored, expect, modules, part
+from quire_engine.quant.stored import Coded, Parts, Scheme, Stored, expect, modules, part
 
 __all__ = ["compressed_tensors"]
 
@@ -39,7 +38,7 @@ FORMATS = {  # -> the tensor that each of its matrices has
     "pack-quantized": ".weight_packed",
 }
 STRATEGIES = ("tensor", "channel", "group", "block")
-KINDS = {("float", 8): "F8_E4M3", ("int", 8): "I8"}
+STORED = {("float", 8): "F8_E4M3", ("int", 8): "I8"}
 IDLE_TOO = (*IDLE, ".input_zero_point", ".input_global_scale", ".k_zero_point", ".v_zero_point")
 
 
@@ -54,6 +53,7 @@ class _Matrices:
     group: int  # numbers of a row that share a scale; -1: all
     block: Block | None
     symmetric: bool
+    rounds: bool  # activations, too
 
 
 def compressed_tensors(said: Mapping[str, Any]) -> Scheme:
@@ -83,7 +83,7 @@ def _read(said: Mapping[str, Any]) -> _Matrices:
     if form not in FORMATS:
         raise ConfigFailure(f"compressed-tensors' format {form} is not supported yet, only {', '.join(FORMATS)}")
     packed = form == "pack-quantized"
-    if (kind, bits) not in ([("int", 4), ("int", 8)] if packed else KINDS):
+    if (kind, bits) not in ([("int", 4), ("int", 8)] if packed else STORED):
         raise ConfigFailure(f"compressed-tensors' {form} of {bits}-bit {kind} is not supported yet")
     if strategy not in STRATEGIES or (packed and strategy == "block"):
         raise ConfigFailure(
@@ -105,7 +105,12 @@ def _read(said: Mapping[str, Any]) -> _Matrices:
         group=group,
         block=None if size is None else (size[0], size[1]),
         symmetric=bool(weights.get("symmetric", True)),
+        rounds=_numbers_of(groups[0].get("input_activations") or {}) == (kind, bits),
     )
+
+
+def _numbers_of(said: Mapping[str, Any]) -> tuple[Any, Any]:
+    return said.get("type"), said.get("num_bits")
 
 
 def _whole(plain: dict[str, Stored], name: str, how: _Matrices) -> Stored:
@@ -114,9 +119,11 @@ def _whole(plain: dict[str, Stored], name: str, how: _Matrices) -> Stored:
     if not how.symmetric and zero is None:
         raise WeightsFailure(f"the quantized {name} has no tensor {name}.weight_zero_point")
     shape = numbers.get_shape()
-    expect(numbers, f"{name}.weight", (KINDS[how.kind, how.bits],), (shape[0], shape[-1]))
+    expect(numbers, f"{name}.weight", (STORED[how.kind, how.bits],), (shape[0], shape[-1]))
     zero = None if how.symmetric else zero
-    return scaled(numbers, scale, f"{name}.weight_scale", how.block, zero, f"{name}.weight_zero_point")
+    return scaled(
+        numbers, scale, f"{name}.weight_scale", how.block, zero, f"{name}.weight_zero_point", rounds=how.rounds
+    )
 
 
 def _packed(plain: dict[str, Stored], name: str, how: _Matrices) -> Stored:
@@ -134,13 +141,12 @@ def _packed(plain: dict[str, Stored], name: str, how: _Matrices) -> Stored:
     if order is not None:
         expect(order, f"{name}.weight_g_idx", ("I32", "I64"), (into,))
 
-    def read() -> Tensor:
+    def read() -> Packed:
         numbers = unpacked(words[...], how.bits, 1)[:, :into]
-        middle = torch.tensor(1 << (how.bits - 1)).expand(out, groups)
-        zeros = middle if zero is None else unpacked(zero[...], how.bits, 0)[:out]
+        zeros = None if zero is None else unpacked(zero[...], how.bits, 0)[:out]
         of = None if order is None or int(order[...].max()) < 0 else order[...].long()
         if of is not None and (int(of.min()) < 0 or int(of.max()) >= groups):
             raise WeightsFailure(f"{name}.weight_g_idx names group {int(of.max())}, and there are {groups}")
-        return dequantised(numbers, zeros, scale[...].reshape(-1, groups).expand(out, groups), of)
+        return grouped(KINDS[how.bits], numbers, scale[...].reshape(-1, groups).expand(out, groups), zeros, of)
 
-    return Derived((out, into), read)
+    return Coded(name, KINDS[how.bits], (out, into), groups, read)

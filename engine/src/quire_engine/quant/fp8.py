@@ -39,7 +39,7 @@ def fp8(said: Mapping[str, Any]) -> Scheme:
                 if len(tensor.get_shape()) != 2:
                     raise WeightsFailure(f"{name} is {tensor.get_shape()}, and only matrices of FP8 can be read")
                 scale = f"{name}_scale" if block is None else f"{name}_scale_inv"
-                plain[name] = scaled(tensor, part(plain, scale), scale, block)
+                plain[name] = scaled(tensor, part(plain, scale), scale, block, rounds=True)
         return plain
 
     return join

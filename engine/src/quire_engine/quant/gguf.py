@@ -20,8 +20,9 @@ from torch import Tensor
 
 from quire_engine.errors import WeightsFailure
 from quire_engine.gguf import container
-from quire_engine.quant.blocks import READERS
-from quire_engine.quant.stored import Derived, Parts, Scheme, Stored
+from quire_engine.ops.packed import Packed
+from quire_engine.quant.blocks import CODED, READERS
+from quire_engine.quant.stored import Coded, Derived, Parts, Scheme, Stored
 
 __all__ = ["gguf", "stored_tensors"]
 
@@ -32,6 +33,7 @@ OF_LAYER = {
     "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
 }  # fmt: skip
+BLOCK = 32  # numbers, of those that are `CODED`
 IN_CONFIG = "rope_freqs.weight"  # gguf/config.py has read it
 
 _LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
@@ -40,7 +42,14 @@ _LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 def stored_tensors(path: Path) -> dict[str, Stored]:
     """By GGUF's names."""
     file = container.open_container(path)
-    return {name: Derived(tensor.shape, partial(_read, path, tensor)) for name, tensor in file.tensors.items()}
+    return {name: _stored(path, name, tensor) for name, tensor in file.tensors.items()}
+
+
+def _stored(path: Path, name: str, tensor: container.Tensor) -> Stored:
+    if tensor.type not in CODED or len(tensor.shape) != 2:
+        return Derived(tensor.shape, partial(_read, path, tensor))
+    rows, columns = tensor.shape
+    return Coded(name, CODED[tensor.type][0], (rows, columns), columns // BLOCK, partial(_read_codes, path, tensor))
 
 
 def gguf(said: Mapping[str, Any]) -> Scheme:
@@ -68,12 +77,26 @@ def _unturned(tensor: Stored, name: str, heads: int) -> Stored:
     rows, *rest = tensor.get_shape()
     if rows % (2 * heads):
         raise WeightsFailure(f"{name} has {rows} rows, which {heads} heads cannot share")
-    return Derived((rows, *rest), lambda: torch.unflatten(tensor[...], 0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2))
+    order = torch.arange(rows).view(heads, -1, 2).transpose(1, 2).flatten()
+    if isinstance(tensor, Coded):
+        return Coded(name, tensor.kind, tensor.shape, tensor.groups, lambda: tensor.packed().rows(order))
+    return Derived((rows, *rest), lambda: tensor[...][order])
 
 
 def _read(path: Path, tensor: container.Tensor) -> Tensor:
+    return READERS[tensor.type](_blocks(path, tensor)).reshape(tensor.shape)
+
+
+def _read_codes(path: Path, tensor: container.Tensor) -> Packed:
+    blocks, (kind, codes) = _blocks(path, tensor), CODED[tensor.type]
+    scales = blocks[:, :2].contiguous().view(torch.float16).view(tensor.shape[0], -1)
+    return Packed.of(kind, codes(blocks).reshape(tensor.shape), scales)
+
+
+def _blocks(path: Path, tensor: container.Tensor) -> Tensor:
+    """[n, bytes of one]"""
     raw = np.fromfile(path, dtype=np.uint8, count=tensor.bytes, offset=tensor.start)
     if len(raw) < tensor.bytes:
         raise WeightsFailure(f"{path} has become shorter while it was read")
     size = {name: each for name, _, each in container.TYPES.values()}[tensor.type]
-    return READERS[tensor.type](torch.from_numpy(raw).view(-1, size)).reshape(tensor.shape)
+    return torch.from_numpy(raw).view(-1, size)

@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from quire_engine.errors import ConfigFailure, WeightsFailure
-from quire_engine.quant.packed import FLOATS, dequantised, group_count, number, unpacked
-from quire_engine.quant.stored import Derived, Parts, Scheme, Stored, expect, modules, part
+from quire_engine.ops.packed import Packed
+from quire_engine.quant.packed import FLOATS, KINDS, group_count, grouped, number, unpacked
+from quire_engine.quant.stored import Coded, Parts, Scheme, Stored, expect, modules, part
 
 __all__ = ["gptq"]
 
@@ -56,15 +56,15 @@ def _weight(plain: dict[str, Stored], name: str, bits: int, group: int, less: in
     if order is not None:
         expect(order, f"{name}.g_idx", ("I32", "I64"), (into,))
 
-    def read() -> Tensor:
+    def read() -> Packed:
         of = None if order is None else order[...].long()
         if of is not None and (int(of.min()) < 0 or int(of.max()) >= groups):
             raise WeightsFailure(
                 f"{name}.g_idx names groups {int(of.min())} to {int(of.max())}, and there are {groups}"
             )
-        zero = (unpacked(zeros[...], bits, 1) + less) & ((1 << bits) - 1)
-        in_order = of is None or bool((of == torch.arange(into) // (into // groups)).all())
+        half = 1 << (bits - 1)
+        zero = ((unpacked(zeros[...], bits, 1).int() + half + less) % (2 * half) - half).to(torch.int8)
         numbers = unpacked(words[...].T.contiguous(), bits, 1)
-        return dequantised(numbers, zero.T, scales[...].T, None if in_order else of)
+        return grouped(KINDS[bits], numbers, scales[...].T, zero.T, of)
 
-    return Derived((out, into), read)
+    return Coded(name, KINDS[bits], (out, into), groups, read)

@@ -6,11 +6,13 @@ What is here knows no method of quantization and no file format.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from quire_engine.errors import WeightsFailure
+from quire_engine.ops.packed import Kind, Packed
 
-__all__ = ["Derived", "Parts", "Scheme", "Stored", "expect", "modules", "part"]
+__all__ = ["Coded", "Derived", "Parts", "Scheme", "Stored", "expect", "modules", "part"]
 
 
 class Stored(Protocol):
@@ -46,6 +48,32 @@ class Derived:
 
     def __getitem__(self, index: Any) -> Tensor:
         return self._make()[index]
+
+
+class Coded:
+    """A matrix in few bits, which `make` reads; to who asks for its numbers it is a plain one. `name` is for complaints."""
+
+    def __init__(self, name: str, kind: Kind, shape: tuple[int, int], groups: int, make: Callable[[], Packed]) -> None:
+        self.kind, self.shape, self.groups = kind, shape, groups
+        self._name = name
+        self._make = make
+
+    def packed(self) -> Packed:
+        packed = self._make()
+        if not bool(packed.scales.isfinite().all()):
+            raise WeightsFailure(f"{self._name} has a scale which is no finite number: its file is damaged")
+        if packed.kind is Kind.FP8 and bool(((packed.codes & 127) == 127).any()):
+            raise WeightsFailure(f"{self._name} has a number which is NaN: its file is damaged")
+        return packed
+
+    def get_shape(self) -> list[int]:
+        return list(self.shape)
+
+    def get_dtype(self) -> str:
+        return "F32"
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.packed().dense(torch.float32)[index]
 
 
 def modules(stored: Parts, suffix: str) -> Iterator[str]:

@@ -16,10 +16,18 @@ DEQUANTISING = 8  # bytes for each number of a tensor, while it is read: a rank 
 
 
 def check_room(
-    shape: ModelShape, dtype: str, device: torch.device, *, tensor: int, stages: int, here: int, dequantised: bool
+    shape: ModelShape,
+    dtype: str,
+    device: torch.device,
+    *,
+    tensor: int,
+    stages: int,
+    here: int,
+    dequantised: bool,
+    saved: int = 0,
 ) -> None:
     """ConfigFailure if the model cannot be divided so, MemoryFailure if it is too large; `here` are the ranks
-    of this machine."""
+    of this machine. So many bytes of the plain model are `saved`, for what stays in few bits."""
     check_division(
         tensor=tensor,
         stages=stages,
@@ -30,11 +38,11 @@ def check_room(
         layers=shape.layers,
     )
     share = replace(share_of(shape, tensor, stages), vocabulary=-(-shape.vocabulary // tensor))
-    need, free = share.weight_bytes(dtype), free_for_each(device, here)
+    need, free = share.weight_bytes(dtype) - saved // (tensor * stages), free_for_each(device, here)
     if dequantised and device.type == "cpu":
         need += DEQUANTISING * shape.hidden * max(shape.vocabulary, shape.intermediate)
     if need > free:
-        plain = f" once they are dequantised to {dtype}" if dequantised else ""
+        plain = f" once they are dequantised to {dtype}" if dequantised and not saved else ""
         raise MemoryFailure(
             f"the weights need {need / 2**30:.1f} GiB{plain}, and {free / 2**30:.1f} GiB are free on {device}"
         )
