@@ -15,6 +15,8 @@ KERNELS = {field.name for field in fields(Ops)} - {"ranks"}  # which is who comp
 
 # Field of `Ops` -> the test that compares its values in Triton's interpreter, and by what name it calls it.
 PARITY = {
+    "route": ("test_route", "route"),
+    "mix": ("test_mix", "mix"),
     "rms_norm": ("test_norms", "rms_norm"),
     "add_rms_norm": ("test_norms", "add_rms_norm"),
     "layer_norm": ("test_norms", "layer_norm"),
@@ -28,6 +30,7 @@ PARITY = {
 # Field -> why torch does it on a GPU.
 BY_TORCH = {
     "pack": "a product wants a matrix as it is",
+    "pack_experts": "it lays matrices one after the other",
     "linear": "torch's library of products is at the hardware's limit",
     "embed": "one gather, which torch does in one launch",
     "recorded": "passes are not recorded on GPUs yet",

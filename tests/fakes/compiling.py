@@ -22,6 +22,7 @@ from triton.runtime.jit import JITFunction
 
 from quire_engine.ops import Activation
 from quire_engine.ops.triton import triton_ops
+from quire_engine.spec import Routing
 
 TYPES = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64",
@@ -131,6 +132,12 @@ def compile_all(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
         ops.activate(x, activation)
         ops.gate(x, activation)
     ops.best(torch.zeros(3, 5000))
+    for experts, chosen, hidden, inner in ((8, 2, 4096, 14336), (128, 8, 2048, 768), (100, 3, 500, 100)):
+        routed = ops.route(torch.zeros(5, experts), Routing(chosen=chosen, renormalised=True))
+        matrices = (
+            torch.zeros(1, dtype=dtype).expand(experts, *size) for size in ((2 * inner, hidden), (hidden, inner))
+        )
+        ops.mix(torch.zeros(5, hidden, dtype=dtype), routed, *matrices, Activation.SILU)
     turn, norm = torch.zeros(1024, 64), torch.ones(128)
     turned = [
         form_of(4, 2, 128, rotary=turn),

@@ -21,6 +21,7 @@ from triton.runtime import interpreter
 from quire_engine.ops import Activation, AttentionForm
 from quire_engine.ops.reference import reference_ops
 from quire_engine.ops.triton import attend, triton_ops
+from quire_engine.spec import Routing
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities that are meant
 
@@ -71,6 +72,61 @@ def test_activations(dtype: torch.dtype, activation: Activation) -> None:
 
     assert_close(OURS.activate(x, activation), REFERENCE.activate(x, activation))
     assert_close(OURS.gate(x, activation), REFERENCE.gate(x, activation))
+
+
+@pytest.mark.parametrize("renormalised", [True, False])
+@pytest.mark.parametrize(("experts", "chosen"), [(1, 1), (5, 2), (8, 8), (100, 7)])
+def test_route(experts: int, chosen: int, renormalised: bool) -> None:
+    likings, routing = torch.randn(9, experts), Routing(chosen=chosen, renormalised=renormalised)
+    likings[3] = 0.0  # all alike: the first
+
+    choices, shares = OURS.route(likings, routing)
+
+    expected_choices, expected_shares = REFERENCE.route(likings, routing)
+    assert torch.equal(choices, expected_choices)
+    assert_close(shares, expected_shares)
+
+
+def test_a_row_that_is_no_numbers_is_routed_to_experts() -> None:
+    """Whatever they make of it: it must not be written where nobody looks."""
+    choices, _ = OURS.route(torch.full((1, 6), torch.nan), Routing(chosen=3, renormalised=True))
+
+    assert len(set(choices[0].tolist()) & set(range(6))) == 3
+
+
+def experts_of(count: int, hidden: int, inner: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    gate_up, down = torch.randn(count, 2 * inner, hidden) / hidden**0.5, torch.randn(count, hidden, inner) / inner**0.5
+    return OURS.pack_experts(iter(gate_up.to(dtype)), count), OURS.pack_experts(iter(down.to(dtype)), count)
+
+
+@pytest.mark.parametrize("activation", [Activation.SILU, Activation.GELU_TANH])
+@pytest.mark.parametrize(
+    ("tokens", "experts", "chosen", "hidden", "inner"),
+    [(1, 4, 2, 64, 32), (3, 7, 3, 100, 33), (130, 3, 2, 48, 130), (520, 2, 2, 16, 16)],
+    ids=["one", "odd", "more than a tile", "more than are counted at once"],
+)
+def test_mix(
+    dtype: torch.dtype, tokens: int, experts: int, chosen: int, hidden: int, inner: int, activation: Activation
+) -> None:
+    x, matrices = torch.randn(tokens, hidden).to(dtype), experts_of(experts, hidden, inner, dtype)
+    routed = REFERENCE.route(torch.randn(tokens, experts), Routing(chosen=chosen, renormalised=True))
+
+    ours, theirs = (ops.mix(x, routed, *matrices, activation) for ops in (OURS, REFERENCE))
+
+    close = 4e-3 if dtype is torch.float16 else 1e-5
+    torch.testing.assert_close(ours, theirs, rtol=close, atol=close)
+
+
+def test_what_experts_make_of_a_row_does_not_depend_on_its_company() -> None:
+    torch.manual_seed(0)
+    x, matrices = torch.randn(90, 64).half(), experts_of(3, 64, 48, torch.float16)
+    choices, shares = REFERENCE.route(torch.randn(90, 3), Routing(chosen=2, renormalised=True))
+
+    together = OURS.mix(x, (choices, shares), *matrices, Activation.SILU)
+
+    for row in (slice(0, 1), slice(77, 90)):
+        some = OURS.mix(x[row], (choices[row], shares[row]), *matrices, Activation.SILU)
+        assert torch.equal(some, together[row])
 
 
 @pytest.mark.parametrize("width", [1, 64, 5000])
@@ -165,6 +221,7 @@ def test_every_kernel_compiles_for_each_architecture(capability: int) -> None:
 
     assert {each["kernel"] for each in kernels} == {
         "_norm", "_activate", "_best", "_store", "_decode", "_merge", "_prefill",
+        "_route", "_count", "_list", "_multiply", "_sum",
     }  # fmt: skip
     assert [(each, why) for each in kernels for why in faults(each, capability, torch.bfloat16)] == []
 

@@ -7,7 +7,7 @@ tests/quire_engine/test_ops.py for each other implementation.
 Shapes: T tokens of a step, D head size. Activations are of the model's format; weights of norms are float32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -16,10 +16,12 @@ from torch import Tensor
 
 from quire_engine.runtime.batch import ForwardBatch
 from quire_engine.runtime.ranks import ALONE, Ranks
+from quire_engine.spec import Routing
 
-__all__ = ["Activation", "AttentionForm", "Forward", "LayerCache", "Linear", "Matrix", "Ops"]
+__all__ = ["Activation", "AttentionForm", "Forward", "LayerCache", "Linear", "Matrices", "Matrix", "Ops"]
 
 Matrix = Any  # a weight [out, in] in the layout of the table that packed it
+Matrices = Any  # one weight for each expert, by their numbers, as the table packed them
 LayerCache = tuple[
     Tensor, Tensor
 ]  # keys, values: each [blocks, kv_heads, block_size, D]; kernels may order a block their way
@@ -66,6 +68,16 @@ class Ops:
 
     embed: Callable[[Tensor, Matrix], Tensor]
     """ids [T], table [vocabulary, hidden] as packed -> rows [T, hidden]"""
+
+    pack_experts: Callable[[Iterator[Tensor], int], Matrices]
+    """weights [out, in], one after the other, of so many experts -> the same, laid out for `mix`"""
+
+    route: Callable[[Tensor, Routing], tuple[Tensor, Tensor]]
+    """likings [T, experts] float32 -> choices [T, chosen] int64, in ascending order, and their shares [T, chosen] float32"""
+
+    mix: Callable[[Tensor, tuple[Tensor, Tensor], Matrices, Matrices, Activation], Tensor]
+    """x [T, hidden], its route, gate|up [2 * inner, hidden] and down [hidden, inner] of each expert -> [T, hidden]: what
+    the chosen experts make of a row, times their shares, added up in float32 from the first to the last"""
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     """x [T, hidden], weight [hidden], epsilon -> [T, hidden]; computed in float32, rounded once"""

@@ -1,13 +1,16 @@
 """The kernels in plain torch: short, obviously right, on any device. Every other implementation is tested against these."""
 
+from collections.abc import Callable, Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quire_engine.ops import Activation, AttentionForm, LayerCache, Matrix, Ops
+from quire_engine.ops import Activation, AttentionForm, LayerCache, Matrices, Matrix, Ops
 from quire_engine.runtime.batch import ForwardBatch
+from quire_engine.spec import Routing
 
-__all__ = ["reference_ops"]
+__all__ = ["expert_by_expert", "reference_ops", "route"]
 
 
 def reference_ops() -> Ops:
@@ -15,6 +18,9 @@ def reference_ops() -> Ops:
         pack=lambda weight: weight,
         linear=linear,
         embed=lambda ids, table: F.embedding(ids, table),
+        pack_experts=pack_experts,
+        route=route,
+        mix=mix,
         rms_norm=rms_norm,
         add_rms_norm=add_rms_norm,
         layer_norm=layer_norm,
@@ -30,6 +36,44 @@ def reference_ops() -> Ops:
 def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None, *, wide: bool = False) -> Tensor:
     y = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
     return y.float() if wide else y
+
+
+def pack_experts(weights: Iterator[Tensor], count: int) -> Matrices:
+    """[count, out, in], of which there is no second copy at any time."""
+    first = next(weights)
+    packed = torch.empty((count, *first.shape), dtype=first.dtype, device=first.device)
+    packed[0] = first
+    for number, weight in enumerate(weights, 1):
+        packed[number] = weight
+    return packed
+
+
+def route(likings: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
+    likelihood = likings.softmax(dim=-1)
+    best = likelihood.sort(dim=-1, descending=True, stable=True).indices  # among equals the first
+    choices = best[:, : routing.chosen].sort(dim=-1).values
+    shares = likelihood.gather(-1, choices)
+    return choices, shares / shares.sum(dim=-1, keepdim=True) if routing.renormalised else shares
+
+
+def mix(x: Tensor, routed: tuple[Tensor, Tensor], gate_up: Matrices, down: Matrices, activation: Activation) -> Tensor:
+    def expert(rows: Tensor, number: int) -> Tensor:
+        return linear(gate(linear(rows, gate_up[number]), activation), down[number])
+
+    return expert_by_expert(expert, x, routed, len(gate_up))
+
+
+def expert_by_expert(
+    expert: Callable[[Tensor, int], Tensor], x: Tensor, routed: tuple[Tensor, Tensor], count: int
+) -> Tensor:
+    """Each expert is given the rows that chose it. Choices ascend, so that this adds a row's in their order."""
+    choices, shares = routed
+    out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    for number in range(count):
+        rows, rank = (choices == number).nonzero(as_tuple=True)
+        if len(rows):
+            out.index_add_(0, rows, expert(x[rows], number).float() * shares[rows, rank, None])
+    return out.to(x.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:

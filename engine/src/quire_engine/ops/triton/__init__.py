@@ -1,7 +1,7 @@
 """The kernels for GPUs, in Triton: `triton_ops`, of the same table as the reference.
 
-Products of matrices stay with torch, whose library is at the hardware's limit; here is what lies between them, each
-fused to one reading of its rows. Nothing here waits for the device: grids are bounded by shapes, and which sequence a
+Products of matrices stay with torch, whose library is at the hardware's limit, but for those of experts, who find their rows
+on the device; here is what lies between them, each fused to one reading of its rows. Nothing here waits for the device: grids are bounded by shapes, and which sequence a
 program works for it looks up there.
 
 A result of these does not depend on the batch: a row of a norm is one program's, and attention divides a context by a
@@ -14,6 +14,7 @@ from quire_engine.ops import Ops
 from quire_engine.ops.reference import reference_ops
 from quire_engine.ops.triton.attend import attention
 from quire_engine.ops.triton.best import best
+from quire_engine.ops.triton.experts import mix, route
 from quire_engine.ops.triton.rows import activate, add_rms_norm, gate, layer_norm, rms_norm
 from quire_engine.ops.triton.store import store_kv
 
@@ -23,6 +24,8 @@ __all__ = ["triton_ops"]
 def triton_ops() -> Ops:
     return replace(
         reference_ops(),
+        route=route,
+        mix=mix,
         rms_norm=rms_norm,
         add_rms_norm=add_rms_norm,
         layer_norm=layer_norm,
