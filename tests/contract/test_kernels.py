@@ -25,6 +25,9 @@ PARITY = {
     "store_kv": ("test_store_kv", "store_kv"),
     "attention": ("test_attention", "attend"),  # of a Scene
     "best": ("test_best", "best"),
+    "penalise": ("test_penalise", "penalise"),
+    "draw": ("test_draw", "draw"),
+    "score": ("test_score", "score"),
 }
 
 # Field -> why torch does it on a GPU.

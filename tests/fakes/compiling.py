@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 from fakes.attending import ATTENTION_FORMS, batch_of, empty_cache, form_of
@@ -20,20 +21,24 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from quire_engine.ops import Activation
+from quire_engine.ops import Activation, Draws
 from quire_engine.ops.triton import triton_ops
 from quire_engine.spec import Routing
 
 TYPES = {
-    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64",
+    torch.float64: "*fp64", torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64",
 }  # fmt: skip
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 FORMATS = (torch.bfloat16, torch.float16, torch.float32)
 SHARED_BYTES = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}  # a program may have, by architecture
 SPILLED_BYTES = 0  # by a hot variant: of 16 bits, and of the usual sizes of heads
 SPILLED_SELDOM = 32  # by one of the other sizes; it is a handful of instructions among thousands
 SPILLED_WIDE = 512  # by float32, which is for comparisons
 SELDOM = re.compile(r"\bDIM=(10|256)\b")
+DRAWS: dict[str, Any] = {
+    "rows": np.int64, "temperature": np.float32, "log_min_p": np.float32, "top_k": np.int64, "top_p": np.float64,
+    "words": np.int32,
+}  # fmt: skip
 COLUMNS = ("kernel", "shared", "registers", "stack", "spills", "warps", "variant")
 
 
@@ -138,6 +143,12 @@ def compile_all(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
             torch.zeros(1, dtype=dtype).expand(experts, *size) for size in ((2 * inner, hidden), (hidden, inner))
         )
         ops.mix(torch.zeros(5, hidden, dtype=dtype), routed, *matrices, Activation.SILU)
+    some = torch.zeros(2, dtype=torch.int64)
+    ops.penalise(torch.zeros(3, 5000), some, torch.zeros(4, 5000, dtype=torch.int32), some, torch.zeros(2, 3))
+    ops.score(torch.zeros(2, 5000), some, 5)
+    host = {name: np.zeros(2, kind) for name, kind in DRAWS.items()}
+    for width in (5000, 151936):
+        ops.draw(torch.zeros(3, width), Draws(**host))
     turn, norm = torch.zeros(1024, 64), torch.ones(128)
     turned = [
         form_of(4, 2, 128, rotary=turn),

@@ -12,13 +12,26 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from quire_engine.runtime.batch import ForwardBatch
 from quire_engine.runtime.ranks import ALONE, Ranks
 from quire_engine.spec import Routing
 
-__all__ = ["Activation", "AttentionForm", "Forward", "LayerCache", "Linear", "Matrices", "Matrix", "Ops"]
+__all__ = [
+    "IN_PROMPT",
+    "Activation",
+    "AttentionForm",
+    "Draws",
+    "Forward",
+    "LayerCache",
+    "Linear",
+    "Matrices",
+    "Matrix",
+    "Ops",
+]
 
 Matrix = Any  # a weight [out, in] in the layout of the table that packed it
 Matrices = Any  # one weight for each expert, by their numbers, as the table packed them
@@ -26,6 +39,7 @@ LayerCache = tuple[
     Tensor, Tensor
 ]  # keys, values: each [blocks, kv_heads, block_size, D]; kernels may order a block their way
 
+IN_PROMPT = 1 << 30  # a token's bit in `seen`; below it, how often the token is in the output
 
 Forward = Callable[[ForwardBatch, Any], Tensor]  # of a model: a step and its cache -> [T, hidden]
 
@@ -51,6 +65,18 @@ class AttentionForm:
     q_norm: Tensor | None = None  # [D] float32: RMS norm of each query head before it is rotated
     k_norm: Tensor | None = None
     epsilon: float = 1e-6  # of those norms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Draws:
+    """The rows of a step's logits that are drawn from, and how; on the host, [R] each, contiguous."""
+
+    rows: NDArray[np.int64]
+    temperature: NDArray[np.float32]
+    log_min_p: NDArray[np.float32]  # -inf: nothing is too unlikely
+    top_k: NDArray[np.int64]  # 0: all
+    top_p: NDArray[np.float64]
+    words: NDArray[np.int32]  # what seed and position give to the noise (sampling/noise.py)
 
 
 class Linear(Protocol):
@@ -104,6 +130,18 @@ class Ops:
     best: Callable[[Tensor], Tensor]
     """logits [S, vocabulary] float32 -> ids [S] int64, the first of the largest of each row; -1: a NaN or +inf is
     among them; -2: all are -inf"""
+
+    penalise: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
+    """logits [S, vocabulary] float32, some of its rows [R] int64, seen [slots, vocabulary] int32, the slots of these rows
+    [R] int64, their penalties [R, 3] float32: repetition, frequency, presence. Overwrites the rows."""
+
+    draw: Callable[[Tensor, Draws], Tensor]
+    """logits [S, vocabulary] float32 -> a token [R] int64 of each row that is drawn from; whatever where one is not made of
+    numbers"""
+
+    score: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+    """logits [R, vocabulary] float32, a token of each row, n -> log probabilities [R, 1 + n] float32 of the token and of
+    the n likeliest, and [R, 2 + n] int64: the token, its rank from 1 on, and the ids of the likeliest"""
 
     recorded: Callable[[Forward, int], Forward]
     """A model's forward pass -> the same, to the bit, which may be quicker from its second time on where a batch has at

@@ -6,11 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quire_engine.ops import Activation, AttentionForm, LayerCache, Matrices, Matrix, Ops
+from quire_engine.ops import IN_PROMPT, Activation, AttentionForm, LayerCache, Matrices, Matrix, Ops
+from quire_engine.ops.drawing import draw
 from quire_engine.runtime.batch import ForwardBatch
+from quire_engine.sampling.ordering import best_first
+from quire_engine.sampling.rows import in_blocks
 from quire_engine.spec import Routing
 
-__all__ = ["expert_by_expert", "reference_ops", "route"]
+__all__ = ["expert_by_expert", "penalise", "reference_ops", "route", "score"]
 
 
 def reference_ops() -> Ops:
@@ -29,6 +32,9 @@ def reference_ops() -> Ops:
         store_kv=store_kv,
         attention=attention,
         best=best,
+        penalise=penalise,
+        draw=draw,
+        score=score,
         recorded=lambda forward, max_rows: forward,
     )
 
@@ -170,3 +176,26 @@ def _attend(query: Tensor, k: Tensor, v: Tensor, form: AttentionForm, position: 
 def best(logits: Tensor) -> Tensor:
     values, tokens = logits.max(dim=-1)  # a NaN counts as the largest
     return torch.where(values.isfinite(), tokens, -1 - values.isneginf().long())
+
+
+def penalise(logits: Tensor, rows: Tensor, seen: Tensor, slots: Tensor, strength: Tensor) -> None:
+    for block in in_blocks(len(rows), logits.shape[-1], logits.device):
+        index = rows[block]
+        logits[index] = _penalised(logits[index], seen[slots[block]], strength[block])
+
+
+def _penalised(logits: Tensor, seen: Tensor, strength: Tensor) -> Tensor:
+    """[R, V], [R, V], [R, 3] -> [R, V]"""
+    repetition, frequency, presence = strength[:, :, None].unbind(dim=1)  # [R, 1] each
+    weakened = torch.where(logits > 0, logits / repetition, logits * repetition)
+    logits = torch.where(seen > 0, weakened, logits)
+    count = seen & (IN_PROMPT - 1)
+    return logits - (frequency * count + presence * (count > 0))
+
+
+def score(logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    logprobs = logits.log_softmax(dim=-1)
+    chosen = logprobs.gather(-1, tokens.clamp(min=0)[:, None])  # [R, 1]
+    rank = (logprobs > chosen).sum(dim=-1, keepdim=True) + 1
+    values, ids = best_first(logprobs, top) if top else (logprobs[:, :0], rank[:, :0])
+    return torch.cat((chosen, values), dim=-1), torch.cat((tokens[:, None], rank, ids), dim=-1)

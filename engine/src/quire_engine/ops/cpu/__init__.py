@@ -18,7 +18,8 @@ from torch import Tensor
 from quire_engine.ops import Activation, AttentionForm, Forward, LayerCache, Ops
 from quire_engine.ops.cpu.library import BatchStruct, FormStruct, MatrixStruct, NoLibrary, open_library
 from quire_engine.ops.cpu.tape import Memory, Recorder, Tape
-from quire_engine.ops.reference import expert_by_expert, route
+from quire_engine.ops.drawing import draw
+from quire_engine.ops.reference import expert_by_expert, penalise, route, score
 from quire_engine.runtime.batch import ForwardBatch
 
 __all__ = ["NoLibrary", "PackedMatrix", "native_ops"]
@@ -45,6 +46,9 @@ def native_ops(dtype: torch.dtype, processes: int = 1) -> Ops:
         store_kv=kernels.store_kv,
         attention=kernels.attention,
         best=kernels.best,
+        penalise=penalise,
+        draw=draw,
+        score=score,
         recorded=kernels.recorded,
     )
 

@@ -14,6 +14,7 @@ from quire_engine.ops import Ops
 from quire_engine.ops.reference import reference_ops
 from quire_engine.ops.triton.attend import attention
 from quire_engine.ops.triton.best import best
+from quire_engine.ops.triton.draw import draw, penalise, score
 from quire_engine.ops.triton.experts import mix, route
 from quire_engine.ops.triton.rows import activate, add_rms_norm, gate, layer_norm, rms_norm
 from quire_engine.ops.triton.store import store_kv
@@ -34,4 +35,7 @@ def triton_ops() -> Ops:
         store_kv=store_kv,
         attention=attention,
         best=best,
+        penalise=penalise,
+        draw=draw,
+        score=score,
     )
