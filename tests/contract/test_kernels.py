@@ -15,6 +15,8 @@ KERNELS = {field.name for field in fields(Ops)} - {"ranks", "keeps"}  # who comp
 
 # Field of `Ops` -> the test that compares its values in Triton's interpreter, and by what name it calls it.
 PARITY = {
+    "route": ("test_route", "route"),
+    "mix": ("test_mix", "mix"),
     "rms_norm": ("test_norms", "rms_norm"),
     "add_rms_norm": ("test_norms", "add_rms_norm"),
     "layer_norm": ("test_norms", "layer_norm"),
@@ -29,10 +31,14 @@ PARITY = {
         "pack",
     ),  # plain matrices are torch's: its library is at the hardware's limit
     "linear": ("test_products_with_few_bits", "linear"),
+    "penalise": ("test_penalise", "penalise"),
+    "draw": ("test_draw", "draw"),
+    "score": ("test_score", "score"),
 }
 
 # Field -> why torch does it on a GPU.
 BY_TORCH = {
+    "pack_experts": "it lays matrices one after the other",
     "embed": "one gather, which torch does in one launch",
     "walk": "grammars are the host's, who walks them while the device computes",
 }

@@ -32,6 +32,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 DECODER = {**SMALL, "intermediate_size": 96, "num_key_value_heads": 2, "tie_word_embeddings": True}
 GEMMA = {**DECODER, "num_hidden_layers": 4, "head_dim": 24, "sliding_window": WINDOW, "query_pre_attn_scalar": 20}
+MOE = {**DECODER, "head_dim": 24, "moe_intermediate_size": 40, "tie_word_embeddings": False}
 BERT = {**SMALL, "intermediate_size": 96}
 
 
@@ -105,6 +106,15 @@ CASES: dict[str, Case] = {
     "mixtral-window": Case(
         "MixtralForCausalLM", "three of four experts, a window",
         {**DECODER, "num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": WINDOW},
+    ),
+    "qwen3-moe": Case(
+        "Qwen3MoeForCausalLM", "three of seven experts, whose shares add up to 1",
+        {**MOE, "num_local_experts": 7, "num_experts_per_tok": 3, "norm_topk_prob": True},
+    ),
+    "qwen3-moe-mixed": Case(
+        "Qwen3MoeForCausalLM", "shares as they are, layers without experts, a window",
+        {**MOE, "num_hidden_layers": 5, "num_local_experts": 5, "num_experts_per_tok": 2, "norm_topk_prob": False,
+         "mlp_only_layers": [1], "decoder_sparse_step": 2, "use_sliding_window": True, "sliding_window": WINDOW},
     ),
     "gpt2": Case("GPT2LMHeadModel", "learned positions", SMALL),
     "gpt2-narrow": Case(

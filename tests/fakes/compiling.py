@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 from fakes.attending import ATTENTION_FORMS, batch_of, empty_cache, form_of
@@ -21,22 +22,27 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from quire_engine.ops import Activation, Ops
+from quire_engine.ops import Activation, Draws, Ops
 from quire_engine.ops.packed import Kind
 from quire_engine.ops.triton import triton_ops
 from quire_engine.ops.triton.rounding import round_rows
+from quire_engine.spec import Routing
 
 TYPES = {
-    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64",
-    torch.int8: "*i8", torch.uint8: "*u8",
+    torch.float64: "*fp64", torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
+    torch.int64: "*i64", torch.int32: "*i32", torch.int8: "*i8", torch.uint8: "*u8",
 }  # fmt: skip
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 FORMATS = (torch.bfloat16, torch.float16, torch.float32)
 SHARED_BYTES = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}  # a program may have, by architecture
 SPILLED_BYTES = 0  # by a hot variant: of 16 bits, and of the usual sizes of heads
 SPILLED_SELDOM = 32  # by one of the other sizes; it is a handful of instructions among thousands
 SPILLED_WIDE = 512  # by float32, which is for comparisons
 SELDOM = re.compile(r"\bDIM=(10|256)\b")
+DRAWS: dict[str, Any] = {
+    "rows": np.int64, "temperature": np.float32, "log_min_p": np.float32, "top_k": np.int64, "top_p": np.float64,
+    "words": np.int32,
+}  # fmt: skip
 COLUMNS = ("kernel", "shared", "registers", "stack", "spills", "warps", "variant")
 
 
@@ -136,6 +142,18 @@ def compile_all(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
         ops.gate(x, activation)
     ops.best(torch.zeros(3, 5000))
     ops.rule_out(torch.zeros(3, 5000), torch.zeros(2, dtype=torch.int64), torch.zeros(2, 157, dtype=torch.int32))
+    for experts, chosen, hidden, inner in ((8, 2, 4096, 14336), (128, 8, 2048, 768), (100, 3, 500, 100)):
+        routed = ops.route(torch.zeros(5, experts), Routing(chosen=chosen, renormalised=True))
+        matrices = (
+            torch.zeros(1, dtype=dtype).expand(experts, *size) for size in ((2 * inner, hidden), (hidden, inner))
+        )
+        ops.mix(torch.zeros(5, hidden, dtype=dtype), routed, *matrices, Activation.SILU)
+    some = torch.zeros(2, dtype=torch.int64)
+    ops.penalise(torch.zeros(3, 5000), some, torch.zeros(4, 5000, dtype=torch.int32), some, torch.zeros(2, 3))
+    ops.score(torch.zeros(2, 5000), some, 5)
+    host = {name: np.zeros(2, kind) for name, kind in DRAWS.items()}
+    for width in (5000, 151936):
+        ops.draw(torch.zeros(3, width), Draws(**host))
     turn, norm = torch.zeros(1024, 64), torch.ones(128)
     turned = [
         form_of(4, 2, 128, rotary=turn),

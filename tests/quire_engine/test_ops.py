@@ -26,7 +26,7 @@ from quire_engine.ops.cpu.compile import Target
 from quire_engine.ops.cpu.library import THREADS, open_library, usable_targets
 from quire_engine.ops.reference import reference_ops
 from quire_engine.runtime.batch import ForwardBatch
-from quire_engine.spec import Rope
+from quire_engine.spec import Rope, Routing
 
 REFERENCE = reference_ops()
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -273,6 +273,18 @@ def test_gate(dtype: torch.dtype, rows: int, width: int, activation: Activation)
     x = torch.randn(rows, 2 * width) * 4
 
     assert_as_good(lambda ops, cast: ops.gate(cast(x), activation), dtype)
+
+
+@pytest.mark.parametrize(("rows", "experts", "chosen"), [(1, 4, 2), (40, 3, 3), (9, 20, 1)])
+def test_mix(dtype: torch.dtype, rows: int, experts: int, chosen: int) -> None:
+    x, gate_up, down = torch.randn(rows, 48), torch.randn(experts, 66, 48), torch.randn(experts, 48, 33)
+    routed = REFERENCE.route(torch.randn(rows, experts), Routing(chosen=chosen, renormalised=True))
+
+    def run(ops: Ops, cast: Callable[[Tensor], Tensor]) -> Tensor:
+        packed = [ops.pack_experts(iter(cast(each)), experts) for each in (gate_up, down)]
+        return ops.mix(cast(x), routed, *packed, Activation.SILU)
+
+    assert_as_good(run, dtype)
 
 
 @pytest.mark.parametrize("activation", Activation)
@@ -564,10 +576,15 @@ def test_a_library_is_kept_for_the_next_process_if_there_is_a_place(
 
 
 def test_every_kernel_has_a_case_here() -> None:
-    no_kernels = {"pack", "ranks"}  # the one has a meaning to linear and embed alone, the other is not computed
-    cases = {name.removeprefix("test_") for name in globals()} | no_kernels
+    ops, cases = native(torch.float32), {name.removeprefix("test_") for name in globals()}
+    ours = {
+        field.name
+        for field in dataclasses.fields(Ops)
+        if getattr(getattr(ops, field.name), "__module__", "").startswith("quire_engine.ops.cpu")
+    }
 
-    assert {field.name for field in dataclasses.fields(Ops)} <= cases
+    assert ours - {"pack", "pack_experts"} <= cases  # which have a meaning to linear, embed and mix alone
+    assert {"linear", "attention", "walk"} <= ours
 
 
 # --- the batch has no influence -----------------------------------------------------------------------------------

@@ -288,7 +288,7 @@ def test_what_is_saved_is_known_before_a_number_is_read(method: str, saved: Any)
 def test_what_is_saved_makes_room(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     shape = read_spec(saved("awq")[0]).shape
     monkeypatch.setattr("quire_engine.runtime.room.free_bytes", lambda device: shape.weight_bytes("float32"))
-    room = functools.partial(check_room, shape, "float32", CPU, tensor=1, stages=1, dequantised=True)
+    room = functools.partial(check_room, shape, "float32", CPU, tensor=1, stages=1, here=1, dequantised=True)
 
     with pytest.raises(MemoryFailure, match="once they are dequantised to float32"):
         room()

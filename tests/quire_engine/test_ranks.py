@@ -74,8 +74,8 @@ def save(case: str, folder: Path) -> None:
 
 
 SHAPES = [
-    ("llama", 2, 1), ("llama", 1, 2), ("uneven", 4, 1), ("qwen3", 2, 1), ("gemma2", 2, 2), ("mixtral", 2, 1), ("gpt2", 2, 1),
-    ("awq", 2, 1),
+    ("llama", 2, 1), ("llama", 1, 2), ("uneven", 4, 1), ("qwen3", 2, 1), ("gemma2", 2, 2), ("mixtral", 2, 1), ("qwen3-moe", 2, 2),
+    ("gpt2", 2, 1), ("awq", 2, 1),
 ]  # fmt: skip
 
 

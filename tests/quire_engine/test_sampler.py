@@ -13,11 +13,11 @@ from quire_engine.core.request import TokenParams
 from quire_engine.core.step import Placement
 from quire_engine.ops.reference import reference_ops
 from quire_engine.sampling.logprobs import token_logprobs
-from quire_engine.sampling.noise import Noise, row_words, to_unit
+from quire_engine.sampling.noise import row_words, to_unit, uniform
 from quire_engine.sampling.ordering import best_first
 from quire_engine.sampling.sampler import Sampler
 
-BEST = reference_ops().best
+OPS = reference_ops()
 CPU = torch.device("cpu")
 VOCABULARY = 40
 
@@ -44,7 +44,7 @@ def how(**params: object) -> TokenParams:
 
 
 def choose(logits: torch.Tensor, rows: list[Row]) -> list[int]:
-    sampler = Sampler(logits.shape[-1], len(rows), CPU, BEST)
+    sampler = Sampler(logits.shape[-1], len(rows), CPU, OPS)
     for slot, row in enumerate(rows):
         row.place(sampler, slot)
     return sampler.sample(logits.clone(), list(range(len(rows))), [row.position for row in rows]).tokens.tolist()  # type: ignore[no-any-return]
@@ -59,7 +59,7 @@ def random_logits(rows: int, vocabulary: int = VOCABULARY, seed: int = 0) -> tor
 
 def draws(probabilities: list[float], count: int, **params: object) -> torch.Tensor:
     """The share of each token among `count` draws: one sequence, at one position after the other."""
-    sampler = Sampler(len(probabilities), 1, CPU, BEST)
+    sampler = Sampler(len(probabilities), 1, CPU, OPS)
     Row(how(**params)).place(sampler, 0)
     logits = torch.tensor(probabilities).log().repeat(count, 1)
     tokens = sampler.sample(logits, [0] * count, list(range(count))).tokens
@@ -133,7 +133,7 @@ def test_greedy_rows_among_sampled_ones_take_the_best() -> None:
 
 def noise(seeds: list[int], positions: list[int], vocabulary: int) -> torch.Tensor:
     words = torch.from_numpy(row_words(np.array(seeds), np.array(positions)))
-    return Noise(vocabulary, CPU).uniform(words)
+    return uniform(words, vocabulary)
 
 
 def test_noise_is_uniform_and_rows_and_columns_are_independent() -> None:
@@ -349,7 +349,7 @@ def test_a_resumed_sequence_goes_on_as_if_nothing_had_happened(data: st.DataObje
     rows = data.draw(st.lists(sequences(list(PARAMS)), min_size=1, max_size=4))
     when = data.draw(st.sets(st.integers(1, 7)))
     slots = list(range(len(rows)))
-    steady, moved = (Sampler(VOCABULARY, len(rows), CPU, BEST) for _ in range(2))
+    steady, moved = (Sampler(VOCABULARY, len(rows), CPU, OPS) for _ in range(2))
     for slot, row in enumerate(rows):
         row.place(steady, slot)
         row.place(moved, slot)
@@ -370,7 +370,7 @@ def test_a_resumed_sequence_goes_on_as_if_nothing_had_happened(data: st.DataObje
 
 
 def test_a_slot_forgets_who_had_it() -> None:
-    sampler = Sampler(VOCABULARY, 1, CPU, BEST)
+    sampler = Sampler(VOCABULARY, 1, CPU, OPS)
     everything = how(
         allowed=(1, 2), bad_words=((2,),), logit_bias=((1, 5.0),), min_tokens=5, stop_token_ids=frozenset({3}),
         repetition_penalty=2.0, temperature=2.0, top_k=1, top_p=0.5, min_p=0.5, logprobs=3,
@@ -429,7 +429,7 @@ def test_logprobs_are_those_of_the_raw_logits(data: st.DataObject) -> None:
     tops = data.draw(st.lists(st.none() | st.integers(0, 20), min_size=1, max_size=6))
     rows = [Row(how(temperature=2.0, top_k=9, repetition_penalty=1.5, seed=i, logprobs=t)) for i, t in enumerate(tops)]
     logits = random_logits(len(rows)).round()  # with ties
-    sampler = Sampler(VOCABULARY, len(rows), CPU, BEST)
+    sampler = Sampler(VOCABULARY, len(rows), CPU, OPS)
     for slot, row in enumerate(rows):
         row.place(sampler, slot)
 
@@ -448,7 +448,7 @@ def test_logprobs_are_those_of_the_raw_logits(data: st.DataObject) -> None:
 
 
 def test_a_row_without_a_token_has_no_logprob() -> None:
-    sampler = Sampler(VOCABULARY, 1, CPU, BEST)
+    sampler = Sampler(VOCABULARY, 1, CPU, OPS)
     Row(how(logprobs=2)).place(sampler, 0)
 
     sampled = sampler.sample(torch.full((1, VOCABULARY), math.nan), [0], [1])
@@ -460,7 +460,7 @@ def test_given_tokens_are_scored_like_sampled_ones() -> None:
     logits = random_logits(3000, 1000)
     targets = torch.arange(3000) % 1000
 
-    scores = token_logprobs(logits, targets, 2)
+    scores = token_logprobs(OPS, logits, targets, 2)
 
     exact = logits.log_softmax(dim=-1)
     assert [score.token for score in scores] == targets.tolist()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fakes.attending import ATTENTION_FORMS, Scene, batch_of, empty_cache, form_of
@@ -19,11 +20,12 @@ from fakes.interpreting import scalars_are_numbers
 from fakes.packing import packed_of
 from torch import Tensor
 
-from quire_engine.ops import Activation, AttentionForm
+from quire_engine.ops import IN_PROMPT, Activation, AttentionForm, Draws
 from quire_engine.ops.packed import Kind
 from quire_engine.ops.reference import reference_ops
 from quire_engine.ops.triton import attend, triton_ops
 from quire_engine.ops.triton.rounding import round_rows
+from quire_engine.spec import Routing
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities that are meant
 
@@ -67,6 +69,61 @@ def test_activations(dtype: torch.dtype, activation: Activation) -> None:
 
     assert_close(OURS.activate(x, activation), REFERENCE.activate(x, activation))
     assert_close(OURS.gate(x, activation), REFERENCE.gate(x, activation))
+
+
+@pytest.mark.parametrize("renormalised", [True, False])
+@pytest.mark.parametrize(("experts", "chosen"), [(1, 1), (5, 2), (8, 8), (100, 7)])
+def test_route(experts: int, chosen: int, renormalised: bool) -> None:
+    likings, routing = torch.randn(9, experts), Routing(chosen=chosen, renormalised=renormalised)
+    likings[3] = 0.0  # all alike: the first
+
+    choices, shares = OURS.route(likings, routing)
+
+    expected_choices, expected_shares = REFERENCE.route(likings, routing)
+    assert torch.equal(choices, expected_choices)
+    assert_close(shares, expected_shares)
+
+
+def test_a_row_that_is_no_numbers_is_routed_to_experts() -> None:
+    """Whatever they make of it: it must not be written where nobody looks."""
+    choices, _ = OURS.route(torch.full((1, 6), torch.nan), Routing(chosen=3, renormalised=True))
+
+    assert len(set(choices[0].tolist()) & set(range(6))) == 3
+
+
+def experts_of(count: int, hidden: int, inner: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    gate_up, down = torch.randn(count, 2 * inner, hidden) / hidden**0.5, torch.randn(count, hidden, inner) / inner**0.5
+    return OURS.pack_experts(iter(gate_up.to(dtype)), count), OURS.pack_experts(iter(down.to(dtype)), count)
+
+
+@pytest.mark.parametrize("activation", [Activation.SILU, Activation.GELU_TANH])
+@pytest.mark.parametrize(
+    ("tokens", "experts", "chosen", "hidden", "inner"),
+    [(1, 4, 2, 64, 32), (3, 7, 3, 100, 33), (130, 3, 2, 48, 130), (520, 2, 2, 16, 16)],
+    ids=["one", "odd", "more than a tile", "more than are counted at once"],
+)
+def test_mix(
+    dtype: torch.dtype, tokens: int, experts: int, chosen: int, hidden: int, inner: int, activation: Activation
+) -> None:
+    x, matrices = torch.randn(tokens, hidden).to(dtype), experts_of(experts, hidden, inner, dtype)
+    routed = REFERENCE.route(torch.randn(tokens, experts), Routing(chosen=chosen, renormalised=True))
+
+    ours, theirs = (ops.mix(x, routed, *matrices, activation) for ops in (OURS, REFERENCE))
+
+    close = 4e-3 if dtype is torch.float16 else 1e-5
+    torch.testing.assert_close(ours, theirs, rtol=close, atol=close)
+
+
+def test_what_experts_make_of_a_row_does_not_depend_on_its_company() -> None:
+    torch.manual_seed(0)
+    x, matrices = torch.randn(90, 64).half(), experts_of(3, 64, 48, torch.float16)
+    choices, shares = REFERENCE.route(torch.randn(90, 3), Routing(chosen=2, renormalised=True))
+
+    together = OURS.mix(x, (choices, shares), *matrices, Activation.SILU)
+
+    for row in (slice(0, 1), slice(77, 90)):
+        some = OURS.mix(x[row], (choices[row], shares[row]), *matrices, Activation.SILU)
+        assert torch.equal(some, together[row])
 
 
 @pytest.mark.parametrize("width", [1, 64, 5000])
@@ -231,6 +288,85 @@ def test_attention_of_a_row_does_not_depend_on_its_company(monkeypatch: pytest.M
     assert torch.equal(scene.attend(OURS, torch.float16, (0, 3, 150), (1, 0, 1), (2, 76, 77))[-1:], alone)
 
 
+def test_penalise() -> None:
+    logits, seen = torch.randn(4, 5000), torch.randint(0, 3, (6, 5000), dtype=torch.int32)
+    seen[:, ::7] |= IN_PROMPT
+    rows, slots = torch.tensor([3, 0, 2]), torch.tensor([1, 5, 0])
+    strength = torch.tensor([[1.3, 0.4, 0.7], [0.7, -1.5, 0.0], [1.0, 0.0, 2.0]])
+    ours, theirs = logits.clone(), logits.clone()
+
+    OURS.penalise(ours, rows, seen, slots, strength)
+    REFERENCE.penalise(theirs, rows, seen, slots, strength)
+
+    assert torch.equal(ours, theirs)
+    assert torch.equal(ours[1], logits[1])
+
+
+HOW = [  # temperature, min-p, top-k, top-p
+    (1.0, 0.0, 0, 1.0), (0.3, 0.0, 0, 1.0), (2.0, 0.05, 0, 1.0), (1.0, 0.0, 1, 1.0), (1.7, 0.0, 20, 1.0),
+    (1.0, 0.0, 0, 0.9), (1.0, 0.3, 0, 0.5), (1.0, 0.0, 0, 1e-9), (0.6, 0.0, 20, 0.95), (1.5, 0.2, 50, 0.6),
+    (1.0, 0.0, 3, 0.01), (3.0, 0.0, 45, 0.7),
+]  # fmt: skip
+
+
+def draws_of(rows: list[int], seed: int) -> Draws:
+    """All of HOW, one after the other."""
+    how = np.array([HOW[i % len(HOW)] for i in range(len(rows))])
+    with np.errstate(divide="ignore"):
+        return Draws(
+            rows=np.array(rows),
+            temperature=how[:, 0].astype(np.float32),
+            log_min_p=np.log(how[:, 1].astype(np.float32)),
+            top_k=how[:, 2].astype(np.int64),
+            top_p=how[:, 3].copy(),
+            words=np.random.default_rng(seed).integers(-(2**31), 2**31, len(rows)).astype(np.int32),
+        )
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        2 * torch.randn(len(HOW), 1000, generator=torch.Generator().manual_seed(0)),
+        0.1 * torch.randn(len(HOW), 9000, generator=torch.Generator().manual_seed(1)),
+        torch.randn(len(HOW), 150, generator=torch.Generator().manual_seed(2)).round(),
+        torch.zeros(len(HOW), 6000),
+        torch.full((len(HOW), 50), -torch.inf).index_fill(1, torch.tensor([7, 30]), -2.0),
+    ],
+    ids=["usual", "flat", "ties", "all alike, more than are listed", "two are left"],
+)
+def test_draw(logits: Tensor) -> None:
+    rows = [*range(len(HOW) - 1, -1, -1)]
+
+    for seed in range(3):
+        draws = draws_of(rows, seed)
+        assert torch.equal(OURS.draw(logits, draws), REFERENCE.draw(logits, draws))
+
+
+def test_a_draw_from_what_is_no_numbers_ends() -> None:
+    logits = torch.randn(len(HOW), 300)
+    logits[:, 7] = torch.nan
+    logits[:, 8] = torch.inf
+
+    for hopeless in (logits, torch.full_like(logits, torch.nan), torch.full_like(logits, -torch.inf)):
+        tokens = OURS.draw(hopeless, draws_of([*range(len(HOW))], 0))
+        assert tokens.min() >= 0
+        assert tokens.max() < 300
+
+
+@pytest.mark.parametrize("top", [0, 1, 5])
+@pytest.mark.parametrize("width", [6, 5000])
+def test_score(width: int, top: int) -> None:
+    logits = torch.randn(4, width).mul(2).round()  # with ties
+    logits[1, 1:4] = -torch.inf
+    tokens = torch.tensor([3, 0, -1, width - 1])
+
+    ours, theirs = (ops.score(logits, tokens, top) for ops in (OURS, REFERENCE))
+
+    torch.testing.assert_close(ours[0][[0, 1, 3]], theirs[0][[0, 1, 3]])
+    assert torch.equal(ours[1][[0, 1, 3]], theirs[1][[0, 1, 3]])
+    assert ours[1][2, 0] == -1
+
+
 def compiled(capability: int, dtype: str) -> Iterator[dict[str, Any]]:
     tests = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tests), os.environ.get("PYTHONPATH", "")))}
@@ -248,7 +384,8 @@ def test_every_kernel_compiles_for_each_architecture(capability: int) -> None:
     kernels = list(compiled(capability, "bfloat16"))
 
     assert {each["kernel"] for each in kernels} == {
-        "_norm", "_activate", "_best", "_store", "_decode", "_merge", "_prefill", "_product", "_add_up", "_round", "_rescale",
+        "_norm", "_activate", "_best", "_rule_out", "_store", "_decode", "_merge", "_prefill", "_product", "_add_up", "_round",
+        "_rescale", "_route", "_count", "_list", "_multiply", "_sum", "_penalise", "_draw", "_score",
     }  # fmt: skip
     assert [(each, why) for each in kernels for why in faults(each, capability, torch.bfloat16)] == []
 

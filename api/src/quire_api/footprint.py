@@ -19,6 +19,7 @@ FAMILIES: dict[str, Mapping[str, Any]] = {
     "phi3": {},
     "qwen2": {"qkv_bias": True},
     "qwen3": {"qk_norm": True, "head_dim": 128},
+    "qwen3_moe": {"qk_norm": True},
     "gemma2": {"norms": 4, "tied": True, "head_dim": 256},
     "gemma3_text": {"norms": 4, "tied": True, "head_dim": 256, "qk_norm": True},
     "gpt2": {"tied": True, "gated": False, "biased": True, "learned_positions": True},
@@ -26,6 +27,8 @@ FAMILIES: dict[str, Mapping[str, Any]] = {
 }
 
 HEADLESS = ("BertModel", "BertForMaskedLM", "Qwen3Model")  # architectures that the engine reads without an output head
+
+EXPERT_WIDTHS = {"mixtral": "intermediate_size", "qwen3_moe": "moe_intermediate_size"}  # families that have experts
 
 GPT2_NAMES = {
     "hidden_size": "n_embd",
@@ -55,8 +58,10 @@ class ModelShape:
     qk_norm: bool = False  # an RMS norm of each query and key head
     gated: bool = True  # the feed-forward has a gate
     mlp_bias: bool = False
-    experts: int = 0  # feed-forwards to choose from in each layer; 0: there is just the one
+    experts: int = 0  # feed-forwards to choose from in each sparse layer
     experts_per_token: int = 0
+    expert_intermediate: int = 0
+    sparse: tuple[int, ...] = ()  # layers that have experts; the others have one feed-forward
     norms: int = 2  # of a layer
     norm_bias: bool = False
     positions: int = 0  # rows of a learned position embedding
@@ -86,9 +91,10 @@ class ModelShape:
             raise ValueError(f"{heads} attention heads cannot share {kv_heads} key-value heads evenly")
         biased = traits.get("biased", False)
         attention_bias = bool(config.get("attention_bias", biased))
-        experts = size("num_local_experts") if family == "mixtral" else 0
+        layers = size("num_hidden_layers")
+        sparse = _sparse(family, config, layers)
         return cls(
-            layers=size("num_hidden_layers"),
+            layers=layers,
             hidden=hidden,
             intermediate=size("intermediate_size", 4 * hidden if family == "gpt2" else None),
             heads=heads,
@@ -102,8 +108,10 @@ class ModelShape:
             qk_norm=traits.get("qk_norm", False),
             gated=traits.get("gated", True),
             mlp_bias=bool(config.get("mlp_bias", biased)),
-            experts=experts,
-            experts_per_token=size("num_experts_per_tok") if experts else 0,
+            experts=size("num_experts" if "num_experts" in config else "num_local_experts") if sparse else 0,
+            experts_per_token=size("num_experts_per_tok") if sparse else 0,
+            expert_intermediate=size(EXPERT_WIDTHS[family]) if sparse else 0,
+            sparse=sparse,
             norms=traits.get("norms", 2),
             norm_bias=biased,
             positions=size("max_position_embeddings") if traits.get("learned_positions") else 0,
@@ -118,12 +126,18 @@ class ModelShape:
         attention += (q + 2 * kv) * self.qkv_bias + self.hidden * self.out_bias + 2 * self.head_dim * self.qk_norm
         inner = self.intermediate * (2 if self.gated else 1)
         mlp = self.hidden * (inner + self.intermediate) + (inner + self.hidden) * self.mlp_bias
-        if self.experts:
-            mlp = self.experts * (mlp + self.hidden)  # and a row of the router each
+        experts = self.experts * self.hidden * (3 * self.expert_intermediate + 1)  # and a row of the router each
         norm = self.hidden * (2 if self.norm_bias else 1)
         matrices = 1 if self.tied or self.headless else 2
         rows = self.vocabulary * matrices + self.positions + self.token_types
-        return self.layers * (attention + mlp + self.norms * norm) + rows * self.hidden + norm
+        feed_forwards = (self.layers - len(self.sparse)) * mlp + len(self.sparse) * experts
+        return self.layers * (attention + self.norms * norm) + feed_forwards + rows * self.hidden + norm
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """How many columns the feed-forwards have inside."""
+        dense = (self.intermediate,) if len(self.sparse) < self.layers else ()
+        return dense + ((self.expert_intermediate,) if self.sparse else ())
 
     def weight_bytes(self, dtype: str) -> int:
         """As a file; in memory norms and biases are float32, which of a real model adds next to nothing."""
@@ -131,6 +145,14 @@ class ModelShape:
 
     def kv_bytes_per_token(self, dtype: str) -> int:
         return 2 * self.layers * self.kv_heads * self.head_dim * DTYPE_BYTES[dtype]
+
+
+def _sparse(family: str, config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
+    """The layers that have experts."""
+    if family not in EXPERT_WIDTHS:
+        return ()
+    dense, every = config.get("mlp_only_layers") or (), config.get("decoder_sparse_step") or 1
+    return tuple(i for i in range(layers) if i not in dense and (i + 1) % every == 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

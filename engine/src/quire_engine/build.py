@@ -343,7 +343,7 @@ def _assemble(
         logits,
         _cache(loaded, sizes),
         BatchBuilder(config.max_num_seqs, sizes.max_model_len, sizes.block_size, device),
-        Sampler(vocabulary, config.max_num_seqs, device, loaded.ops.best, mask),
+        Sampler(vocabulary, config.max_num_seqs, device, loaded.ops, mask),
         config.max_num_seqs,
         device,
     )

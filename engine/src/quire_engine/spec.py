@@ -16,7 +16,7 @@ from quire_engine.errors import ConfigFailure, WeightsFailure
 from quire_engine.gguf.config import config_of
 from quire_engine.gguf.container import gguf_file
 
-__all__ = ["ModelSpec", "Pooling", "Rope", "read_spec"]
+__all__ = ["ModelSpec", "Pooling", "Rope", "Routing", "read_spec"]
 
 Config = Mapping[str, Any]
 
@@ -75,6 +75,14 @@ class Rope:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Routing:
+    """Which experts a token goes to, and by what shares: the likeliest by the softmax of the router's logits."""
+
+    chosen: int
+    renormalised: bool  # the shares of those chosen add up to 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pooling:
     """How the hidden states of a text become its embedding."""
 
@@ -98,6 +106,7 @@ class ModelSpec:
     end_tokens: frozenset[int]
     sampling: Mapping[str, Any]  # what generation_config.json says of it, right or wrong
     pooling: Pooling
+    routing: Routing | None = None  # of layers with experts
     quantization: Mapping[str, Any] | None = None  # quantization_config; quant/ reads what is below quant_method
 
 
@@ -153,8 +162,16 @@ def _spec(config: Config, generation: Config, folder: Path) -> ModelSpec:
             name: _number(value, kind) for name, kind in SAMPLING.items() if (value := generation.get(name)) is not None
         },
         pooling=_pooling(folder, Pooling(kind="mean" if family == "bert" else "last")),
+        routing=_routing(config, family, shape) if shape.sparse else None,
         quantization=_quantization(config, family),
     )
+
+
+def _routing(config: Config, family: str, shape: ModelShape) -> Routing:
+    if not 0 < shape.experts_per_token <= shape.experts:
+        raise ValueError(f"num_experts_per_tok is {shape.experts_per_token}, and there are {shape.experts} experts")
+    renormalised = family == "mixtral" or bool(config.get("norm_topk_prob", False))
+    return Routing(chosen=shape.experts_per_token, renormalised=renormalised)
 
 
 def _quantization(config: Config, family: str) -> Mapping[str, Any] | None:
@@ -203,6 +220,8 @@ def _layer_types(config: Config, family: str, layers: int) -> list[str]:
     if family in ("mistral", "mixtral", "phi3"):
         window = config.get("sliding_window", 4096 if family == "mistral" else None)
         return ["full_attention" if window is None else "sliding_attention"] * layers
+    if family == "qwen3_moe":
+        return ["sliding_attention" if config.get("use_sliding_window") else "full_attention"] * layers
     if family not in ("gemma2", "gemma3_text", "qwen2", "qwen3"):
         return ["full_attention"] * layers
     windowed = family.startswith("gemma") or config.get("use_sliding_window", False)

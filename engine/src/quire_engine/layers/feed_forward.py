@@ -2,13 +2,13 @@
 
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from quire_engine.layers.linear import Linear
 from quire_engine.models.weights import Weights
-from quire_engine.ops import Activation, Matrix, Ops
+from quire_engine.ops import Activation, Ops
 from quire_engine.runtime.ranks import Part
+from quire_engine.spec import Routing
 
 __all__ = ["Experts", "FeedForward", "Gated", "Plain"]
 
@@ -56,44 +56,42 @@ class Experts:
         name: str,
         *,
         experts: int,
-        chosen: int,
+        routing: Routing,
         hidden: int,
         inner: int,
         activation: str,
     ) -> None:
         self._ops = ops
-        self._chosen = chosen
+        self._routing = routing
         self._activation = Activation(activation)
         self._router = ops.pack(weights.take(f"{name}.gate.weight", (experts, hidden)))
         own = ops.ranks.share(inner)
-        self._gate_up: list[Matrix]  # of each expert [2 * inner, hidden]
-        self._down: list[Matrix]  # [hidden, inner]
         fused = f"{name}.experts.gate_up_proj"
         if fused in weights:
             both = Part.joined([own, own])
-            parts = weights.parts(fused, (experts, 2 * inner, hidden), part=both, dim=1)
-            self._gate_up = [ops.pack(part) for part in parts]
-            parts = weights.parts(f"{name}.experts.down_proj", (experts, hidden, inner), part=own, dim=2)
-            self._down = [ops.pack(part) for part in parts]
-            return
-        self._gate_up, self._down = [], []
-        for expert in (f"{name}.experts.{e}" for e in range(experts)):
-            gate, up, down = (
-                weights.either(f"{expert}.{old}.weight", f"{expert}.{new}.weight")
-                for old, new in (("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj"))
+            gate_up = weights.parts(fused, (experts, 2 * inner, hidden), part=both, dim=1)
+            down = weights.parts(f"{name}.experts.down_proj", (experts, hidden, inner), part=own, dim=2)
+        else:
+            each = [f"{name}.experts.{e}" for e in range(experts)]
+
+            def called(expert: str, old: str, new: str) -> str:
+                return weights.either(f"{expert}.{old}.weight", f"{expert}.{new}.weight")
+
+            gate_up = (
+                weights.stacked(
+                    [called(expert, "w1", "gate_proj"), called(expert, "w3", "up_proj")],
+                    [(inner, hidden)] * 2,
+                    parts=[own] * 2,
+                )
+                for expert in each
             )
-            self._gate_up.append(ops.pack(weights.stacked([gate, up], [(inner, hidden)] * 2, parts=[own] * 2)))
-            self._down.append(ops.pack(weights.take(down, (hidden, inner), part=own, dim=1)))
+            down = (
+                weights.take(called(expert, "w2", "down_proj"), (hidden, inner), part=own, dim=1) for expert in each
+            )
+        self._gate_up = ops.pack_experts(gate_up, experts)
+        self._down = ops.pack_experts(down, experts)
 
     def __call__(self, x: Tensor) -> Tensor:
-        linear = self._ops.linear
-        likings = linear(x, self._router, wide=True).softmax(dim=-1)  # [T, experts] float32
-        shares, choices = likings.topk(self._chosen, dim=-1)  # [T, chosen]
-        shares = shares / shares.sum(dim=-1, keepdim=True)
-        out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-        for expert, (gate_up, down) in enumerate(zip(self._gate_up, self._down, strict=True)):
-            rows, rank = (choices == expert).nonzero(as_tuple=True)
-            if len(rows):
-                y = linear(self._ops.gate(linear(x[rows], gate_up), self._activation), down)
-                out.index_add_(0, rows, y.float() * shares[rows, rank, None])
-        return self._ops.ranks.sum(out.to(x.dtype))
+        ops = self._ops
+        routed = ops.route(ops.linear(x, self._router, wide=True), self._routing)
+        return ops.ranks.sum(ops.mix(x, routed, self._gate_up, self._down, self._activation))

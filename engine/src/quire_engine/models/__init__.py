@@ -11,10 +11,10 @@ from torch import Tensor
 
 from quire_engine.layers.attention import Cache
 from quire_engine.models.bert import Bert
+from quire_engine.models.experts import sparse_llama
 from quire_engine.models.gemma import Gemma
 from quire_engine.models.gpt2 import GPT2
 from quire_engine.models.llama import Decoder, Llama
-from quire_engine.models.mixtral import mixtral
 from quire_engine.models.weights import Weights
 from quire_engine.ops import Ops
 from quire_engine.runtime.batch import ForwardBatch
@@ -41,10 +41,11 @@ Build = Callable[[ModelSpec, Weights, Ops, torch.device], Model]
 GENERATORS: dict[str, Build[CausalLM]] = {
     "LlamaForCausalLM": Llama,
     "MistralForCausalLM": Llama,
-    "MixtralForCausalLM": mixtral,
+    "MixtralForCausalLM": sparse_llama,
     "Phi3ForCausalLM": Llama,
     "Qwen2ForCausalLM": Llama,
     "Qwen3ForCausalLM": Llama,
+    "Qwen3MoeForCausalLM": sparse_llama,
     "Gemma2ForCausalLM": Gemma,
     "Gemma3ForCausalLM": Gemma,
     "GPT2LMHeadModel": GPT2,

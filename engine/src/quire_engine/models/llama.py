@@ -1,6 +1,6 @@
 """The llama family: RMS norm, rotary embedding, grouped-query attention, a gated feed-forward.
 
-Mistral adds a window, Phi-3 keeps its matrices fused, Qwen2 has biases, Qwen3 norms its heads; mixtral.py has experts.
+Mistral adds a window, Phi-3 keeps its matrices fused, Qwen2 has biases, Qwen3 norms its heads; experts.py has several feed-forwards.
 Names of layers are those of the checkpoint. Shapes: T tokens of the step, H hidden.
 
 What goes past a branch is added where the next norm is taken, so that a kernel can do both at once: a block is given
@@ -26,7 +26,7 @@ from quire_engine.spec import ModelSpec
 
 __all__ = ["Decoder", "Llama", "gated", "self_attention"]
 
-MakeFeedForward = Callable[[ModelSpec, Weights, Ops, str], FeedForward]
+MakeFeedForward = Callable[[ModelSpec, Weights, Ops, str, int], FeedForward]  # of a layer: its name and number
 
 
 def self_attention(
@@ -57,6 +57,10 @@ def gated(spec: ModelSpec, weights: Weights, ops: Ops, name: str) -> Gated:
     return Gated(ops, gate_up, down, spec.activation)
 
 
+def _alike(spec: ModelSpec, weights: Weights, ops: Ops, name: str, _: int) -> Gated:
+    return gated(spec, weights, ops, name)
+
+
 class Decoder:
     """All but the output head: what embeddings need."""
 
@@ -66,7 +70,7 @@ class Decoder:
         weights: Weights,
         ops: Ops,
         device: torch.device,
-        feed_forward: MakeFeedForward = gated,
+        feed_forward: MakeFeedForward = _alike,
     ) -> None:
         shape = spec.shape
         name = weights.either("model.embed_tokens.weight", "embed_tokens.weight").removesuffix(".weight")
@@ -94,7 +98,7 @@ class Llama(Decoder):
         weights: Weights,
         ops: Ops,
         device: torch.device,
-        feed_forward: MakeFeedForward = gated,
+        feed_forward: MakeFeedForward = _alike,
     ) -> None:
         super().__init__(spec, weights, ops, device, feed_forward)
         tied = self._embedding if spec.shape.tied else None
@@ -121,7 +125,7 @@ class _Block:
         self._norm_in = RMSNorm(ops, weights, f"{name}.input_layernorm", hidden, epsilon)
         self._attention = self_attention(spec, weights, ops, name, layer, rotary)
         self._norm_mid = RMSNorm(ops, weights, f"{name}.post_attention_layernorm", hidden, epsilon)
-        self._feed_forward = feed_forward(spec, weights, ops, name)
+        self._feed_forward = feed_forward(spec, weights, ops, name, layer)
 
     def __call__(
         self, x: Tensor, residual: Tensor | None, batch: ForwardBatch, cache: LayerCache

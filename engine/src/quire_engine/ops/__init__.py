@@ -7,7 +7,7 @@ tests/quire_engine/test_ops.py for each other implementation.
 Shapes: T tokens of a step, D head size. Activations are of the model's format; weights of norms are float32.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -19,14 +19,28 @@ from torch import Tensor
 from quire_engine.ops.packed import Kind
 from quire_engine.runtime.batch import ForwardBatch
 from quire_engine.runtime.ranks import ALONE, Ranks
+from quire_engine.spec import Routing
 
-__all__ = ["Activation", "AttentionForm", "Forward", "LayerCache", "Linear", "Matrix", "Ops"]
+__all__ = [
+    "IN_PROMPT",
+    "Activation",
+    "AttentionForm",
+    "Draws",
+    "Forward",
+    "LayerCache",
+    "Linear",
+    "Matrices",
+    "Matrix",
+    "Ops",
+]
 
 Matrix = Any  # a weight [out, in] in the layout of the table that packed it
+Matrices = Any  # one weight for each expert, by their numbers, as the table packed them
 LayerCache = tuple[
     Tensor, Tensor
 ]  # keys, values: each [blocks, kv_heads, block_size, D]; kernels may order a block their way
 
+IN_PROMPT = 1 << 30  # a token's bit in `seen`; below it, how often the token is in the output
 
 Forward = Callable[[ForwardBatch, Any], Tensor]  # of a model: a step and its cache -> [T, hidden]
 
@@ -54,6 +68,18 @@ class AttentionForm:
     epsilon: float = 1e-6  # of those norms
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Draws:
+    """The rows of a step's logits that are drawn from, and how; on the host, [R] each, contiguous."""
+
+    rows: NDArray[np.int64]
+    temperature: NDArray[np.float32]
+    log_min_p: NDArray[np.float32]  # -inf: nothing is too unlikely
+    top_k: NDArray[np.int64]  # 0: all
+    top_p: NDArray[np.float64]
+    words: NDArray[np.int32]  # what seed and position give to the noise (sampling/noise.py)
+
+
 class Linear(Protocol):
     def __call__(self, x: Tensor, weight: Matrix, bias: Tensor | None = None, *, wide: bool = False) -> Tensor:
         """x [T, in] -> [T, out]; float32 if `wide`, as logits are. The bias is float32."""
@@ -70,6 +96,16 @@ class Ops:
 
     embed: Callable[[Tensor, Matrix], Tensor]
     """ids [T], table [vocabulary, hidden] as packed -> rows [T, hidden]"""
+
+    pack_experts: Callable[[Iterator[Tensor], int], Matrices]
+    """weights [out, in], one after the other, of so many experts -> the same, laid out for `mix`"""
+
+    route: Callable[[Tensor, Routing], tuple[Tensor, Tensor]]
+    """likings [T, experts] float32 -> choices [T, chosen] int64, in ascending order, and their shares [T, chosen] float32"""
+
+    mix: Callable[[Tensor, tuple[Tensor, Tensor], Matrices, Matrices, Activation], Tensor]
+    """x [T, hidden], its route, gate|up [2 * inner, hidden] and down [hidden, inner] of each expert -> [T, hidden]: what
+    the chosen experts make of a row, times their shares, added up in float32 from the first to the last"""
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     """x [T, hidden], weight [hidden], epsilon -> [T, hidden]; computed in float32, rounded once"""
@@ -105,6 +141,18 @@ class Ops:
     """On the host. Matchers of grammars [R], or None; the tokens that they are shown first, -1: none; masks [R, words],
     which it fills with a bit for each token that may come next -> seconds of the processor that each took; -1: it does
     not go on, and its mask is empty"""
+
+    penalise: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
+    """logits [S, vocabulary] float32, some of its rows [R] int64, seen [slots, vocabulary] int32, the slots of these rows
+    [R] int64, their penalties [R, 3] float32: repetition, frequency, presence. Overwrites the rows."""
+
+    draw: Callable[[Tensor, Draws], Tensor]
+    """logits [S, vocabulary] float32 -> a token [R] int64 of each row that is drawn from; whatever where one is not made of
+    numbers"""
+
+    score: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+    """logits [R, vocabulary] float32, a token of each row, n -> log probabilities [R, 1 + n] float32 of the token and of
+    the n likeliest, and [R, 2 + n] int64: the token, its rank from 1 on, and the ids of the likeliest"""
 
     recorded: Callable[[Forward, int], Forward]
     """A model's forward pass -> the same, to the bit, which may be quicker from its second time on where a batch has at

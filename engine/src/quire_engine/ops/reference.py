@@ -1,6 +1,6 @@
 """The kernels in plain torch: short, obviously right, on any device. Every other implementation is tested against these."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter, thread_time
 from typing import Any
 
@@ -10,15 +10,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quire_engine.ops import Activation, AttentionForm, LayerCache, Matrix, Ops
+from quire_engine.ops import IN_PROMPT, Activation, AttentionForm, LayerCache, Matrices, Matrix, Ops
+from quire_engine.ops.drawing import draw
 from quire_engine.ops.packed import Kind, Packed
 from quire_engine.runtime.batch import ForwardBatch
+from quire_engine.sampling.ordering import best_first
+from quire_engine.sampling.rows import in_blocks
+from quire_engine.spec import Routing
 
-__all__ = ["linear", "reference_ops"]
+__all__ = ["expert_by_expert", "linear", "penalise", "reference_ops", "route", "score"]
 
-LONG_S = (
-    1e-3  # of a row's grammar: below, the clock that counts the processor's time alone, a system call, is not asked
-)
+LONG_S = 1e-3  # of a grammar: below, the clock of the processor's time, a system call, is not asked
 
 
 def reference_ops() -> Ops:
@@ -26,6 +28,9 @@ def reference_ops() -> Ops:
         pack=lambda weight: weight,
         linear=linear,
         embed=lambda ids, table: F.embedding(ids, table),
+        pack_experts=pack_experts,
+        route=route,
+        mix=mix,
         rms_norm=rms_norm,
         add_rms_norm=add_rms_norm,
         layer_norm=layer_norm,
@@ -36,6 +41,9 @@ def reference_ops() -> Ops:
         best=best,
         rule_out=rule_out,
         walk=walk,
+        penalise=penalise,
+        draw=draw,
+        score=score,
         recorded=lambda forward, max_rows: forward,
         keeps=frozenset(Kind),
     )
@@ -46,6 +54,44 @@ def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None, *, wide: bool 
         weight = weight.dense(x.dtype)
     y = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
     return y.float() if wide else y
+
+
+def pack_experts(weights: Iterator[Tensor], count: int) -> Matrices:
+    """[count, out, in], of which there is no second copy at any time."""
+    first = next(weights)
+    packed = torch.empty((count, *first.shape), dtype=first.dtype, device=first.device)
+    packed[0] = first
+    for number, weight in enumerate(weights, 1):
+        packed[number] = weight
+    return packed
+
+
+def route(likings: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
+    likelihood = likings.softmax(dim=-1)
+    best = likelihood.sort(dim=-1, descending=True, stable=True).indices  # among equals the first
+    choices = best[:, : routing.chosen].sort(dim=-1).values
+    shares = likelihood.gather(-1, choices)
+    return choices, shares / shares.sum(dim=-1, keepdim=True) if routing.renormalised else shares
+
+
+def mix(x: Tensor, routed: tuple[Tensor, Tensor], gate_up: Matrices, down: Matrices, activation: Activation) -> Tensor:
+    def expert(rows: Tensor, number: int) -> Tensor:
+        return linear(gate(linear(rows, gate_up[number]), activation), down[number])
+
+    return expert_by_expert(expert, x, routed, len(gate_up))
+
+
+def expert_by_expert(
+    expert: Callable[[Tensor, int], Tensor], x: Tensor, routed: tuple[Tensor, Tensor], count: int
+) -> Tensor:
+    """Each expert is given the rows that chose it. Choices ascend, so that this adds a row's in their order."""
+    choices, shares = routed
+    out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    for number in range(count):
+        rows, rank = (choices == number).nonzero(as_tuple=True)
+        if len(rows):
+            out.index_add_(0, rows, expert(x[rows], number).float() * shares[rows, rank, None])
+    return out.to(x.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -163,3 +209,26 @@ def walk(matchers: Sequence[Any], tokens: NDArray[np.int64], masks: NDArray[np.i
         passed, last = perf_counter() - last, perf_counter()
         seconds[row] = passed if passed < LONG_S else min(passed, thread_time() - began)
     return seconds
+
+
+def penalise(logits: Tensor, rows: Tensor, seen: Tensor, slots: Tensor, strength: Tensor) -> None:
+    for block in in_blocks(len(rows), logits.shape[-1], logits.device):
+        index = rows[block]
+        logits[index] = _penalised(logits[index], seen[slots[block]], strength[block])
+
+
+def _penalised(logits: Tensor, seen: Tensor, strength: Tensor) -> Tensor:
+    """[R, V], [R, V], [R, 3] -> [R, V]"""
+    repetition, frequency, presence = strength[:, :, None].unbind(dim=1)  # [R, 1] each
+    weakened = torch.where(logits > 0, logits / repetition, logits * repetition)
+    logits = torch.where(seen > 0, weakened, logits)
+    count = seen & (IN_PROMPT - 1)
+    return logits - (frequency * count + presence * (count > 0))
+
+
+def score(logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    logprobs = logits.log_softmax(dim=-1)
+    chosen = logprobs.gather(-1, tokens.clamp(min=0)[:, None])  # [R, 1]
+    rank = (logprobs > chosen).sum(dim=-1, keepdim=True) + 1
+    values, ids = best_first(logprobs, top) if top else (logprobs[:, :0], rank[:, :0])
+    return torch.cat((chosen, values), dim=-1), torch.cat((tokens[:, None], rank, ids), dim=-1)

@@ -1,6 +1,7 @@
 """Is there room for a model on this machine, divided as it is asked for? Before a weight is read."""
 
 from dataclasses import replace
+from math import gcd
 
 import torch
 
@@ -33,14 +34,14 @@ def check_room(
         stages=stages,
         heads=shape.heads,
         kv_heads=shape.kv_heads,
-        intermediate=shape.intermediate,
+        intermediate=gcd(*shape.widths),
         vocabulary=shape.vocabulary,
         layers=shape.layers,
     )
     share = replace(share_of(shape, tensor, stages), vocabulary=-(-shape.vocabulary // tensor))
     need, free = share.weight_bytes(dtype) - saved // (tensor * stages), free_for_each(device, here)
     if dequantised and device.type == "cpu":
-        need += DEQUANTISING * shape.hidden * max(shape.vocabulary, shape.intermediate)
+        need += DEQUANTISING * shape.hidden * max(shape.vocabulary, *shape.widths)
     if need > free:
         plain = f" once they are dequantised to {dtype}" if dequantised and not saved else ""
         raise MemoryFailure(

@@ -15,7 +15,6 @@ from quire_engine.ops import Forward
 from quire_engine.runtime.batch import BatchBuilder
 from quire_engine.runtime.kv_cache import KVCache
 from quire_engine.runtime.sizing import SCORED_AT_ONCE
-from quire_engine.sampling.logprobs import token_logprobs
 from quire_engine.sampling.rows import upload
 from quire_engine.sampling.sampler import Sampled, Sampler
 
@@ -114,6 +113,6 @@ class ModelRunner:
                 for at in range(0, len(targets), SCORED_AT_ONCE):
                     some = targets[at : at + SCORED_AT_ONCE]
                     logits = self._logits(hidden[row + at : row + at + len(some)])
-                    scores[chunk] += token_logprobs(logits, some, top)
+                    scores[chunk] += self._sampler.score(logits, some, top)
             row += length
         return scores

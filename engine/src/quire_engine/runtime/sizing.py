@@ -100,12 +100,15 @@ def plan_sizes(
 def share_of(shape: ModelShape, tensor: int, stages: int) -> ModelShape:
     """The most that one rank has of a model which stages and the ranks of each divide (ranks.py). The vocabulary is left
     whole, for rank 0 has all logits."""
+    layers = -(-shape.layers // stages)
     return replace(
         shape,
-        layers=-(-shape.layers // stages),
+        layers=layers,
+        sparse=shape.sparse[:layers],
         heads=shape.heads // tensor,
         kv_heads=max(1, shape.kv_heads // tensor),
         intermediate=shape.intermediate // tensor,
+        expert_intermediate=shape.expert_intermediate // tensor,
     )
 
 
@@ -118,7 +121,9 @@ def step_bytes(shape: ModelShape, dtype: str, max_num_batched_tokens: int, max_n
 
 def layer_bytes(shape: ModelShape, dtype: str, rows: int) -> int:
     attention = (3 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
-    return rows * (3 * shape.hidden + attention + 3 * shape.intermediate) * DTYPE_BYTES[dtype]
+    experts = shape.experts_per_token * (3 * shape.expert_intermediate + shape.hidden)
+    inner = max(3 * shape.intermediate, experts)
+    return rows * (3 * shape.hidden + attention + inner) * DTYPE_BYTES[dtype]
 
 
 def split_bytes(shape: ModelShape, dtype: str, max_num_seqs: int, max_len: int, block_size: int) -> int:

@@ -6,23 +6,20 @@ import torch
 from torch import Tensor
 
 from quire_engine.core.step import TokenLogprob
-from quire_engine.sampling.ordering import best_first
+from quire_engine.ops import Ops
 from quire_engine.sampling.rows import in_blocks
 
 __all__ = ["Scores", "token_logprobs"]
 
 
 class Scores:
-    """Log probabilities of one token a row, on their way from the device; read them after a synchronisation."""
+    """Those of one token a row, on their way from the device; read them after a synchronisation."""
 
-    def __init__(self, logprobs: Tensor, tokens: Tensor, tops: Sequence[int]) -> None:
-        """`logprobs` [R, V], `tokens` [R] and how many of the likeliest are asked for with each; -1 is no token."""
+    def __init__(self, numbers: Tensor, ids: Tensor, tops: Sequence[int]) -> None:
+        """What ops.score says, and how many of the likeliest are asked for by each row. Below 0 is no token."""
         self._tops = tops
-        chosen = logprobs.gather(-1, tokens.clamp(min=0)[:, None])  # [R, 1]
-        rank = (logprobs > chosen).sum(dim=-1, keepdim=True) + 1
-        values, ids = best_first(logprobs, max(tops)) if max(tops) else (logprobs[:, :0], rank[:, :0])
-        self._numbers = _to_host(torch.cat((chosen, values), dim=-1))  # [R, 1 + top] float32
-        self._ids = _to_host(torch.cat((tokens[:, None], rank, ids), dim=-1))  # [R, 2 + top] int64
+        self._numbers = _to_host(numbers)
+        self._ids = _to_host(ids)
 
     def read(self) -> list[TokenLogprob | None]:
         """None where there is no token."""
@@ -33,12 +30,13 @@ class Scores:
         return found
 
 
-def token_logprobs(logits: Tensor, targets: Tensor, top: int) -> list[TokenLogprob]:
+def token_logprobs(ops: Ops, logits: Tensor, targets: Tensor, top: int) -> list[TokenLogprob]:
     """Score given tokens, [n, V] and [n], with the `top` likeliest beside each. Waits for the device."""
     found: list[TokenLogprob] = []
     for block in in_blocks(len(logits), logits.shape[-1], logits.device):
         part = targets[block]
-        scores = Scores(logits[block].log_softmax(dim=-1), part, [min(top, logits.shape[-1])] * len(part))
+        most = min(top, logits.shape[-1])
+        scores = Scores(*ops.score(logits[block], part, most), [most] * len(part))
         if logits.is_cuda:
             torch.cuda.current_stream(logits.device).synchronize()
         found += [score for score in scores.read() if score is not None]

@@ -4,28 +4,34 @@ A request so gets the same tokens in any batch, after a preemption, and on any d
 changes the answers to all requests that bring a seed: test_sampler.py spells the hash out a second time.
 """
 
+from functools import cache
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Noise", "row_words", "to_unit"]
+__all__ = ["gumbel", "row_words", "to_unit", "uniform"]
 
 _MASK = 0xFFFFFFFF
 _FIRST, _SECOND = 0x7FEB352D, 0x846CA68B
 
 
-class Noise:
-    def __init__(self, vocabulary: int, device: torch.device) -> None:
-        self._columns = _mix(_signed(np.arange(vocabulary) + 0xC2B2AE35)).to(device)  # [V] int32
+def gumbel(words: Tensor, vocabulary: int, tokens: Tensor | None = None) -> Tensor:
+    """[R] int32 of `row_words` -> Gumbel noise of the given `tokens` [R, K], or of all: [R, V] float32."""
+    return uniform(words, vocabulary, tokens).log_().neg_().log_().neg_()
 
-    def gumbel(self, words: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """[R] int32 of `row_words` -> Gumbel noise of the given `tokens` [R, K], or of all: [R, V] float32."""
-        return self.uniform(words, tokens).log_().neg_().log_().neg_()
 
-    def uniform(self, words: Tensor, tokens: Tensor | None = None) -> Tensor:
-        columns = self._columns if tokens is None else self._columns[tokens]
-        return to_unit(_mix(words[:, None] ^ columns))
+def uniform(words: Tensor, vocabulary: int, tokens: Tensor | None = None) -> Tensor:
+    columns = _columns(vocabulary, words.device)
+    return to_unit(_mix(words[:, None] ^ (columns if tokens is None else columns[tokens])))
+
+
+@cache
+def _columns(vocabulary: int, device: torch.device) -> Tensor:
+    """[V] int32: what each token gives to the hash."""
+    with torch.inference_mode(False):
+        return _mix(_signed(np.arange(vocabulary) + 0xC2B2AE35)).to(device)
 
 
 def row_words(seeds: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int32]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from quire_engine.core.step import Placement
-from quire_engine.sampling.rows import Rows, SlotLists, in_blocks, upload
+from quire_engine.ops import IN_PROMPT, Ops
+from quire_engine.sampling.rows import Rows, SlotLists, upload
 
 __all__ = ["AllowedTokens", "BadWords", "LogitBias", "MinTokens", "Penalties", "Processor"]
 
@@ -158,10 +159,8 @@ class Penalties:
     pages, and gives 4 bytes for each.
     """
 
-    PROMPT = 1 << 30
-    COUNT = PROMPT - 1
-
-    def __init__(self, vocabulary: int, max_num_seqs: int, device: torch.device) -> None:
+    def __init__(self, ops: Ops, vocabulary: int, max_num_seqs: int, device: torch.device) -> None:
+        self._penalise = ops.penalise
         self._vocabulary = vocabulary
         self._device = device
         shape = (max_num_seqs, vocabulary)
@@ -181,24 +180,15 @@ class Penalties:
         self._strength[placed.slot] = strength
         tokens = np.array(placed.tokens, np.int64)
         seen = np.bincount(tokens[placed.num_prompt :], minlength=self._vocabulary)
-        seen[tokens[: placed.num_prompt]] |= self.PROMPT
+        seen[tokens[: placed.num_prompt]] |= IN_PROMPT
         self._seen[placed.slot] = upload(seen.astype(np.int32), self._device)
         return True
 
     def apply(self, logits: Tensor, rows: Rows) -> None:
-        for block in in_blocks(len(rows), self._vocabulary, self._device):
-            part = rows.where(np.arange(len(rows))[block])
-            index = upload(part.index, self._device)
-            strength = upload(self._strength[part.slots], self._device)
-            logits[index] = self._penalised(logits[index], self._seen[upload(part.slots, self._device)], strength)
+        index, slots, strength = (
+            upload(each, self._device) for each in (rows.index, rows.slots, self._strength[rows.slots])
+        )
+        self._penalise(logits, index, self._seen, slots, strength)
 
     def note(self, tokens: Tensor, rows: Rows) -> None:
         self._seen[upload(rows.slots, self._device), tokens.clamp(min=0)] += 1
-
-    def _penalised(self, logits: Tensor, seen: Tensor, strength: Tensor) -> Tensor:
-        """[R, V], [R, V], [R, 3] -> [R, V]"""
-        repetition, frequency, presence = strength[:, :, None].unbind(dim=1)  # [R, 1] each
-        weakened = torch.where(logits > 0, logits / repetition, logits * repetition)
-        logits = torch.where(seen > 0, weakened, logits)
-        count = seen & self.COUNT
-        return logits - (frequency * count + presence * (count > 0))

@@ -5,7 +5,7 @@ here, for it may be a step ahead, unless a grammar needs it; what else depends o
 by slot. A row's token depends on its own logits, parameters, position and output alone: not on the batch, nor on a preemption.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quire_engine.core.step import Placement, TokenLogprob
+from quire_engine.ops import Ops
 from quire_engine.sampling.drawing import Drawing
-from quire_engine.sampling.logprobs import Scores
+from quire_engine.sampling.logprobs import Scores, token_logprobs
 from quire_engine.sampling.processors import AllowedTokens, BadWords, LogitBias, MinTokens, Penalties, Processor
 from quire_engine.sampling.rows import Rows, upload
 
@@ -40,22 +41,21 @@ class Sampler:
         vocabulary: int,
         max_num_seqs: int,
         device: torch.device,
-        best: Callable[[Tensor], Tensor],
+        ops: Ops,
         grammars: Processor | None = None,
     ) -> None:
-        """`best` is that of the table of kernels."""
         self._vocabulary = vocabulary
-        self._best = best
+        self._ops = ops
         self._device = device
         self._processors: tuple[Processor, ...] = (  # the order is what they mean together
             AllowedTokens(device),
             BadWords(max_num_seqs, device),
             LogitBias(device),
             MinTokens(max_num_seqs, device),
-            Penalties(vocabulary, max_num_seqs, device),
+            Penalties(ops, vocabulary, max_num_seqs, device),
             *([grammars] if grammars else []),  # last: where an answer can only end, it ends, whatever the others say
         )
-        self._drawing = Drawing(vocabulary, max_num_seqs, device)  # temperature, min-p, top-k, top-p, noise
+        self._drawing = Drawing(vocabulary, max_num_seqs)  # temperature, min-p, top-k, top-p, noise
         self._top = np.zeros(max_num_seqs, np.int64)  # log probabilities beside the token's own
         # [processors, then whether it draws, then whether it wants log probabilities; slots]
         self._needs = np.zeros((len(self._processors) + 2, max_num_seqs), np.bool_)
@@ -75,23 +75,27 @@ class Sampler:
         needs = self._needs[:, rows.slots]  # [P + 2, S]
         wanted = np.asarray(needs.any(axis=1)).tolist()
         if not any(wanted):
-            return Sampled(self._best(logits))
+            return Sampled(self._ops.best(logits))
         draws, scores = wanted[-2:]
         used = [(p, rows.where(need)) for p, need, some in zip(self._processors, needs, wanted, strict=False) if some]
 
         scored = rows.where(needs[-1]) if scores else None
-        logprobs = logits[upload(scored.index, self._device)].log_softmax(dim=-1) if scored else None
+        raw = logits if scored is rows and not used else logits[upload(scored.index, self._device)] if scored else None
         for processor, some in used:
             processor.apply(logits, some)
-        tokens = self._best(logits)
+        tokens = self._ops.best(logits)
         if draws:
             drawn = rows.where(needs[-2])
             at = upload(drawn.index, self._device)
             best = tokens[at]  # below 0 where there is nothing to draw from
-            tokens[at] = torch.where(best < 0, best, self._drawing.draw(logits, drawn))
+            tokens[at] = torch.where(best < 0, best, self._ops.draw(logits, self._drawing.draws(drawn)))
         for processor, some in used:
             processor.note(tokens if some is rows else tokens[upload(some.index, self._device)], some)
-        if scored is None or logprobs is None:
+        if scored is None or raw is None:
             return Sampled(tokens)
-        chosen = tokens[upload(scored.index, self._device)]
-        return Sampled(tokens, Scores(logprobs, chosen, self._top[scored.slots].tolist()), scored.index.tolist())
+        chosen, tops = tokens[upload(scored.index, self._device)], self._top[scored.slots].tolist()
+        return Sampled(tokens, Scores(*self._ops.score(raw, chosen, max(tops)), tops), scored.index.tolist())
+
+    def score(self, logits: Tensor, tokens: Tensor, top: int) -> list[TokenLogprob]:
+        """Given tokens [n], as if they had been chosen, with the `top` likeliest beside each. Waits for the device."""
+        return token_logprobs(self._ops, logits, tokens, top)

@@ -21,6 +21,8 @@ from quire_engine.grammars.binding import address_of, entrance
 from quire_engine.ops import Activation, AttentionForm, Forward, LayerCache, Ops
 from quire_engine.ops.cpu.library import BatchStruct, FormStruct, GrammarsStruct, MatrixStruct, NoLibrary, open_library
 from quire_engine.ops.cpu.tape import Memory, Recorder, Tape
+from quire_engine.ops.drawing import draw
+from quire_engine.ops.reference import expert_by_expert, penalise, route, score
 from quire_engine.runtime.batch import ForwardBatch
 
 __all__ = ["NoLibrary", "PackedMatrix", "native_ops"]
@@ -36,6 +38,9 @@ def native_ops(dtype: torch.dtype, processes: int = 1) -> Ops:
         pack=kernels.pack,
         linear=kernels.linear,
         embed=kernels.embed,
+        pack_experts=kernels.pack_experts,
+        route=route,
+        mix=kernels.mix,
         rms_norm=kernels.rms_norm,
         add_rms_norm=kernels.add_rms_norm,
         layer_norm=kernels.layer_norm,
@@ -46,6 +51,9 @@ def native_ops(dtype: torch.dtype, processes: int = 1) -> Ops:
         best=kernels.best,
         rule_out=kernels.rule_out,
         walk=kernels.walk,
+        penalise=penalise,
+        draw=draw,
+        score=score,
         recorded=kernels.recorded,
     )
 
@@ -98,6 +106,22 @@ class _Kernels:
         if (done := self._to.embed(table.address, ids.data_ptr(), y.data_ptr(), rows)) < rows:
             raise IndexError(f"id {ids[done]} of a table with {table.height} rows")
         return y
+
+    def pack_experts(self, weights: Iterator[Tensor], count: int) -> list[PackedMatrix]:
+        return [self.pack(weight) for weight in weights]
+
+    def mix(
+        self,
+        x: Tensor,
+        routed: tuple[Tensor, Tensor],
+        gate_up: list[PackedMatrix],
+        down: list[PackedMatrix],
+        activation: Activation,
+    ) -> Tensor:
+        def expert(rows: Tensor, number: int) -> Tensor:
+            return self.linear(self.gate(self.linear(rows, gate_up[number]), activation), down[number])
+
+        return expert_by_expert(expert, x, routed, len(gate_up))
 
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         x = self._ours(x)

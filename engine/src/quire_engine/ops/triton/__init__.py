@@ -1,7 +1,8 @@
 """The kernels for GPUs, in Triton: `triton_ops`, of the same table as the reference.
 
-Products of plain matrices stay with torch, whose library is at the hardware's limit; here are those with weights in few
-bits, and what lies between products, each fused to one reading of its rows. Nothing here waits for the device: grids are bounded by shapes, and which sequence a
+Products of plain matrices stay with torch, whose library is at the hardware's limit, but for those of experts, who find
+their rows on the device; here are those with weights in few bits, and what lies between products, each fused to one
+reading of its rows. Nothing here waits for the device: grids are bounded by shapes, and which sequence a
 program works for it looks up there.
 
 A result of these does not depend on the batch: a row of a norm is one program's, and attention divides a context by a
@@ -15,6 +16,8 @@ from quire_engine.ops.packed import Kind
 from quire_engine.ops.reference import reference_ops
 from quire_engine.ops.triton.attend import attention
 from quire_engine.ops.triton.best import best
+from quire_engine.ops.triton.draw import draw, penalise, score
+from quire_engine.ops.triton.experts import mix, route
 from quire_engine.ops.triton.graphs import recorded
 from quire_engine.ops.triton.products import linear, pack
 from quire_engine.ops.triton.rows import activate, add_rms_norm, gate, layer_norm, rms_norm
@@ -30,6 +33,8 @@ def triton_ops() -> Ops:
         pack=pack,
         linear=linear,
         keeps=frozenset(Kind),
+        route=route,
+        mix=mix,
         rms_norm=rms_norm,
         add_rms_norm=add_rms_norm,
         layer_norm=layer_norm,
@@ -40,4 +45,7 @@ def triton_ops() -> Ops:
         best=best,
         rule_out=rule_out,
         recorded=recorded,
+        penalise=penalise,
+        draw=draw,
+        score=score,
     )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from quire_engine.ops import Activation
 
-__all__ = ["activate", "add_rms_norm", "gate", "layer_norm", "rms_norm", "tanh"]
+__all__ = ["KINDS", "activate", "activated", "add_rms_norm", "gate", "layer_norm", "rms_norm", "tanh"]
 
 BLOCK = 1024
 SILU, GELU, GELU_TANH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -86,7 +86,7 @@ def tanh(x):
 
 
 @triton.jit
-def _activated(x, KIND: tl.constexpr):
+def activated(x, KIND: tl.constexpr):
     if KIND == SILU:
         return x / (1 + tl.exp(-x))
     if KIND == GELU:
@@ -99,7 +99,7 @@ def _activate(x_at, y_at, width, stride, KIND: tl.constexpr, GATED: tl.constexpr
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     there = column < width
-    y = _activated(tl.load(x_at + row * stride + column, mask=there, other=0.0).to(tl.float32), KIND)
+    y = activated(tl.load(x_at + row * stride + column, mask=there, other=0.0).to(tl.float32), KIND)
     if GATED:
         up = tl.load(x_at + row * stride + width + column, mask=there, other=0.0)
         y = y.to(up.dtype).to(tl.float32) * up.to(tl.float32)
