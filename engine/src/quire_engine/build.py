@@ -31,7 +31,7 @@ from quire_engine.ops.choose import best_ops
 from quire_engine.process.crew import Crew, LedRunner
 from quire_engine.process.link import Allotted, Loaded, Pong, Rows
 from quire_engine.process.muster import muster
-from quire_engine.quant import scheme_of
+from quire_engine.quant import form_of, scheme_of
 from quire_engine.runtime.batch import BatchBuilder
 from quire_engine.runtime.embedder import Embedder
 from quire_engine.runtime.follower import Follower, Leader
@@ -249,7 +249,9 @@ def _load(
         tokenizer = Tokenizer(folder, spec.shape.vocabulary) if with_tokenizer else None
         ops = replace(ops, ranks=ranks)
         weights = (
-            DummyWeights(torch_dtype, device) if dummy else Weights(folder, torch_dtype, device, scheme, ops.keeps)
+            DummyWeights(torch_dtype, device, form_of(spec.quantization), ops.keeps)
+            if dummy
+            else Weights(folder, torch_dtype, device, scheme, ops.keeps)
         )
         with weights:
             model = table[spec.architecture](spec, weights, ops, device)
