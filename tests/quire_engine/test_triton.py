@@ -22,7 +22,7 @@ from triton.runtime import interpreter
 from quire_engine.ops import Activation, AttentionForm
 from quire_engine.ops.packed import Kind
 from quire_engine.ops.reference import reference_ops
-from quire_engine.ops.triton import attend, triton_ops
+from quire_engine.ops.triton import attend, rounding, triton_ops
 from quire_engine.ops.triton.rounding import round_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities that are meant
@@ -171,7 +171,11 @@ def test_activations_are_rounded_row_by_row(dtype: torch.dtype, kind: Kind) -> N
     assert torch.equal(codes.float(), exact)
 
 
-def test_many_rows_by_eight_bits_are_the_product_of_what_was_rounded(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("at_once", [1 << 25, 48 * 40], ids=["at once", "in pieces"])
+def test_many_rows_by_eight_bits_are_the_product_of_what_was_rounded(
+    dtype: torch.dtype, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounding, "AT_ONCE", at_once)
     weight, bias = packed_of(Kind.INT8, 48, 64, 64, rounds=True), torch.randn(48)
     x = torch.randn(80, 64).to(dtype)
     x[3, 7] = torch.nan
