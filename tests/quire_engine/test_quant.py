@@ -21,11 +21,11 @@ from quire_engine.core.request import Request, RequestId, TokenParams
 from quire_engine.errors import ConfigFailure, MemoryFailure, WeightsFailure
 from quire_engine.layers.linear import Linear
 from quire_engine.models import GENERATORS
-from quire_engine.models.weights import Weights, saved_bytes
+from quire_engine.models.weights import DummyWeights, Weights, saved_bytes
 from quire_engine.ops import Ops
 from quire_engine.ops.packed import Kind, Packed
 from quire_engine.ops.reference import reference_ops
-from quire_engine.quant import SCHEMES, scheme_of
+from quire_engine.quant import SCHEMES, form_of, scheme_of
 from quire_engine.quant.stored import Coded, Derived, Parts, Stored
 from quire_engine.runtime.ranks import Ranks
 from quire_engine.runtime.room import check_room
@@ -293,6 +293,22 @@ def test_what_is_saved_makes_room(saved: Any, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(MemoryFailure, match="once they are dequantised to float32"):
         room()
     room(saved=100_000)
+
+
+@pytest.mark.parametrize(("method", "kind"), [("awq", Kind.INT4), ("gptq-8", Kind.INT8), ("fp8-channel", Kind.FP8)])
+def test_made_up_weights_are_as_small_as_real_ones(method: str, kind: Kind, saved: Any) -> None:
+    """What is measured without a checkpoint reads as many bytes; and what comes of it are numbers."""
+    folder, _ = saved(method)
+    spec, real = read_spec(folder), weights_of(folder, ALL)
+    with real:
+        GENERATORS[spec.architecture](spec, real, REFERENCE, CPU)
+
+    with DummyWeights(torch.float32, CPU, form_of(METHODS[method].said), ALL) as weights:
+        model = GENERATORS[spec.architecture](spec, weights, REFERENCE, CPU)
+
+    assert form_of(METHODS[method].said) == (kind, METHODS[method].said.get("group_size", -1))
+    assert weights.given_bytes == pytest.approx(real.given_bytes, rel=0.05)
+    assert bool(logits_of(spec, model, PROMPT).isfinite().all())
 
 
 def edit(folder: Path, said: dict[str, Any]) -> None:

@@ -17,19 +17,25 @@ import torch
 from fakes.attending import ATTENTION_FORMS, Scene, batch_of, empty_cache, form_of
 from fakes.compiling import SHARED_BYTES, faults
 from fakes.interpreting import scalars_are_numbers
+from fakes.logits import logits_of
 from fakes.packing import packed_of
+from fakes.quantized import save_quantized
 from torch import Tensor
 
+from quire_engine.models import GENERATORS
+from quire_engine.models.weights import Weights
 from quire_engine.ops import IN_PROMPT, Activation, AttentionForm, Draws
 from quire_engine.ops.packed import Kind
 from quire_engine.ops.reference import reference_ops
-from quire_engine.ops.triton import attend, triton_ops
+from quire_engine.ops.triton import attend, rounding, triton_ops
 from quire_engine.ops.triton.rounding import round_rows
-from quire_engine.spec import Routing
+from quire_engine.quant import scheme_of
+from quire_engine.spec import Routing, read_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities that are meant
 
 REFERENCE, OURS = reference_ops(), triton_ops()
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -234,7 +240,11 @@ def test_activations_are_rounded_row_by_row(dtype: torch.dtype, kind: Kind) -> N
     assert torch.equal(codes.float(), exact)
 
 
-def test_many_rows_by_eight_bits_are_the_product_of_what_was_rounded(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("at_once", [1 << 25, 48 * 40], ids=["at once", "in pieces"])
+def test_many_rows_by_eight_bits_are_the_product_of_what_was_rounded(
+    dtype: torch.dtype, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounding, "AT_ONCE", at_once)
     weight, bias = packed_of(Kind.INT8, 48, 64, 64, rounds=True), torch.randn(48)
     x = torch.randn(80, 64).to(dtype)
     x[3, 7] = torch.nan
@@ -248,6 +258,20 @@ def test_many_rows_by_eight_bits_are_the_product_of_what_was_rounded(dtype: torc
     assert_close(ours[whole], theirs[whole].to(dtype))
     plain = REFERENCE.linear(x.float(), REFERENCE.pack(weight), bias)[whole]
     assert 0 < float((ours[whole] - plain).abs().max() / plain.abs().max()) < 0.02
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq-4-desc-act", "fp8-channel"])
+def test_a_model_in_few_bits_has_the_references_logits(method: str, tmp_path: Path) -> None:
+    save_quantized(method, tmp_path)
+    spec = read_spec(tmp_path)
+    logits = []
+
+    for ops in (OURS, REFERENCE):
+        with Weights(tmp_path, torch.float32, CPU, scheme_of(spec.quantization), ops.keeps) as weights:
+            model = GENERATORS[spec.architecture](spec, weights, ops, CPU)
+        logits.append(logits_of(spec, model, [3, 10, 17]))
+
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4 * float(logits[1].abs().max()))
 
 
 PIECES = [(0, 100, 150), (1, 0, 1), (2, 76, 77)]  # a piece of a prompt, and single tokens: in one split, and in some

@@ -34,7 +34,7 @@ from quire_engine.process.gate import own_address
 from quire_engine.process.link import Allotted, Loaded, Pong, Rows
 from quire_engine.process.muster import muster
 from quire_engine.process.nodes import nodes_of
-from quire_engine.quant import scheme_of
+from quire_engine.quant import form_of, scheme_of
 from quire_engine.runtime.batch import BatchBuilder
 from quire_engine.runtime.embedder import Embedder
 from quire_engine.runtime.follower import Follower, Leader
@@ -264,7 +264,9 @@ def _load(
         tokenizer = Tokenizer(folder, spec.shape.vocabulary) if with_tokenizer else None
         ops = replace(ops, ranks=ranks)
         weights = (
-            DummyWeights(torch_dtype, device) if dummy else Weights(folder, torch_dtype, device, scheme, ops.keeps)
+            DummyWeights(torch_dtype, device, form_of(spec.quantization), ops.keeps)
+            if dummy
+            else Weights(folder, torch_dtype, device, scheme, ops.keeps)
         )
         with weights:
             model = table[spec.architecture](spec, weights, ops, device)

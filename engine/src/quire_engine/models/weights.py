@@ -27,6 +27,8 @@ from quire_engine.runtime.ranks import Part
 __all__ = ["DummyWeights", "Weights", "saved_bytes"]
 
 DERIVED = (".rotary_emb.inv_freq", ".position_ids")  # older checkpoints keep what follows from config.json
+SPREAD = {Kind.INT4: 3.0, Kind.INT8: 40.0, Kind.FP8: 64.0}  # deviation of made up numbers, which their scale makes 0.02
+RANGE = {Kind.INT4: (-8, 7), Kind.INT8: (-128, 127)}
 PLAIN = ("embed_tokens.", ".experts.")  # in names of matrices which no layer takes in few bits
 FORMATS = {"F32", "BF16", "F16"}  # as safetensors calls them
 
@@ -199,11 +201,19 @@ class DummyWeights(Weights):
     """The same for measurements without a checkpoint: no file is read, every name is there, its numbers random.
 
     Matrices and biases are normal with a deviation of 0.02, the weights of norms 1; equal from one start to the next.
+    Matrices of layers are of a kind, and in groups of so many, if that is given and kept.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(Path("/nowhere"), dtype, device)
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        device: torch.device,
+        form: tuple[Kind, int] | None = None,
+        keeps: Collection[Kind] = (),
+    ) -> None:
+        super().__init__(Path("/nowhere"), dtype, device, keeps=keeps)
         self._random = torch.Generator(device).manual_seed(0)
+        self._form = form
 
     def __enter__(self) -> Self:
         return self
@@ -222,7 +232,29 @@ class DummyWeights(Weights):
             size = own[len(index) :]
             tensor = torch.empty(size, dtype=dtype or self._dtype, device=self.device)
             is_norm = len(shape) == 1 and not name.endswith("bias")
+            self.given_bytes += tensor.nbytes
             yield tensor.fill_(1.0) if is_norm else tensor.normal_(0.0, 0.02, generator=self._random)
+
+    def _packed(
+        self, names: Sequence[str], shapes: Sequence[tuple[int, int]], parts: Sequence[Part | None], dim: int
+    ) -> Packed | None:
+        if self._form is None or self._form[0] not in self._keeps or names[0].startswith("lm_head."):
+            return None
+        kind, group = self._form
+        sizes = [
+            list(shape) if part is None else [part.size if d == dim else shape[d] for d in (0, 1)]
+            for shape, part in zip(shapes, parts, strict=True)
+        ]
+        height, width = sum(size[0] for size in sizes), sizes[0][1]
+        groups = 1 if group == -1 or width % group else width // group
+        numbers = torch.empty(height, width, device=self.device).normal_(0.0, SPREAD[kind], generator=self._random)
+        codes = (
+            numbers.to(torch.float8_e4m3fn) if kind is Kind.FP8 else numbers.round().clamp(*RANGE[kind]).to(torch.int8)
+        )
+        scales = torch.full((height, groups), 0.02 / SPREAD[kind], dtype=torch.float16, device=self.device)
+        packed = Packed.of(kind, codes, scales, rounds=kind is Kind.FP8)
+        self.given_bytes += packed.nbytes
+        return packed
 
 
 def saved_bytes(folder: Path, dtype: torch.dtype, scheme: Scheme, keeps: Collection[Kind]) -> int:

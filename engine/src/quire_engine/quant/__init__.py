@@ -10,14 +10,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from quire_engine.errors import ConfigFailure
+from quire_engine.ops.packed import Kind
 from quire_engine.quant.awq import awq
 from quire_engine.quant.compressed import compressed_tensors
 from quire_engine.quant.fp8 import fp8
 from quire_engine.quant.gguf import gguf
 from quire_engine.quant.gptq import gptq
+from quire_engine.quant.packed import KINDS, number
 from quire_engine.quant.stored import Scheme
 
-__all__ = ["SCHEMES", "scheme_of"]
+__all__ = ["SCHEMES", "form_of", "scheme_of"]
 
 SCHEMES: dict[str, Callable[[Mapping[str, Any]], Scheme]] = {
     "awq": awq,
@@ -41,3 +43,15 @@ def scheme_of(said: Mapping[str, Any] | None, wanted: str = "auto") -> Scheme | 
     if name not in SCHEMES:
         raise ConfigFailure(f"checkpoints quantized by {name} are not supported yet, only {', '.join(SCHEMES)}")
     return SCHEMES[name](said)
+
+
+def form_of(said: Mapping[str, Any] | None) -> tuple[Kind, int] | None:
+    """For a model whose weights are made up: their kind, and the size of their groups (-1: rows). None: plain ones, also
+    where quantization_config says more than that."""
+    method = None if said is None else said["quant_method"]
+    if said is None or method not in ("awq", "gptq", "fp8"):
+        return None
+    SCHEMES[method](said)  # refuses what it does not read
+    if method == "fp8":
+        return Kind.FP8, (said.get("weight_block_size") or [-1, -1])[1]
+    return KINDS[number(said, "bits", "w_bit")], number(said, "group_size", "q_group_size")

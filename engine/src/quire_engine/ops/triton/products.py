@@ -38,11 +38,12 @@ KINDS = {Kind.INT4: 0, Kind.INT8: 1, Kind.FP8: 2}
 
 
 def pack(weight: Tensor | Packed) -> Matrix:
-    """Scales of neighbouring outputs are read together: they come to lie side by side."""
+    """Scales of neighbouring outputs are read together: they come to lie side by side. Where there is one for a row, float32."""
     if isinstance(weight, Tensor):
         return weight
+    scales = weight.scales.float() if weight.group == weight.width else weight.scales
     zeros = None if weight.zeros is None else weight.zeros.T.contiguous().T
-    return replace(weight, scales=weight.scales.T.contiguous().T, zeros=zeros)
+    return replace(weight, scales=scales.T.contiguous().T, zeros=zeros)
 
 
 def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None, *, wide: bool = False) -> Tensor:

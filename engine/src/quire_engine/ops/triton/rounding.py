@@ -22,6 +22,7 @@ __all__ = ["round_rows", "rounded_product", "rounds_here"]
 BLOCK = 1024
 FORMATS = {Kind.INT8: torch.int8, Kind.FP8: torch.float8_e4m3fn}
 LARGEST = {Kind.INT8: 127.0, Kind.FP8: 448.0}
+AT_ONCE = 1 << 25  # whole numbers of a product, which bounds what it takes beside its result
 ALIGNED = 16  # what the library's sides have to be multiples of
 
 
@@ -38,23 +39,26 @@ def rounds_here(x: Tensor, weight: Packed) -> bool:
 
 
 def rounded_product(x: Tensor, weight: Packed, bias: Tensor | None) -> Tensor:
-    codes, scales = round_rows(x, weight.kind)
+    """Scales of the weight are float32."""
     if weight.kind is Kind.FP8:
+        codes, scales = round_rows(x, weight.kind)
         return torch._scaled_mm(
             codes,
             weight.codes.view(torch.float8_e4m3fn).T,
             scale_a=scales,
-            scale_b=weight.scales.float().T,
+            scale_b=weight.scales.T,
             bias=None if bias is None else bias.to(x.dtype),
             out_dtype=x.dtype,
         )
-    whole = torch._int_mm(codes, weight.codes.T)
-    rows, height = whole.shape
+    rows, height = len(x), weight.height
     y = torch.empty(rows, height, dtype=x.dtype, device=x.device)
-    nothing = scales
-    _rescale[(rows, triton.cdiv(height, BLOCK))](
-        whole, scales, weight.scales, nothing if bias is None else bias, y, height, BIAS=bias is not None, BLOCK=BLOCK
-    )
+    pieces = triton.cdiv(rows * height, AT_ONCE)
+    for part, to in zip(x.tensor_split(pieces), y.tensor_split(pieces), strict=True):
+        codes, scales = round_rows(part, weight.kind)
+        whole = torch._int_mm(codes, weight.codes.T)
+        given = scales if bias is None else bias  # an address, where there is none
+        grid = (len(part), triton.cdiv(height, BLOCK))
+        _rescale[grid](whole, scales, weight.scales, given, to, height, BIAS=bias is not None, BLOCK=BLOCK)
     return y
 
 
