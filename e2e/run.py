@@ -25,6 +25,7 @@ from cluster_world import ClusterWorld  # noqa: E402
 from dashboard import dashboard_in_a_browser  # noqa: E402
 from gitops import GITOPS  # noqa: E402
 from mode_hpa import hpa_scales_engines  # noqa: E402
+from node_loss import a_lost_node_costs_what_was_on_it  # noqa: E402
 from one_machine import LOCAL  # noqa: E402
 from operators import OPERATORS, one_wrote_at_a_time  # noqa: E402
 from readme import first_answer  # noqa: E402
@@ -119,6 +120,11 @@ def _run_on(target: Target, stages: Stages) -> None:
         stages.run(check.__doc__ or "", lambda check=check: check(world))
     for scenario in SCENARIOS:
         stages.run(f"conformance, {scenario.__doc__}", lambda scenario=scenario: scenario(ClusterWorld(world)))
+    if isinstance(target, OwnCluster):
+        lost = a_lost_node_costs_what_was_on_it
+        stages.run(lost.__doc__ or "", lambda: lost(world, target.layout, target.archives[loaded[0].engine]))
+    else:
+        print(f"== {target.name}: no node of it is lost, for that needs one built here", flush=True)
     if (log := target.audit_log) is not None:
         for compare in (rights_are_those_that_are_used, one_wrote_at_a_time):
             stages.run(compare.__doc__ or "", lambda compare=compare: compare(world, log))

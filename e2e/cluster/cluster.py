@@ -24,6 +24,7 @@ from layout import BINARIES, NODE_ADDRESS, Layout
 from node import remove_pods, restore_kernel_settings, save_kernel_settings, start_containerd, start_node
 from pki import make_pki
 from processes import stop
+from second import remove_node, second
 
 
 def up(layout: Layout, *, node: bool = True) -> None:
@@ -57,6 +58,7 @@ def down(layout: Layout) -> None:
 
     Works on a half-built cluster too.
     """
+    remove_node(layout)
     stop(layout, "kubelet")
     remove_pods(layout)
     stop(layout)
@@ -74,8 +76,9 @@ def left_over(layout: Layout) -> list[str]:
     """What a `down` should have taken away and did not."""
     mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if _ours(layout, line.split()[1])]
     names = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout.split()
+    ours = (layout.namespace, second(layout).namespace)
     paths = [str(path) for path in (layout.folder, layout.run) if path.exists()]
-    return mounts + paths + [f"network namespace {n}" for n in names if n == layout.namespace] + _processes(layout)
+    return mounts + paths + [f"network namespace {n}" for n in names if n in ours] + _processes(layout)
 
 
 def _make_network(layout: Layout) -> None:

@@ -1,4 +1,4 @@
-"""containerd, kubelet, kube-proxy and DNS: one node, with real pods."""
+"""containerd and kubelet, and on the first node kube-proxy and DNS: a node, with real pods."""
 
 import contextlib
 import json
@@ -43,7 +43,7 @@ failCgroupV1: false
 failSwapOn: false
 localStorageCapacityIsolation: false
 featureGates: {{KubeletInUserNamespace: true}}
-authentication: {{anonymous: {{enabled: false}}, webhook: {{enabled: true}}, x509: {{clientCAFile: {folder}/pki/ca.crt}}}}
+authentication: {{anonymous: {{enabled: false}}, webhook: {{enabled: true}}, x509: {{clientCAFile: {cluster}/pki/ca.crt}}}}
 authorization: {{mode: Webhook}}
 clusterDNS: [{dns}]
 clusterDomain: cluster.local
@@ -107,14 +107,14 @@ def start_containerd(layout: Layout) -> None:
                 "ipam": {
                     "type": "host-local",
                     "dataDir": f"{layout.run}/cni",
-                    "ranges": [[{"subnet": POD_RANGE}]],
+                    "ranges": [[{"subnet": layout.pods}]],
                     "routes": [{"dst": "0.0.0.0/0"}],
                 },
             },
             {"type": "portmap", "capabilities": {"portMappings": True}},
         ],
     }
-    (folder / "cni").mkdir()
+    (folder / "cni").mkdir(exist_ok=True)
     (folder / "cni" / "10-pods.conflist").write_text(json.dumps(network))
     start(layout, "containerd", ["/usr/bin/containerd", f"--config={folder / 'containerd.toml'}"])
     wait_until("containerd", lambda: _ctr(layout, "version").returncode == 0, 30, folder / "logs" / "containerd.log")
@@ -122,7 +122,19 @@ def start_containerd(layout: Layout) -> None:
 
 def start_node(layout: Layout) -> None:
     folder = layout.folder
-    values = {"folder": folder, "run": layout.run, "dns": DNS_SERVICE, "node": NODE_ADDRESS, "pods": POD_RANGE}
+    start_kubelet(layout)
+    values = {"folder": folder, "dns": DNS_SERVICE, "node": NODE_ADDRESS, "pods": POD_RANGE}
+    (folder / "kube-proxy.yaml").write_text(_PROXY.format(**values))
+    start(layout, "kube-proxy", [str(BINARIES / "kube-proxy"), f"--config={folder / 'kube-proxy.yaml'}"])
+    (folder / "Corefile").write_text(_COREFILE.format(**values))
+    start(layout, "coredns", [str(BINARIES / "coredns"), "-conf", str(folder / "Corefile")])
+    kubectl(layout, "apply", "-f", "-", stdin=_DNS_SERVICE.format(**values))
+    wait_until("the node", lambda: node_ready(layout), 60, folder / "logs" / "kubelet.log")
+
+
+def start_kubelet(layout: Layout, *flags: str) -> None:
+    folder = layout.folder
+    values = {"folder": folder, "cluster": layout.first.folder, "run": layout.run, "dns": DNS_SERVICE}
     (folder / "kubelet.yaml").write_text(_KUBELET.format(**values))
     start(
         layout,
@@ -130,19 +142,14 @@ def start_node(layout: Layout) -> None:
         [
             str(BINARIES / "kubelet"),
             f"--config={folder / 'kubelet.yaml'}",
-            f"--kubeconfig={folder / 'kubelet.kubeconfig'}",
+            f"--kubeconfig={layout.first.folder / f'kubelet-{layout.node_name}.kubeconfig'}",
             f"--root-dir={folder / 'kubelet'}",
-            "--hostname-override=node0",
-            f"--node-ip={NODE_ADDRESS}",
+            f"--hostname-override={layout.node_name}",
+            f"--node-ip={layout.address}",
             f"--cert-dir={folder / 'kubelet-pki'}",
+            *flags,
         ],
     )
-    (folder / "kube-proxy.yaml").write_text(_PROXY.format(**values))
-    start(layout, "kube-proxy", [str(BINARIES / "kube-proxy"), f"--config={folder / 'kube-proxy.yaml'}"])
-    (folder / "Corefile").write_text(_COREFILE.format(**values))
-    start(layout, "coredns", [str(BINARIES / "coredns"), "-conf", str(folder / "Corefile")])
-    kubectl(layout, "apply", "-f", "-", stdin=_DNS_SERVICE.format(**values))
-    wait_until("the node", lambda: _node_ready(layout), 60, folder / "logs" / "kubelet.log")
 
 
 def save_kernel_settings() -> None:
@@ -165,7 +172,7 @@ def restore_kernel_settings(layout: Layout) -> None:
 
 
 def kubectl(layout: Layout, *arguments: str, stdin: str | None = None) -> str:
-    command = [*layout.inside, str(BINARIES / "kubectl"), f"--kubeconfig={layout.kubeconfig}", *arguments]
+    command = [*layout.first.inside, str(BINARIES / "kubectl"), f"--kubeconfig={layout.first.kubeconfig}", *arguments]
     done = subprocess.run(command, input=stdin, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"kubectl {' '.join(arguments)}: {done.stderr}")
@@ -207,14 +214,17 @@ def _ctr(layout: Layout, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def _node_ready(layout: Layout) -> bool:
-    path = "jsonpath={.items[*].status.conditions[?(@.type=='Ready')].status}"
+def node_ready(layout: Layout) -> bool:
+    """As the API server knows it."""
+    path = "jsonpath={.status.conditions[?(@.type=='Ready')].status}"
+    cluster = layout.first
     command = [
-        *layout.inside,
+        *cluster.inside,
         str(BINARIES / "kubectl"),
-        f"--kubeconfig={layout.kubeconfig}",
+        f"--kubeconfig={cluster.kubeconfig}",
         "get",
-        "nodes",
+        "node",
+        layout.node_name,
         "-o",
         path,
     ]

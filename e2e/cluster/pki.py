@@ -10,7 +10,8 @@ USERS = {  # kubeconfig -> user, groups
     "admin": ("quire-e2e", "system:masters"),
     "controller-manager": ("system:kube-controller-manager", ""),
     "scheduler": ("system:kube-scheduler", ""),
-    "kubelet": ("system:node:node0", "system:nodes"),
+    "kubelet-node0": ("system:node:node0", "system:nodes"),
+    "kubelet-node1": ("system:node:node1", "system:nodes"),
     "kube-proxy": ("system:kube-proxy", ""),
     "coredns": ("quire-e2e-dns", "system:masters"),
 }

@@ -8,13 +8,14 @@ import time
 
 
 def ask(host: str, question: str, model: str = "quire-tiny", begun: threading.Event | None = None) -> tuple[int, str]:
+    """`host` may name a port; else it is 80."""
     body = {
         "model": model,
         "stream": True,
         "temperature": 0,
         "messages": [{"role": "user", "content": question}],
     }
-    link = http.client.HTTPConnection(host, 80, timeout=60)
+    link = http.client.HTTPConnection(host, timeout=60)
     link.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
     answer = link.getresponse()
     if answer.status != 200:

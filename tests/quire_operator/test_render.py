@@ -69,6 +69,29 @@ def test_node_drains_are_bounded_where_there_may_be_more_than_one(changes: dict[
     assert ("PodDisruptionBudget/good" in objects(**changes)) is wanted
 
 
+@pytest.mark.parametrize(
+    ("said", "stays"),
+    [
+        ([], {"node.kubernetes.io/not-ready": 30, "node.kubernetes.io/unreachable": 30}),
+        (
+            [{"key": "team", "operator": "Exists"}],
+            {"node.kubernetes.io/not-ready": 30, "node.kubernetes.io/unreachable": 30},
+        ),
+        (
+            [{"key": "node.kubernetes.io/unreachable", "operator": "Exists", "tolerationSeconds": 600}],
+            {"node.kubernetes.io/unreachable": 600, "node.kubernetes.io/not-ready": 30},
+        ),
+        ([{"operator": "Exists"}], {}),
+    ],
+)
+def test_engines_leave_a_lost_node_after_half_a_minute_unless_somebody_says_otherwise(
+    said: list[dict[str, Any]], stays: dict[str, int]
+) -> None:
+    tolerations = pod(spec__scheduling={"tolerations": said}).get("tolerations", [])
+
+    assert {t["key"]: t["tolerationSeconds"] for t in tolerations if "tolerationSeconds" in t} == stays
+
+
 def test_mode_hpa_asks_for_what_the_targets_say_by_the_names_of_the_engine() -> None:
     wanted = {
         "mode": "HPA",
@@ -122,7 +145,7 @@ def test_pods_are_placed_as_the_resource_and_the_profile_ask() -> None:
     )
 
     assert placed["nodeSelector"] == {"gpu": "a100", "pool": "chat"}
-    assert placed["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}, toleration]
+    assert placed["tolerations"][:2] == [{"key": "nvidia.com/gpu", "operator": "Exists"}, toleration]
     assert placed["priorityClassName"] == "high"
     assert {"name": "NCCL_DEBUG", "value": "WARN"} in placed["containers"][0]["env"]
 

@@ -1,6 +1,6 @@
 """Where a pod runs: what the resource asks for, and for engines what the profile's nodes want."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from quire_api.deployment import LLMDeployment
 from quire_api.placement import Toleration
@@ -9,6 +9,11 @@ from quire_operator.render.objects import Manifest
 from quire_operator.settings import AcceleratorProfile
 
 __all__ = ["place", "place_engine"]
+
+# Kubernetes would wait five minutes, with an engine less for as long. Half a minute is longer than a kubelet takes to be started
+# anew, after the 50 s for which it may be silent: then there is little hope, and weights take time to load elsewhere.
+LOST_AFTER_S = 30
+LOST = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
 TOPOLOGY = {"zone": "topology.kubernetes.io/zone", "node": "kubernetes.io/hostname"}
 
@@ -22,7 +27,8 @@ def place(deployment: LLMDeployment) -> Manifest:
 def place_engine(deployment: LLMDeployment, profile: AcceleratorProfile) -> Manifest:
     scheduling = deployment.spec.scheduling
     nodes = {**profile.node_selector, **scheduling.node_selector}
-    placed = _placed(nodes, (*profile.tolerations, *scheduling.tolerations), scheduling.priority_class_name)
+    tolerations = (*profile.tolerations, *scheduling.tolerations)
+    placed = _placed(nodes, (*tolerations, *_of_a_lost_node(tolerations)), scheduling.priority_class_name)
     if scheduling.topology_spread == "none":
         return placed
     spread = {
@@ -33,6 +39,14 @@ def place_engine(deployment: LLMDeployment, profile: AcceleratorProfile) -> Mani
         "matchLabelKeys": ["pod-template-hash"],  # those of an older revision are about to go
     }
     return {**placed, "topologySpreadConstraints": [spread]}
+
+
+def _of_a_lost_node(said: Iterable[Toleration]) -> Iterator[Toleration]:
+    """For how long an engine stays on a node that does not answer; whoever names such a taint, or all of them, has said it."""
+    named = {toleration.key for toleration in said}
+    for key in LOST:
+        if not named & {key, None}:
+            yield Toleration(key=key, operator="Exists", effect="NoExecute", toleration_seconds=LOST_AFTER_S)
 
 
 def _placed(nodes: dict[str, str], tolerations: Iterable[Toleration], priority: str) -> Manifest:
