@@ -2,7 +2,7 @@
 
     y[m, n] = sum over groups g of  scale[n, g] * sum over k of g of  (code[n, k] - zero[n, g]) * x[m, k]
 
-Grid: a program for each 64 or 128 outputs, each block of rows, and each split of the inputs. A program goes through its
+Grid: a program for each block of outputs, each block of rows, and each split of the inputs. A program goes through its
 inputs step by step, a step lying in one group; weights are the left side of its products, so that they go from memory to
 registers as they are. Up to FEW rows (a decoding batch) reading the weights is what takes the time: their inputs are split until there
 are about PROGRAMS programs, which depends on the matrix alone, so that a row's sum is made in the same order in every
@@ -58,16 +58,18 @@ def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None, *, wide: bool 
 
 def _product_of(x: Tensor, weight: Packed, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     rows, height = len(x), weight.height
-    few = rows <= FEW
-    block_m, block_n = (max(16, triton.next_power_of_2(rows)), 64) if few else (128, 128)
-    step = weight.step if few or weight.kind is Kind.INT4 else min(weight.step, 64)  # what fits registers on 8.0
+    few, precise = rows <= FEW, x.dtype is torch.float32
+    # Tiles, steps and stages are what fits the registers of 8.0 and the 99 KiB that a program has on 8.9.
+    tile = 64 if precise else 128
+    block_m, block_n = (max(16, triton.next_power_of_2(rows)), 64) if few else (tile, tile)
+    step = weight.step if weight.kind is Kind.INT4 else min(weight.step, 64)
     across, steps = triton.cdiv(height, block_n), triton.cdiv(weight.width, step)
     splits = max(1, min(PROGRAMS // across, steps // LEAST_STEPS)) if few else 1
     each = triton.cdiv(steps, splits)
     splits = triton.cdiv(steps, each)
     y = torch.empty(rows, height, dtype=dtype, device=x.device)
     parts = torch.empty(splits, rows, height, dtype=torch.float32, device=x.device) if splits > 1 else y
-    stages = 4 if few else 2 if step == STEPS[0] else 3  # what fits the 99 KiB that a program has on 8.9
+    stages = 4 if few and not precise else 2 if step == STEPS[0] else 3
     nothing = x  # an address for what there is not
     _product[(across, triton.cdiv(rows, block_m), splits)](
         x, weight.codes, weight.scales,
