@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from quire_engine.errors import EXIT_HUNG, ConfigFailure, DeviceFailure, EngineF
 from quire_engine.models.weights import Weights
 from quire_engine.runtime.machine import device_of
 from quire_engine.runtime.ranks import Part, Ranks, check_division
+from quire_engine.runtime.sizing import share_of
+from quire_engine.spec import read_spec
 
 SIZES = {"heads": 8, "kv_heads": 4, "intermediate": 96, "vocabulary": 100, "layers": 5}
 
@@ -118,6 +121,14 @@ def test_every_layer_is_in_one_stage_and_the_vocabulary_in_the_first() -> None:
 
     assert [list(each.layers(7)) for each in stages] == [[0, 1], [2, 3], [4, 5, 6]]
     assert [each.rows(100).size for each in stages] == [50, 0, 0]
+
+
+def test_a_rank_has_a_share_of_each_expert(tmp_path: Path) -> None:
+    save_case("qwen3-moe", tmp_path)
+    shape = replace(read_spec(tmp_path).shape, vocabulary=0)
+
+    assert 1 <= 2 * share_of(shape, 2, 1).parameters / shape.parameters < 1.1  # norms and routers are whole
+    assert share_of(shape, 1, 3).parameters == pytest.approx(shape.parameters / 3, rel=0.01)
 
 
 @pytest.mark.parametrize(

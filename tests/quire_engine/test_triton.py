@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from fakes.attending import ATTENTION_FORMS, Scene, batch_of, empty_cache, form_of
+from fakes.checkpoints import save_case
 from fakes.compiling import SHARED_BYTES, faults
 from fakes.interpreting import scalars_are_numbers
 from fakes.logits import logits_of
@@ -22,7 +23,9 @@ from fakes.packing import packed_of
 from fakes.quantized import save_quantized
 from torch import Tensor
 
-from quire_engine.models import GENERATORS
+from quire_engine.core.request import TokenParams
+from quire_engine.core.step import Placement
+from quire_engine.models import ARCHITECTURES, GENERATORS
 from quire_engine.models.weights import Weights
 from quire_engine.ops import IN_PROMPT, Activation, AttentionForm, Draws
 from quire_engine.ops.packed import Kind
@@ -30,6 +33,8 @@ from quire_engine.ops.reference import reference_ops
 from quire_engine.ops.triton import attend, rounding, triton_ops
 from quire_engine.ops.triton.rounding import round_rows
 from quire_engine.quant import scheme_of
+from quire_engine.runtime.embedder import Embedder
+from quire_engine.sampling.sampler import Sampler
 from quire_engine.spec import Routing, read_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities that are meant
@@ -389,6 +394,49 @@ def test_score(width: int, top: int) -> None:
     torch.testing.assert_close(ours[0][[0, 1, 3]], theirs[0][[0, 1, 3]])
     assert torch.equal(ours[1][[0, 1, 3]], theirs[1][[0, 1, 3]])
     assert ours[1][2, 0] == -1
+
+
+def test_a_model_with_experts_is_the_same_by_both_tables(tmp_path: Path) -> None:
+    """From the checkpoint on, and with a layer that has none."""
+    save_case("qwen3-moe-mixed", tmp_path)
+    spec, cpu = read_spec(tmp_path), torch.device("cpu")
+    embeddings = []
+    for ops in (OURS, REFERENCE):
+        with Weights(tmp_path, torch.float32, cpu) as weights:
+            model = ARCHITECTURES[spec.architecture](spec, weights, ops, cpu)
+        embedder = Embedder(model, spec, dtype=torch.float32, block_size=16, max_tokens=64, device=cpu)
+        embeddings.append(embedder.embed([[5, 9, 100, 3, 77], [64]]))
+
+    torch.testing.assert_close(*embeddings, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sampler_chooses_the_same_by_both_tables() -> None:
+    """Over some steps, in which penalties grow; two of the sequences are greedy, and some want log probabilities."""
+    vocabulary = 300
+    every = [
+        TokenParams(max_tokens=9, temperature=0.0),
+        TokenParams(max_tokens=9, temperature=0.0, repetition_penalty=1.5, logprobs=3),
+        TokenParams(max_tokens=9, temperature=1.5, seed=1, frequency_penalty=0.7, logprobs=0),
+        TokenParams(max_tokens=9, temperature=0.8, seed=2, top_k=20, top_p=0.8, presence_penalty=0.5, logprobs=5),
+        TokenParams(max_tokens=9, temperature=1.0, seed=3, min_p=0.1),
+    ]
+    samplers = [Sampler(vocabulary, len(every), torch.device("cpu"), ops) for ops in (OURS, REFERENCE)]
+    for sampler in samplers:
+        for slot, params in enumerate(every):
+            sampler.place(Placement(slot=slot, tokens=[1, 2], num_prompt=2, blocks=[], params=params))
+
+    for step in range(4):
+        logits = 2 * torch.randn(len(every), vocabulary, generator=torch.Generator().manual_seed(0))
+        ours, theirs = (
+            sampler.sample(logits.clone(), [*range(len(every))], [2 + step] * len(every)) for sampler in samplers
+        )
+        assert torch.equal(ours.tokens, theirs.tokens)
+        assert ours.logprobs().keys() == theirs.logprobs().keys() == {1, 2, 3}
+        for row, score in ours.logprobs().items():
+            expected = theirs.logprobs()[row]
+            assert (score.token, score.rank) == (expected.token, expected.rank)
+            assert score.logprob == pytest.approx(expected.logprob, abs=1e-5)
+            assert [token for token, _ in score.top] == [token for token, _ in expected.top]
 
 
 def compiled(capability: int, dtype: str) -> Iterator[dict[str, Any]]:
