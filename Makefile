@@ -32,10 +32,12 @@ check: setup ## formatting, lint, types, and that generated files are fresh
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m quire_api.generate --check
+	$(BIN)/python benchmarks/gpu_table.py --check
 
 .PHONY: generate
-generate: setup ## write the CRD and docs/reference from the types
+generate: setup ## write the CRD and docs/reference from the types, and README's table of GPUs
 	$(BIN)/python -m quire_api.generate
+	$(BIN)/python benchmarks/gpu_table.py
 
 .PHONY: e2e
 e2e: setup ## everything on a real Kubernetes (root; cold about 25 minutes, warm about 13)
@@ -91,7 +93,7 @@ bench-fleet: setup ## measure the operator with 1,000 resources and 5,000 pods o
 	$(BIN)/python benchmarks/fleet.py
 
 .PHONY: gpu
-gpu: ## on a machine with a GPU: its limits, and the engine's tokens on CPU and GPU; JSON goes to benchmarks/results/
+gpu: ## on a machine with a GPU: its limits, every kernel's numbers, the engine beside its roofline (9 minutes); JSON goes to benchmarks/results/
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) e2e/gpu/run.py
 
 .PHONY: lock

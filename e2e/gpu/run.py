@@ -1,105 +1,92 @@
 #!/usr/bin/env python3
-"""`make gpu`: what this GPU can do, and whether the engine gives the CPU's tokens on it.
+"""`make gpu`: what this GPU can do, whether the engine computes rightly on it, and how near to its limits.
 
-Needs torch, numpy, safetensors, tokenizers, pydantic and a CUDA device; neither a server nor a network. The
-limits are measured on random data, for zeros flatter: kernels draw less power on them.
+Needs torch, triton, numpy, pydantic, safetensors, tokenizers, tqdm and a CUDA device; transformers for the peer; neither a server
+nor a network. It ends within --budget seconds: what there is no time for is left out, and said to be. The file is
+written after every part, so that whatever ends it leaves what was found. `--device cpu --smoke` tries all of it out on a
+CPU with small sizes, and its numbers mean nothing.
 """
 
-import json
-import platform
+import argparse
+import importlib.util
 import sys
-import time
+import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / name / "src") for name in ("api", "engine")]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(HERE), *(str(ROOT / name / "src") for name in ("api", "engine"))]
 
-import torch  # noqa: E402  # after the path above
+from report import Report, head, verdict  # noqa: E402  # after the path above
 
-from quire_api import EngineConfig  # noqa: E402
-from quire_engine.build import build_engine  # noqa: E402
-from quire_engine.core.request import Request, RequestId, TokenParams  # noqa: E402
-
-PROMPTS = [tuple((11 * i + 3 * n) % 900 + 3 for i in range(2 + 9 * n)) for n in range(16)]
-TOKENS = 48
-
-
-def seconds(work: Callable[[], object], repeat: int = 20) -> float:
-    """Of one call, the median, after a warm-up."""
-    times = []
-    for _ in range(repeat + 3):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        work()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3)
-    return sorted(times[3:])[repeat // 2]
-
-
-def limits() -> dict[str, float]:
-    source = torch.randn(1 << 29, device="cuda", dtype=torch.bfloat16)  # 1 GiB, far beyond any cache
-    copy = torch.empty_like(source)
-    size = 8192
-    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    return {
-        "read_gb_per_s": source.numel() * 2 / seconds(lambda: source.sum()) / 1e9,
-        "copy_gb_per_s": 2 * source.numel() * 2 / seconds(lambda: copy.copy_(source)) / 1e9,
-        "bf16_matmul_tflop_per_s": 2 * size**3 / seconds(lambda: a @ b) / 1e12,
-    }
-
-
-def generate(device: str, dtype: str, depth: int | None) -> tuple[list[list[int]], float]:
-    """Greedy tokens of all prompts in one batch; tokens a second."""
-    config = EngineConfig(model="builtin://quire-tiny", device=device, dtype=dtype, kv_cache_gib=0.2)  # type: ignore[arg-type]
-    built = build_engine(config, depth=depth)
-    built.warm_up()
-    tokens: list[list[int]] = [[] for _ in PROMPTS]
-    for number, prompt in enumerate(PROMPTS):
-        params = TokenParams(max_tokens=TOKENS, temperature=0.0)
-        built.engine.add(Request(id=RequestId(number), prompt=prompt, params=params))
-    started = time.perf_counter()
-    while built.engine.has_work:
-        events = built.engine.step()
-        for request_id, token in zip(events.ids, events.tokens, strict=True):
-            tokens[request_id].append(token)
-    return tokens, sum(map(len, tokens)) / (time.perf_counter() - started)
+NEEDED = ("torch", "numpy", "pydantic", "safetensors", "tokenizers", "tqdm")
 
 
 def main() -> int:
-    if not torch.cuda.is_available():
-        print("make gpu: torch sees no GPU here; run it where one is", file=sys.stderr)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--smoke", action="store_true", help="small sizes")
+    parser.add_argument("--budget", type=float, default=520.0, metavar="SECONDS")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", metavar="FOLDER")
+    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="parts whose names begin so")
+    arguments = parser.parse_args()
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"make gpu: pip install {' '.join(missing)} first, into {sys.executable}", file=sys.stderr)
+        return 1
+    import torch
+
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        print(
+            "make gpu: torch sees no GPU here; run it where one is, or try it out with --device cpu --smoke",
+            file=sys.stderr,
+        )
         return 1
     torch.backends.cuda.matmul.allow_tf32 = False
-    expected, cpu_rate = generate("cpu", "float32", None)
-    parity: dict[str, Any] = {}
-    for depth in (1, 2):
-        seen, rate = generate("cuda", "float32", depth)
-        parity[f"float32, {depth} steps under way"] = {
-            "equal_sequences": sum(s == e for s, e in zip(seen, expected, strict=True)),
-            "of": len(expected),
-            "tokens_per_s": rate,
-        }
-    result = {
-        "what": "device limits; greedy tokens of quire-tiny on CPU and GPU",
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda},
-        "limits": limits(),
-        "cpu_tokens_per_s": cpu_rate,
-        "parity": parity,
-    }
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "benchmarks" / "results"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"gpu-{datetime.now(UTC):%Y%m%d-%H%M}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
-    wrong = [name for name, p in parity.items() if p["equal_sequences"] != p["of"]]
-    print(f"{path}: " + (f"tokens differ: {', '.join(wrong)}" if wrong else "the GPU gives the CPU's tokens"))
-    return 1 if wrong else 0
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / f"gpu-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
+    with tempfile.TemporaryDirectory() as folder:
+        report = measure(arguments, path, Path(folder))
+    return verdict(report, path)
+
+
+def measure(arguments: argparse.Namespace, path: Path, folder: Path) -> Report:
+    """Everything that needs torch is imported here, once it is known to be there."""
+    import models
+    import parity
+    import shapes
+    import tokens
+    import torch
+    from device import Device
+
+    from quire_engine.ops.reference import reference_ops
+
+    kind, smoke = arguments.device, arguments.smoke
+    device = Device(kind, 512 if smoke else 8192)
+    report = Report(path, head(device.name, smoke), arguments.budget)
+
+    def part(name: str, takes_s: float, work: Callable[[], Any]) -> Any:
+        if arguments.only and not name.startswith(tuple(arguments.only)):
+            return None
+        return report.part(name, takes_s, work)
+
+    def kernels() -> dict[str, Any]:
+        if kind == "cpu":  # Triton's would run in its interpreter, for minutes
+            return parity.kernels(reference_ops(), torch.bfloat16, kind)
+        from quire_engine.ops.triton import triton_ops
+
+        return parity.kernels(triton_ops(), torch.bfloat16, kind)
+
+    limits = part("limits", 10, device.limits) or device.limits()
+    part("kernels", 60, kernels)
+    part("tokens", 60, lambda: tokens.compare(kind, folder / "families"))
+    for name, config in (shapes.SMOKE if smoke else shapes.SHAPES).items():
+        model = shapes.write(folder / name, config)
+        models.measure_model(part, name, model, kind, device.roof(limits), models.SMALL if smoke else models.FULL)
+    return report
 
 
 if __name__ == "__main__":

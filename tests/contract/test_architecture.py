@@ -48,6 +48,7 @@ CONFINED: dict[str, set[str]] = {
 PURE: dict[str, set[str]] = {
     "quire_engine/core/": {"bisect", "collections", "dataclasses", "enum", "typing"},
     "quire_engine/runtime/buckets.py": {"collections", "dataclasses"},
+    "quire_engine/runtime/roofline.py": {"collections", "dataclasses"},
     "quire_engine/runtime/sizing.py": {"collections", "dataclasses"},
     "quire_engine/messages/": {"ast", "collections", "dataclasses", "enum", "json", "re", "typing", "warnings"},
     "quire_engine/text/stream.py": {"codecs", "collections"},

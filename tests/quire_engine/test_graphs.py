@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from fakes.attending import ATTENTION_FORMS, Scene, batch_of
-from fakes.checkpoints import save_case
+from fakes.checkpoints import save_case, tiny_folder
 from fakes.interpreting import scalars_are_numbers
 from fakes.running import greedy, run
 from torch import Tensor
@@ -25,6 +25,8 @@ from quire_engine.ops.triton import triton_ops
 from quire_engine.ops.triton.graphs import Graphs
 from quire_engine.runtime.buckets import Bucket, bucket_of, buckets
 from quire_engine.runtime.padding import PaddedBatch, has_single_tokens
+from quire_engine.runtime.sizing import Sizes, Workspace, graph_bytes, plan_sizes, split_bytes
+from quire_engine.spec import read_spec
 
 CPU = torch.device("cpu")
 
@@ -54,6 +56,21 @@ def test_the_plan_of_the_memory_counts_every_bucket_that_can_come(most: int, lon
 
     assert seen - {None} <= counted
     assert len(counted) < 80
+
+
+def test_the_memory_of_recordings_is_planned_and_left_for_the_cache_without_them() -> None:
+    shape = read_spec(tiny_folder()).shape
+
+    def planned(workspace: Workspace | None) -> Sizes:
+        return plan_sizes(
+            shape, "bfloat16", trained_len=4096, max_model_len=4096, block_size=16, max_num_seqs=64,
+            max_num_batched_tokens=2048, kv_cache_gib=None, swap_space_gib=0, free_bytes=1 << 29, workspace=workspace,
+        )  # fmt: skip
+
+    plain, eager, recorded = (planned(workspace) for workspace in (None, split_bytes, graph_bytes))
+
+    assert plain.step_bytes < eager.step_bytes < recorded.step_bytes
+    assert plain.num_blocks > eager.num_blocks > recorded.num_blocks
 
 
 class Again:

@@ -96,6 +96,8 @@ def test_who_is_no_node_is_sent_away_and_others_still_come() -> None:
             stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
             with contextlib.suppress(ConnectionError):
                 assert stranger.recv(100) == b""
+        with pytest.raises(RankLost, match=r"node 0, at .*, has ended"):
+            knock(ours, {"rank": 7})
         try:
             knock(ours, {"node": 1, "nodes": 4, "ranks": 4})
         except ConfigFailure as refusal:

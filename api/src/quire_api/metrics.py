@@ -93,6 +93,11 @@ ENGINE: tuple[Metric, ...] = (
         help="Answers by path, method and kind of status (2xx ...); `none` is a path that is not there, 499 a client that left.",
     ),
     _seconds("quire_step_seconds", "Duration of a step."),
+    _gauge(
+        "quire_roofline_ratio",
+        "What the last step would have taken at the limits of the device's data sheet, by what it took; "
+        "only on devices whose limits are known.",
+    ),
     _gauge("quire_engine_heartbeat_age_seconds", "Time since the engine process was last heard."),
     _gauge("quire_ready_seconds", "From the start of the process until it was ready."),
     _gauge("quire_requests_inside", "Requests accepted and not yet answered to the last byte."),

@@ -20,11 +20,12 @@ from quire_engine.core.blocks import BlockPool
 from quire_engine.core.memory import Memory
 from quire_engine.core.request import Request, RequestId, TokenParams
 from quire_engine.core.scheduler import Limits, Scheduler
+from quire_engine.core.step import StepPlan
 from quire_engine.engine import Engine, Runner
 from quire_engine.errors import ConfigFailure, EngineFailure, MemoryFailure
 from quire_engine.grammars.store import GrammarStore
+from quire_engine.grammars.writable import writable
 from quire_engine.locate import check_hashes, locate_model
-from quire_engine.messages.formats import REASONING_FORMATS, TOOL_FORMATS, ReasoningFormat, ToolFormat
 from quire_engine.models import ENCODERS, GENERATORS, Build, CausalLM
 from quire_engine.models.weights import DummyWeights, Weights, saved_bytes
 from quire_engine.ops import Forward, Ops
@@ -42,6 +43,7 @@ from quire_engine.runtime.forecast import Forecaster, operations_of
 from quire_engine.runtime.kv_cache import KVCache
 from quire_engine.runtime.machine import device_of
 from quire_engine.runtime.ranks import ALONE, Ranks
+from quire_engine.runtime.roofline import limits_of, seconds_of
 from quire_engine.runtime.room import check_room, free_for_each
 from quire_engine.runtime.runner import ModelRunner
 from quire_engine.runtime.sizing import Sizes, graph_bytes, plan_sizes, share_of, split_bytes, swap_cost
@@ -329,9 +331,7 @@ def _assemble(
     token_bytes = tokenizer.token_bytes if tokenizer else [b""] * spec.shape.vocabulary
     special_bytes = tokenizer.text_table(skip_special=False) if tokenizer else None
     vocabulary = spec.shape.vocabulary
-    grammars = GrammarStore(
-        _writable(tokenizer, vocabulary), {token for token in spec.end_tokens if token < vocabulary}
-    )
+    grammars = GrammarStore(writable(tokenizer, vocabulary), {token for token in spec.end_tokens if token < vocabulary})
     mask = GrammarMask(grammars, token_bytes, config.max_num_seqs, device, loaded.ops)
     forward: Forward = loaded.model.forward
     logits = loaded.model.logits
@@ -360,6 +360,7 @@ def _assemble(
         runner,
         depth or (2 if device.type == "cuda" else 1),
         grammars if tokenizer else None,
+        _least_seconds(loaded),
     )
     return BuiltEngine(
         engine=engine,
@@ -381,15 +382,15 @@ def _cache(loaded: "_Loaded[CausalLM]", sizes: Sizes) -> KVCache:
     return KVCache(own, sizes.num_blocks, sizes.num_host_blocks, sizes.block_size, dtype, loaded.device)
 
 
+def _least_seconds(loaded: "_Loaded[CausalLM]") -> Callable[[StepPlan], float] | None:
+    """Of one rank with a device whose limits are known."""
+    if loaded.device.type != "cuda" or loaded.ops.ranks is not ALONE:
+        return None
+    limits = limits_of(torch.cuda.get_device_name(loaded.device))
+    if limits is None:
+        return None
+    return partial(seconds_of, shape=loaded.spec.shape, dtype=loaded.dtype, limits=limits)
+
+
 def _want(crew: Crew, tensor: int, rows: int) -> None:
     crew.tell(Rows(count=rows), below=tensor)
-
-
-def _writable(tokenizer: Tokenizer | None, vocabulary: int) -> list[bytes]:
-    """What a grammar may have each token write: its text, and of special tokens those that mark calls and reasoning."""
-    if tokenizer is None:
-        return [b""] * vocabulary
-    tables: list[Mapping[str, ToolFormat | ReasoningFormat]] = [TOOL_FORMATS, REASONING_FORMATS]
-    markers = {name for table in tables for row in table.values() for name in row.markers}
-    shown = frozenset(token for name in markers if (token := tokenizer.id_of(name)) is not None)
-    return tokenizer.text_table(skip_special=True, shown=shown)

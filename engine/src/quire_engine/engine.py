@@ -6,6 +6,7 @@ whose grammar is being compiled waits here, while the others go on; the schedule
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -48,7 +49,15 @@ class Grammars(Protocol):
 
 
 class Engine:
-    def __init__(self, scheduler: Scheduler, runner: Runner, depth: int = 1, grammars: Grammars | None = None) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        depth: int = 1,
+        grammars: Grammars | None = None,
+        least_seconds: Callable[[StepPlan], float] | None = None,
+    ) -> None:
+        """`least_seconds` says what a step would take at the device's limits, where these are known."""
         self._scheduler = scheduler
         self._runner = runner
         self._depth = depth
@@ -56,7 +65,9 @@ class Engine:
         self._held: dict[RequestId, Grammar] = {}
         self._preparing: dict[RequestId, Request] = {}  # their grammars are not compiled yet
         self._under_way: deque[tuple[StepPlan, Launched]] = deque()
+        self._least_seconds = least_seconds
         self.last_num_tokens = 0  # that the last step computed
+        self.last_least_s = 0.0  # that it would take at the device's limits; 0: nobody knows
 
     @property
     def has_work(self) -> bool:
@@ -92,6 +103,7 @@ class Engine:
     def _compute(self) -> Events:
         plan = self._scheduler.schedule()
         self.last_num_tokens = plan.num_tokens
+        self.last_least_s = self._least_seconds(plan) if self._least_seconds else 0.0
         if not plan.is_idle:
             try:
                 self._under_way.append((plan, self._runner.launch(plan)))

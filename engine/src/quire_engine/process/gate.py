@@ -70,7 +70,9 @@ class Gate:
         try:
             hello = json.loads(read_line(guest))
             if "rank" in hello:
-                guests.ranks[int(hello["rank"])] = guest
+                if hello["rank"] not in range(self._nodes.each, self._nodes.ranks):
+                    raise ValueError
+                guests.ranks[hello["rank"]] = guest
                 write_line(guest, {})
             elif refusal := self._why_not(hello):
                 write_line(guest, {"refused": refusal})

@@ -18,6 +18,9 @@ __all__ = ["EngineMetrics", "SequenceClock"]
 
 _KINDS = {"counter": Counter, "gauge": Gauge}
 _PLAIN = ("model_name", "engine")
+_UNKNOWN_AT_FIRST = {
+    "quire_roofline_ratio"
+}  # and for ever, where the device's limits are not known: no line, rather than 0
 
 
 class EngineMetrics:
@@ -32,7 +35,7 @@ class EngineMetrics:
                 self._registry.register(tally)
                 continue
             collector: Any = _KINDS[metric.kind](metric.name, metric.help, metric.labels, registry=self._registry)
-            plain = metric.labels == _PLAIN
+            plain = metric.labels == _PLAIN and metric.name not in _UNKNOWN_AT_FIRST
             self._collectors[metric.name] = collector.labels(*self._labels) if plain else collector
         for reason in FinishReason:
             self._collectors["vllm:request_success_total"].labels(*self._labels, reason.value)
@@ -65,6 +68,8 @@ class EngineMetrics:
         if report.num_tokens:
             self["vllm:iteration_tokens_total"].observe(report.num_tokens)
             self["quire_step_seconds"].observe(report.seconds)
+            if report.least_s and report.seconds:
+                self.labelled("quire_roofline_ratio").set(report.least_s / report.seconds)
 
     def watch(self, name: str, function: Callable[[], float]) -> None:
         """A gauge that is asked for when it is read."""
