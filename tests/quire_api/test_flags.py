@@ -68,7 +68,9 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
 configs = st.builds(EngineConfig, **STRATEGIES)
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])  # so many fields take their time on a busy machine
+@settings(
+    suppress_health_check=[HealthCheck.too_slow], deadline=None
+)  # so many fields take their time on a busy machine
 @given(configs)
 def test_config_to_argv_and_back_is_the_identity(config: EngineConfig) -> None:
     assert from_argv(to_argv(config)) == config
