@@ -386,6 +386,7 @@ def test_resolve_prints_the_revision_without_the_weights(fake: Hub) -> None:
     assert (told["source"], told["revision"]) == ("hf://org/tiny", "a" * 40)
     assert told["architecture"] == "LlamaForCausalLM"
     assert told["weightBytes"] > 5_000_000
+    assert told["quantization"] == ""
     assert fake.sent < 10_000
 
 

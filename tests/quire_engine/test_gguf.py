@@ -210,6 +210,7 @@ def test_its_footprint_is_known_before_an_engine_starts(saved: Any) -> None:
 
     told = [json.loads(resolve_line(str(place), Choice(), Halt())) for place in (folder / "model.gguf", folder)]
 
+    assert [each["quantization"] for each in told] == ["gguf", "gguf"]
     assert told[0]["weightBytes"] == told[1]["weightBytes"] == 2 * oracle.num_parameters()
     assert told[0]["bytes"] == (folder / "model.gguf").stat().st_size
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from quire_api import LLMDeployment
 from quire_api.engine import EngineOptions
 from quire_api.footprint import Footprint
+from quire_api.resolved import ModelStatus
 from quire_api.status import DeploymentStatus
 from quire_operator.planner.fit import GIB, Need, Room, misfit, need_of, quantity_bytes
 from quire_operator.planner.observed import Failure, Key, ObjectState, Observed, ResolveJob, Workload
@@ -158,6 +159,7 @@ def test_the_answer_is_written_down_before_anything_is_made_of_it() -> None:
         "bytes": 16 << 30,
         "parameters": 8 << 30,
         "dtype": "bfloat16",
+        "quantization": "",
         "kvBytesPerToken": 1 << 17,
     }
     assert names(made) == ["Create ControllerRevision", "Create Deployment", "Scale Deployment", "Delete Job"]
@@ -568,6 +570,25 @@ BIG = Footprint(parameters=1000, kv_values_per_token=10, dtype="bfloat16")
 )
 def test_what_an_engine_needs_is_arithmetic(engine: dict[str, Any], footprint: Footprint | None, need: Need) -> None:
     assert need_of(EngineOptions(**engine), footprint) == need
+
+
+def test_quantized_weights_may_stay_as_they_are_on_a_gpu() -> None:
+    said = {
+        "revision": "r",
+        "bytes": 600,
+        "parameters": 1000,
+        "dtype": "bfloat16",
+        "kvBytesPerToken": 20,
+        "quantization": "awq",
+    }
+    pin = ModelStatus.from_answer("hf://org/model", (), json.dumps(said))
+    assert pin is not None
+    quantized = pin.footprint
+
+    assert quantized == replace(BIG, quantized_bytes=600)
+    assert need_of(EngineOptions(), quantized, on_device=True).weights == 600
+    assert need_of(EngineOptions(), quantized).weights == 2000
+    assert need_of(EngineOptions(), BIG, on_device=True).weights == 2000
 
 
 def test_what_is_asked_for_in_gib_each_device_has() -> None:

@@ -162,6 +162,7 @@ class Footprint:
     parameters: int
     kv_values_per_token: int
     dtype: str  # of the checkpoint
+    quantized_bytes: int | None = None  # of its files; None: it is not quantized
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self | None:

@@ -23,6 +23,12 @@ class ModelStatus(Strict):
     bytes: int = Field(0, ge=0, description="Size of the files to fetch.")
     parameters: int = Field(0, ge=0, description="Numbers that the engine computes with; 0: not known.")
     dtype: str = Field("", max_length=32, description="Their format in the checkpoint.")
+    quantization: str = Field(
+        "",
+        max_length=32,
+        description="The method by which the checkpoint is quantized; empty: by none.",
+        examples=["awq"],
+    )
     kv_bytes_per_token: int = Field(
         0, ge=0, description="KV cache for one token in that format; 0: not known.", examples=[147456]
     )
@@ -32,7 +38,11 @@ class ModelStatus(Strict):
         """Of the line that `quire fetch resolve` prints; None when that is none."""
         try:
             told = json.loads(answer)
-            known = {name: told[name] for name in ("parameters", "dtype", "kvBytesPerToken") if told.get(name)}
+            known = {
+                name: told[name]
+                for name in ("parameters", "dtype", "quantization", "kvBytesPerToken")
+                if told.get(name)
+            }
             return cls.model_validate(
                 {"source": source, "include": include, "revision": told["revision"], "bytes": told["bytes"], **known},
                 by_alias=True,
@@ -60,4 +70,9 @@ class ModelStatus(Strict):
         if width is None or not self.parameters:
             return None
         values = self.kv_bytes_per_token // width
-        return Footprint(parameters=self.parameters, kv_values_per_token=values, dtype=self.dtype)
+        return Footprint(
+            parameters=self.parameters,
+            kv_values_per_token=values,
+            dtype=self.dtype,
+            quantized_bytes=self.bytes if self.quantization else None,
+        )

@@ -29,6 +29,7 @@ def footprint(config: Mapping[str, Any] | None) -> dict[str, Any]:
         return {
             "architecture": named,
             "dtype": dtype,
+            "quantization": _method(config),
             "weightBytes": shape.weight_bytes(dtype),
             "kvBytesPerToken": shape.kv_bytes_per_token(dtype),
             "parameters": shape.parameters,
@@ -38,6 +39,11 @@ def footprint(config: Mapping[str, Any] | None) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError):
         known = "architecture not known" if dtype in DTYPE_BYTES else f"dtype {dtype[:30]} not known"
         return {"architecture": named, "footprint": known}
+
+
+def _method(config: Mapping[str, Any]) -> str:
+    told = config.get("quantization_config") or config.get("compression_config")
+    return str(told.get("quant_method") or "not named")[:32] if isinstance(told, Mapping) else ""
 
 
 def summary_line(source: str, revision: str, files: Sequence[int], config: Mapping[str, Any] | None) -> str:

@@ -34,13 +34,16 @@ class Need:
     swap: int  # in the host's memory
 
 
-def need_of(engine: EngineOptions, footprint: Footprint | None, devices: int = 1) -> Need:
-    """Without a footprint, what the options alone say. What is asked for in GiB, each of its devices has; the rest they share."""
+def need_of(engine: EngineOptions, footprint: Footprint | None, devices: int = 1, *, on_device: bool = False) -> Need:
+    """Without a footprint, what the options alone say. What is asked for in GiB, each of its devices has; the rest they
+    share. On a GPU quantized weights may stay as they are."""
     swap, weights, width = int(engine.swap_space_gib * GIB) * devices, 0, 0
     if footprint is not None:
         dtype = footprint.dtype if engine.dtype == "auto" else engine.dtype
         width = DTYPE_BYTES.get(dtype, DTYPE_BYTES["float32"])
         weights = footprint.parameters * width
+        if on_device and footprint.quantized_bytes is not None:
+            weights = min(weights, footprint.quantized_bytes)
     if engine.kv_cache_gib is not None:
         cache = int(engine.kv_cache_gib * GIB) * devices
     else:

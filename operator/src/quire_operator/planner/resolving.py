@@ -67,11 +67,10 @@ def hold(
         return Held(verdict=_suspended(observed))
     if pin is None:
         return _resolving(deployment.spec.model.source, job, observed.jobs, now)
-    words = (
-        misfit(need_of(deployment.spec.engine, pin.footprint, deployment.spec.parallelism.devices), room)
-        if room is not None
-        else None
-    )
+    if room is None:
+        return None
+    devices = deployment.spec.parallelism.devices
+    words = misfit(need_of(deployment.spec.engine, pin.footprint, devices, on_device=room.on_device), room)
     if words is None:
         return None
     return Held(
