@@ -66,7 +66,7 @@ PURE: dict[str, set[str]] = {
     "quire_engine/fetch/source.py": {"dataclasses", "pathlib", "re", "urllib"},
     "quire_engine/fetch/summary.py": {"collections", "json", "typing"},
     "quire_operator/local/rolling.py": {"collections", "dataclasses"},
-    "quire_operator/backends/pods.py": {"collections", "typing"},
+    "quire_operator/backends/pods.py": {"collections", "dataclasses", "typing"},
     "quire_operator/planner/": {"collections", "dataclasses", "datetime", "hashlib", "json", "math", "typing"},
     "quire_operator/render/": {"collections", "dataclasses", "typing"},
     "quire_operator/simulate/": {"collections", "dataclasses", "heapq", "html", "itertools", "math", "random"},

@@ -21,7 +21,7 @@ from quire_api.deployment import API_VERSION, KIND, LLMDeployment
 from quire_api.errors import InvalidInput
 from quire_api.status import DeploymentStatus
 from quire_operator.backends.fetches import Fetching
-from quire_operator.backends.jobs import podless, pods_of_role, resolve_jobs
+from quire_operator.backends.jobs import podless, resolve_jobs
 from quire_operator.backends.pods import (
     Asked,
     address_of,
@@ -29,6 +29,7 @@ from quire_operator.backends.pods import (
     failure_of,
     fetching,
     is_ready,
+    pods_of_role,
     refusal_of,
     scaler_of,
 )

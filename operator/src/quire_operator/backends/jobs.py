@@ -6,19 +6,11 @@ from typing import Any
 from quire_operator.backends.store import Object
 from quire_operator.planner.failures import FETCHER, REFUSED
 from quire_operator.planner.observed import Failure, ResolveJob
-from quire_operator.render.names import ATTEMPT_LABEL, REVISION_LABEL, ROLE_LABEL
+from quire_operator.render.names import ATTEMPT_LABEL, REVISION_LABEL
 
-__all__ = ["podless", "pods_of_role", "resolve_jobs"]
+__all__ = ["podless", "resolve_jobs"]
 
 FailureOf = Callable[[Mapping[str, Any]], Failure | None]
-
-
-def pods_of_role(pods: Iterable[Object], role: str) -> Iterator[Object]:
-    """Those which are not about to go."""
-    for pod in pods:
-        metadata = pod["metadata"]
-        if metadata.get("labels", {}).get(ROLE_LABEL) == role and not metadata.get("deletionTimestamp"):
-            yield pod
 
 
 def resolve_jobs(

@@ -1,17 +1,26 @@
 """What is read of the objects around a pod: whether there may be one, whether it has a place, whether its weights are still on
 their way; and what an autoscaler says of itself. Pure."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from quire_operator.backends.jobs import pods_of_role
 from quire_operator.planner.observed import Failure, Instance, NoPlace, Progress, Scaler
 from quire_operator.planner.revisions import revision_id
 from quire_operator.render.kubernetes import PORT
-from quire_operator.render.names import ENGINE, WORKER
+from quire_operator.render.names import ENGINE, ROLE_LABEL, WORKER
 
-__all__ = ["Asked", "address_of", "engines_of", "failure_of", "fetching", "is_ready", "refusal_of", "scaler_of"]
+__all__ = [
+    "Asked",
+    "address_of",
+    "engines_of",
+    "failure_of",
+    "fetching",
+    "is_ready",
+    "pods_of_role",
+    "refusal_of",
+    "scaler_of",
+]
 
 Object = Mapping[str, Any]
 
@@ -25,6 +34,14 @@ class Asked:
 
     refusal: Callable[[str], str] = lambda uid: ""  # why a Job has no pod
     progress: Callable[[str], Progress | None] = lambda uid: None  # how far a pod's fetch is
+
+
+def pods_of_role(pods: Iterable[Object], role: str) -> Iterator[Object]:
+    """Those which are not about to go."""
+    for pod in pods:
+        metadata = pod["metadata"]
+        if metadata.get("labels", {}).get(ROLE_LABEL) == role and not metadata.get("deletionTimestamp"):
+            yield pod
 
 
 def engines_of(pods: Sequence[Object], revision: str | None, asked: Asked) -> tuple[Instance, ...]:
