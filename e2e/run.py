@@ -23,6 +23,7 @@ from checks import BEFORE_IMAGES, World  # noqa: E402
 from clients import STAGES  # noqa: E402
 from cluster_world import ClusterWorld  # noqa: E402
 from dashboard import dashboard_in_a_browser  # noqa: E402
+from failures import FAILURES  # noqa: E402
 from gitops import GITOPS  # noqa: E402
 from mode_hpa import hpa_scales_engines  # noqa: E402
 from node_loss import a_lost_node_costs_what_was_on_it  # noqa: E402
@@ -116,7 +117,7 @@ def _run_on(target: Target, stages: Stages) -> None:
     stages.run("images are loaded", target.load)
     *checks, last = WITH_IMAGES
     *checks, leaves_nothing = checks
-    for check in (*checks, *OPERATORS, *ROLLOUTS, leaves_nothing):
+    for check in (*checks, *OPERATORS, *ROLLOUTS, *FAILURES, leaves_nothing):
         stages.run(check.__doc__ or "", lambda check=check: check(world))
     for scenario in SCENARIOS:
         stages.run(f"conformance, {scenario.__doc__}", lambda scenario=scenario: scenario(ClusterWorld(world)))

@@ -20,15 +20,17 @@ import pathlib, time, hub
 files = {{str(p.relative_to("/models/quire-tiny")): p for p in pathlib.Path("/models/quire-tiny").rglob("*") if p.is_file()}}
 with hub.hub((("", 8000), ("", 8001)), ("http://hub:8000", "http://hub:8001")) as it:
     it.repos["acme/tiny"] = hub.Repo(files=files, token={TOKEN!r}, gated=True)
+    it.repos["acme/spoiled"] = hub.Repo(files=files)
+    it.faults.append(hub.Fault("acme/spoiled/model", times=10**9, wrong=True))
     time.sleep(3600)
 """
 
 
-def _manifest(**changes: Any) -> dict[str, Any]:
+def _manifest(uri: str = "hf://acme/tiny", **changes: Any) -> dict[str, Any]:
     return good(
         metadata__name=NAME,
         metadata__namespace=NAMESPACE,
-        spec__model={"name": "quire-tiny", "source": {"uri": "hf://acme/tiny", "secretRef": {"name": "hub-token"}}},
+        spec__model={"name": "quire-tiny", "source": {"uri": uri, "secretRef": {"name": "hub-token"}}},
         spec__weights={"verify": "Always"},
         **{"spec__engine": {"maxNumSeqs": 8, "kvCacheGiB": 0.05}, **changes},
     )
@@ -60,6 +62,20 @@ def weights_are_fetched_with_a_token(world: checks.World) -> None:
     world.eventually("the Job is gone", lambda: not _jobs(world), 20)
     inside = ["exec", "-n", NAMESPACE, f"deploy/{NAME}", "-c", "engine", "--"]
     assert "TOKEN" not in world.tools.kubectl(*inside, "env").stdout
+
+
+def wrong_weights_are_never_loaded(world: checks.World) -> None:
+    """weights of which a byte is another: Stalled/WeightsCorrupt, the old engine serves on; mended, it goes on"""
+    before = _engines(world)
+    world.tools.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(_manifest("hf://acme/spoiled")))
+    world.eventually("it is stalled", lambda: reason(world, NAME, "Stalled") == "WeightsCorrupt", 120)
+    conditions = world.get("llmd", NAME)["status"]["conditions"]
+    assert "arrived twice with another content" in str(conditions), conditions
+    assert ask(world, "What is an LLMDeployment?", f"{NAME}.{NAMESPACE}.svc.cluster.local")[0] > 5
+    world.tools.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(_manifest()))
+    world.eventually("nothing is wrong with it", lambda: reason(world, NAME, "Stalled") == "", 60)
+    world.tools.kubectl("wait", "-n", NAMESPACE, f"llmd/{NAME}", "--for=condition=Ready", "--timeout=60s")
+    world.eventually("only the engine from before is left", lambda: _engines(world) == before, 60)
 
 
 def what_does_not_fit_changes_nothing(world: checks.World) -> None:
@@ -149,5 +165,10 @@ def _set_token(world: checks.World, token: str) -> None:
 
 
 _AFTER = checks.WITH_IMAGES.index(checks.bad_source_is_stalled) + 1
-OF_WEIGHTS = (weights_are_fetched_with_a_token, what_does_not_fit_changes_nothing, a_quota_is_said)
+OF_WEIGHTS = (
+    weights_are_fetched_with_a_token,
+    wrong_weights_are_never_loaded,
+    what_does_not_fit_changes_nothing,
+    a_quota_is_said,
+)
 WITH_IMAGES = (*checks.WITH_IMAGES[:_AFTER], *OF_WEIGHTS, *checks.WITH_IMAGES[_AFTER:])
