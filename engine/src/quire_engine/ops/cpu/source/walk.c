@@ -46,7 +46,7 @@ struct walk {
 
 #define AT_ONCE 4         /* rows, by one look at the clock that counts the processor's time, which is a system call */
 #define LONG_S 1e-3       /* below, the time that passed will do */
-#define COST (1 << 16)    /* of a row, against a multiplication */
+#define COST (1 << 13)    /* of a row, against a multiplication: few matchers are not worth another core, whose cache has none of them */
 #define DOES_NOT_GO_ON -1 /* in place of the seconds */
 
 static double now(clockid_t clock) {
