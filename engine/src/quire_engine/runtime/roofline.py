@@ -53,7 +53,7 @@ def step_seconds(shape: ModelShape, dtype: str, chunks: Iterable[Chunk], limits:
     tokens, rows = sum(length for _, length, _ in chunks), sum(samples for _, _, samples in chunks)
     head = 0 if shape.headless else shape.vocabulary * shape.hidden
     embedding = 0 if shape.tied else shape.vocabulary * shape.hidden  # of which a row for each token is read
-    experts = shape.experts * shape.layers * shape.hidden * shape.intermediate * (3 if shape.gated else 2)
+    experts = shape.experts * len(shape.sparse) * shape.hidden * 3 * shape.expert_intermediate
     chosen = shape.experts_per_token / shape.experts if shape.experts else 0.0  # of the experts, by one token
     common = shape.parameters - head - embedding - experts
     read = common + experts * (1 - (1 - chosen) ** tokens) + (head if rows else 0)
