@@ -79,7 +79,7 @@ class Report:
     started: float  # of the step, by time.monotonic
     seconds: float  # it took
     num_tokens: int  # it computed
-    least_s: float  # it would take at the device's limits; 0: these are not known
+    least_s: float  # that the one waited for would take at the device's limits; 0: none, or these are not known
 
 
 @dataclass(slots=True, kw_only=True)
