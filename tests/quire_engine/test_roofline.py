@@ -70,6 +70,12 @@ def test_experts_have_a_width_of_their_own() -> None:
     assert many * H200.read_bytes_per_s == pytest.approx(2 * (30.53e9 - embedding), rel=0.02)
 
 
+def test_what_stays_in_few_bits_is_not_read() -> None:
+    plain, fewer = (step_seconds(SHAPE, "bfloat16", [(0, 1, True)], H200, saved_bytes=saved) for saved in (0, 10**10))
+
+    assert (plain - fewer) * H200.read_bytes_per_s == pytest.approx(1e10)
+
+
 def test_nothing_takes_no_time() -> None:
     assert step_seconds(SHAPE, "bfloat16", [], H200) == 0
 

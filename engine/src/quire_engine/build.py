@@ -218,6 +218,7 @@ class _Loaded(Generic[Model]):
     dtype: str
     device: torch.device
     ops: Ops
+    given_bytes: int  # of its weights
 
 
 def _load(
@@ -276,7 +277,8 @@ def _load(
         how = "stay in few bits where kernels take them" if saved else "were dequantised while they were read"
         plain = spec.shape.weight_bytes(dtype) / 2**30
         log.info("the weights %s: %.2f GiB here, %.2f in plain %s", how, weights.given_bytes / 2**30, plain, dtype)
-    return _Loaded(model=model, spec=spec, tokenizer=tokenizer, dtype=dtype, device=device, ops=ops)
+    given = weights.given_bytes
+    return _Loaded(model=model, spec=spec, tokenizer=tokenizer, dtype=dtype, device=device, ops=ops, given_bytes=given)
 
 
 @contextmanager
@@ -389,7 +391,8 @@ def _least_seconds(loaded: "_Loaded[CausalLM]") -> Callable[[StepPlan], float] |
     limits = limits_of(torch.cuda.get_device_name(loaded.device))
     if limits is None:
         return None
-    return partial(seconds_of, shape=loaded.spec.shape, dtype=loaded.dtype, limits=limits)
+    saved = max(0, loaded.spec.shape.weight_bytes(loaded.dtype) - loaded.given_bytes)
+    return partial(seconds_of, shape=loaded.spec.shape, dtype=loaded.dtype, limits=limits, saved_bytes=saved)
 
 
 def _want(crew: Crew, tensor: int, rows: int) -> None:
