@@ -1,8 +1,7 @@
 """Messages over a socket pair: a length of four bytes, then a pickle.
 
 Pickle is safe where both ends are our own processes and the socket has no name; ranks may be on other machines, and read
-with care (wary.py). Many events are one
-message, numbers travel as arrays.
+with care (wary.py). Many events are one message, numbers travel as arrays.
 """
 
 import pickle
