@@ -243,7 +243,8 @@ def _load(
     dtype = spec.dtype if config.dtype == "auto" else config.dtype
     torch_dtype = getattr(torch, dtype)
     dummy = config.load_format == "dummy"
-    scheme = scheme_of(spec.quantization, config.quantization) if not dummy else None
+    said = scheme_of(spec.quantization, config.quantization)
+    scheme = None if dummy else said
     with _memory_is_named():
         ops = ops or best_ops(device, torch_dtype, nodes.each)
     saved = saved_bytes(folder, torch_dtype, scheme, ops.keeps) if scheme is not None and ops.keeps else 0
