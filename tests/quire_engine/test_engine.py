@@ -246,6 +246,11 @@ def test_dummy_weights_need_no_file_of_weights(tmp_path: Path) -> None:
     assert len(run(built.engine, [greedy(0, (1, 2, 3), 8)])[0].tokens) == 8
 
 
+def test_made_up_weights_are_of_no_method_that_the_checkpoint_does_not_name() -> None:
+    with pytest.raises(ConfigFailure, match="--quantization awq, but the checkpoint is not quantized"):
+        build(load_format="dummy", quantization="awq")
+
+
 @pytest.mark.parametrize(
     ("changes", "failure", "says"),
     [

@@ -146,7 +146,7 @@ def test_a_pass_that_cannot_be_recorded_runs_as_it_is(tmp_path: Path, caplog: py
     asked = []
 
     def refuse(run: Callable[[], Tensor]) -> Any:
-        asked.append(run())
+        asked.append(len(run()))
         raise RuntimeError("called a synchronizing CUDA operation\nand more")
 
     seen = outcomes(
@@ -154,8 +154,38 @@ def test_a_pass_that_cannot_be_recorded_runs_as_it_is(tmp_path: Path, caplog: py
     )
 
     assert seen == outcomes(tmp_path, reference_ops(), requests())
-    assert len(asked) == 1
-    assert "steps are not recorded, and take longer: called a synchronizing CUDA operation" in caplog.text
+    assert len(asked) == len(set(asked)) > 1  # each size once
+    assert "tokens of context are not recorded, and take longer: called a synchronizing CUDA operation" in caplog.text
+
+
+def test_a_size_that_there_is_no_memory_for_leaves_the_others(tmp_path: Path) -> None:
+    save_case("llama", tmp_path)
+    graph, tried = Again(), []
+
+    def sometimes(run: Callable[[], Tensor]) -> Any:
+        tried.append(len(run()))
+        if len(tried) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return graph(run)
+
+    recorded = replace(reference_ops(), recorded=lambda forward, rows: Graphs(forward, sometimes))
+    seen = outcomes(tmp_path, recorded, requests())
+
+    assert seen == outcomes(tmp_path, reference_ops(), requests())
+    assert len(tried) == len(set(tried)) > 2
+    assert graph.recorded == len(tried) - 1
+    assert graph.replayed > 10
+
+
+def test_what_fails_for_another_reason_is_not_hidden(tmp_path: Path) -> None:
+    save_case("llama", tmp_path)
+
+    def fail(run: Callable[[], Tensor]) -> Any:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    broken = replace(reference_ops(), recorded=lambda forward, rows: Graphs(forward, fail))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        outcomes(tmp_path, broken, requests())
 
 
 @pytest.mark.parametrize("make", [reference_ops, triton_ops], ids=["reference", "triton"])

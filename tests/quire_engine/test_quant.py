@@ -311,6 +311,18 @@ def test_made_up_weights_are_as_small_as_real_ones(method: str, kind: Kind, save
     assert bool(logits_of(spec, model, PROMPT).isfinite().all())
 
 
+@pytest.mark.parametrize(
+    ("kind", "group", "kept"), [(Kind.INT4, 32, True), (Kind.INT4, 16, False), (Kind.FP8, -1, True)]
+)
+def test_made_up_matrices_are_such_as_kernels_take(kind: Kind, group: int, kept: bool) -> None:
+    with DummyWeights(torch.float32, CPU, (kind, group), ALL) as weights:
+        matrix = weights.matrix(["a.weight"], [(64, 64)], [None])
+
+    assert isinstance(matrix, Packed) == kept
+    if isinstance(matrix, Packed):
+        assert (matrix.zeros is None) == (kind is Kind.FP8)
+
+
 def edit(folder: Path, said: dict[str, Any]) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": said}))

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import threading
 import time
@@ -19,7 +20,7 @@ from fakes.serving import Running, children, serving, ticks
 from safetensors.torch import load_file, save_file
 
 from quire_api import EngineConfig
-from quire_engine import LLM, SamplingParams
+from quire_engine import LLM, SamplingParams, StructuredOutputs
 from quire_engine.build import BuiltEngine, build_engine, build_model
 from quire_engine.core.request import Request
 from quire_engine.errors import EXIT_HUNG, ConfigFailure, DeviceFailure, EngineFailure, MemoryFailure
@@ -214,6 +215,25 @@ def test_an_llm_has_ranks_for_as_long_as_it_is_there() -> None:
     assert seen[0].outputs[0].token_ids == expected[0].outputs[0].token_ids
     assert len(ranks) == 1
     assert gone(ranks[0], 5)
+
+
+def test_what_is_asked_of_tokens_holds_where_ranks_have_unequal_parts_of_the_vocabulary(tmp_path: Path) -> None:
+    """Two rows at least: of one, logits lie side by side in any case."""
+    save_llama(tmp_path, vocab_size=1025, tie_word_embeddings=False, eos_token_id=2)
+    asked = StructuredOutputs(regex="[ab]{6}")
+    how = [
+        SamplingParams(max_tokens=8, temperature=0.9, seed=n, structured_outputs=asked if n < 3 else None)
+        for n in range(5)
+    ]
+
+    def answers(**options: Any) -> list[str]:
+        llm = LLM(str(tmp_path), dtype="float32", device="cpu", kv_cache_gib=0.01, max_num_seqs=8, **options)
+        return [each.outputs[0].text for each in llm.generate(["ab"] * len(how), how, use_tqdm=False)]
+
+    seen = answers(tensor_parallel_size=2)
+
+    assert seen == answers()
+    assert all(re.fullmatch("[ab]{6}", text) for text in seen[:3])
 
 
 # ---------------------------------------------------------------------- one of them ends

@@ -55,6 +55,27 @@ def test_of_experts_only_those_count_that_a_token_chooses() -> None:
     assert many * H200.read_bytes_per_s == pytest.approx(2 * 46.6e9, rel=0.02)
 
 
+def test_experts_have_a_width_of_their_own() -> None:
+    """The sizes of Qwen3-30B-A3B, which chooses 3.3 of its 30.5 billion weights for a token."""
+    config = {
+        "model_type": "qwen3_moe", "hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32, "head_dim": 128,
+        "num_key_value_heads": 4, "intermediate_size": 6144, "moe_intermediate_size": 768, "vocab_size": 151936,
+        "num_experts": 128, "num_experts_per_tok": 8, "tie_word_embeddings": False,
+    }  # fmt: skip
+    shape = ModelShape.from_config(config)
+    embedding = 151936 * 2048
+    one, many = (step_seconds(shape, "bfloat16", [(0, 1, True)] * count, H200) for count in (1, 256))
+
+    assert one * H200.read_bytes_per_s == pytest.approx(2 * (3.35e9 - embedding), rel=0.02)
+    assert many * H200.read_bytes_per_s == pytest.approx(2 * (30.53e9 - embedding), rel=0.02)
+
+
+def test_what_stays_in_few_bits_is_not_read() -> None:
+    plain, fewer = (step_seconds(SHAPE, "bfloat16", [(0, 1, True)], H200, saved_bytes=saved) for saved in (0, 10**10))
+
+    assert (plain - fewer) * H200.read_bytes_per_s == pytest.approx(1e10)
+
+
 def test_nothing_takes_no_time() -> None:
     assert step_seconds(SHAPE, "bfloat16", [], H200) == 0
 

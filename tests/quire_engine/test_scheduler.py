@@ -602,3 +602,19 @@ def test_no_forbidden_transition_goes_unnoticed() -> None:
             sequence = Sequence(request(1), 10, (0, 1), status)
             with pytest.raises(AssertionError, match="cannot become"):
                 sequence.become(target)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_least_that_a_step_takes_is_said_when_it_is_waited_for(depth: int) -> None:
+    """Not when it is launched: what is measured meanwhile is another."""
+    scheduler = make()
+    engine = Engine(scheduler, FakeRunner(4, 16), depth, least_seconds=lambda plan: float(plan.num_tokens))
+    engine.add(request(1, 24, 3))
+    seen = []
+
+    while engine.has_work:
+        engine.step()
+        seen.append(engine.last_least_s)
+
+    assert [least for least in seen if least] == [16, 8, 1, 1]
+    assert seen[: depth - 1] == [0] * (depth - 1)

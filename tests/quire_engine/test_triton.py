@@ -396,6 +396,25 @@ def test_score(width: int, top: int) -> None:
     assert ours[1][2, 0] == -1
 
 
+def test_rows_of_logits_may_lie_apart() -> None:
+    """As those of a wider matrix do."""
+    wide = torch.randn(len(HOW), 170)
+    apart, near = wide[:, :150], wide[:, :150].clone()
+    draws, tokens = draws_of([*range(len(HOW))], 0), torch.arange(len(HOW))
+    rows, seen, strength = (
+        torch.tensor([3, 0]),
+        torch.ones(1, 150, dtype=torch.int32),
+        torch.tensor([[1.3, 0.4, 0.7]] * 2),
+    )
+
+    for logits in (apart, near):
+        OURS.penalise(logits, rows, seen, torch.tensor([0, 0]), strength)
+
+    assert torch.equal(apart, near)
+    assert torch.equal(OURS.draw(apart, draws), OURS.draw(near, draws))
+    assert torch.equal(OURS.score(apart, tokens, 2)[1], OURS.score(near, tokens, 2)[1])
+
+
 def test_a_model_with_experts_is_the_same_by_both_tables(tmp_path: Path) -> None:
     """From the checkpoint on, and with a layer that has none."""
     save_case("qwen3-moe-mixed", tmp_path)

@@ -111,7 +111,8 @@ def _options_page() -> str:
     for name, field in EngineConfig.model_fields.items():
         yaml_name = f"`spec.engine.{field.alias}`" if field.alias in in_resource else ""
         metavar = shown[name].metavar
-        rows.append((f"`{flag(name)} {metavar}`", yaml_name, (shown[name].help or "").replace("%%", "%")))
+        option = flag(name) if metavar is None else f"{flag(name)} {metavar}"  # a switch has no value
+        rows.append((f"`{option}`", yaml_name, (shown[name].help or "").replace("%%", "%")))
     return _page(
         "Options of the engine",
         "Flags of `quire serve`. Those with a name in the second column are also fields of the resource.",

@@ -218,6 +218,7 @@ class _Loaded(Generic[Model]):
     dtype: str
     device: torch.device
     ops: Ops
+    given_bytes: int  # of its weights
 
 
 def _load(
@@ -242,7 +243,8 @@ def _load(
     dtype = spec.dtype if config.dtype == "auto" else config.dtype
     torch_dtype = getattr(torch, dtype)
     dummy = config.load_format == "dummy"
-    scheme = scheme_of(spec.quantization, config.quantization) if not dummy else None
+    said = scheme_of(spec.quantization, config.quantization)
+    scheme = None if dummy else said
     with _memory_is_named():
         ops = ops or best_ops(device, torch_dtype, nodes.each)
     saved = saved_bytes(folder, torch_dtype, scheme, ops.keeps) if scheme is not None and ops.keeps else 0
@@ -276,7 +278,8 @@ def _load(
         how = "stay in few bits where kernels take them" if saved else "were dequantised while they were read"
         plain = spec.shape.weight_bytes(dtype) / 2**30
         log.info("the weights %s: %.2f GiB here, %.2f in plain %s", how, weights.given_bytes / 2**30, plain, dtype)
-    return _Loaded(model=model, spec=spec, tokenizer=tokenizer, dtype=dtype, device=device, ops=ops)
+    given = weights.given_bytes
+    return _Loaded(model=model, spec=spec, tokenizer=tokenizer, dtype=dtype, device=device, ops=ops, given_bytes=given)
 
 
 @contextmanager
@@ -389,7 +392,8 @@ def _least_seconds(loaded: "_Loaded[CausalLM]") -> Callable[[StepPlan], float] |
     limits = limits_of(torch.cuda.get_device_name(loaded.device))
     if limits is None:
         return None
-    return partial(seconds_of, shape=loaded.spec.shape, dtype=loaded.dtype, limits=limits)
+    saved = max(0, loaded.spec.shape.weight_bytes(loaded.dtype) - loaded.given_bytes)
+    return partial(seconds_of, shape=loaded.spec.shape, dtype=loaded.dtype, limits=limits, saved_bytes=saved)
 
 
 def _want(crew: Crew, tensor: int, rows: int) -> None:

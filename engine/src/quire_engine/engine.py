@@ -64,10 +64,12 @@ class Engine:
         self._grammars = grammars
         self._held: dict[RequestId, Grammar] = {}
         self._preparing: dict[RequestId, Request] = {}  # their grammars are not compiled yet
-        self._under_way: deque[tuple[StepPlan, Launched]] = deque()
+        self._under_way: deque[tuple[StepPlan, Launched, float]] = deque()
         self._least_seconds = least_seconds
-        self.last_num_tokens = 0  # that the last step computed
-        self.last_least_s = 0.0  # that it would take at the device's limits; 0: nobody knows
+        self.last_num_tokens = 0  # of the step that was launched last
+        self.last_least_s = (
+            0.0  # that the step waited for last would take at the device's limits; 0: none, or nobody knows
+        )
 
     @property
     def has_work(self) -> bool:
@@ -103,15 +105,16 @@ class Engine:
     def _compute(self) -> Events:
         plan = self._scheduler.schedule()
         self.last_num_tokens = plan.num_tokens
-        self.last_least_s = self._least_seconds(plan) if self._least_seconds else 0.0
+        self.last_least_s = 0.0
         if not plan.is_idle:
             try:
-                self._under_way.append((plan, self._runner.launch(plan)))
+                least_s = self._least_seconds(plan) if self._least_seconds else 0.0
+                self._under_way.append((plan, self._runner.launch(plan), least_s))
             except BaseException:  # whatever it is, Ctrl-C too: what was planned was not computed
                 self._scheduler.take_back(plan)
                 raise
         if self._under_way and (len(self._under_way) >= self._depth or plan.is_idle):
-            plan, launched = self._under_way.popleft()
+            plan, launched, self.last_least_s = self._under_way.popleft()
             return self._scheduler.commit(plan, launched.result())
         if self._preparing and self._grammars is not None and not self._under_way:
             self._grammars.wait(NEWS_S)

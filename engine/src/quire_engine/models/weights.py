@@ -247,12 +247,17 @@ class DummyWeights(Weights):
         ]
         height, width = sum(size[0] for size in sizes), sizes[0][1]
         groups = 1 if group == -1 or width % group else width // group
+        if not regular(width, groups):
+            return None
         numbers = torch.empty(height, width, device=self.device).normal_(0.0, SPREAD[kind], generator=self._random)
         codes = (
             numbers.to(torch.float8_e4m3fn) if kind is Kind.FP8 else numbers.round().clamp(*RANGE[kind]).to(torch.int8)
         )
         scales = torch.full((height, groups), 0.02 / SPREAD[kind], dtype=torch.float16, device=self.device)
-        packed = Packed.of(kind, codes, scales, rounds=kind is Kind.FP8)
+        zeros = (
+            None if kind is Kind.FP8 else torch.zeros_like(scales, dtype=torch.int8)
+        )  # all methods of integers have some
+        packed = Packed.of(kind, codes, scales, zeros, rounds=kind is Kind.FP8)
         self.given_bytes += packed.nbytes
         return packed
 

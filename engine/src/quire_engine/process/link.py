@@ -1,8 +1,7 @@
 """Messages over a socket pair: a length of four bytes, then a pickle.
 
 Pickle is safe where both ends are our own processes and the socket has no name; ranks may be on other machines, and read
-with care (wary.py). Many events are one
-message, numbers travel as arrays.
+with care (wary.py). Many events are one message, numbers travel as arrays.
 """
 
 import pickle
@@ -79,7 +78,7 @@ class Report:
     started: float  # of the step, by time.monotonic
     seconds: float  # it took
     num_tokens: int  # it computed
-    least_s: float  # it would take at the device's limits; 0: these are not known
+    least_s: float  # that the one waited for would take at the device's limits; 0: none, or these are not known
 
 
 @dataclass(slots=True, kw_only=True)

@@ -115,7 +115,7 @@ def _report(
         started=started,
         seconds=time.monotonic() - started,
         num_tokens=engine.last_num_tokens if works else 0,
-        least_s=engine.last_least_s,
+        least_s=engine.last_least_s if works else 0.0,
     )
 
 

@@ -1,9 +1,10 @@
 """Quantized checkpoints. One visible table: what config.json calls a method -> what reads it.
 
 A scheme makes a checkpoint's stored tensors look like plain ones: several that belong together become one, of the
-name and shape that the model asks for, either a tensor that is dequantised when it is read, or a matrix in few bits (`Coded`),
-which stays so where kernels take it (ops/packed.py). So no model knows of quantization. A scheme owns its layout: the head of its module draws it, and what
-it does not read it refuses by name. What is no part of the layout stays as it is, for `Weights` to find left over.
+name and shape that the model asks for, either a tensor that is dequantised when it is read, or a matrix in few bits
+(`Coded`), which stays so where kernels take it (ops/packed.py). So no model knows of quantization. A scheme owns its
+layout: the head of its module draws it, and what it does not read it refuses by name. What is no part of the layout stays
+as it is, for `Weights` to find left over.
 """
 
 from collections.abc import Callable, Mapping

@@ -4,8 +4,7 @@
 
 Position p of a sequence lives in row p % block_size of block blocks[p // block_size]; its `place` is
 block * block_size + p % block_size. One block more than there are is nobody's: rows that only fill up a batch write
-there (padding.py). Blocks are copied and swapped whole, so that the order of numbers inside
-one is the kernels' own affair.
+there (padding.py). Blocks are copied and swapped whole, so that the order of numbers inside one is the kernels' own affair.
 """
 
 import torch

@@ -46,19 +46,21 @@ def limits_of(device: str) -> Limits | None:
     return Limits(read_bytes_per_s=read, flop_per_s=flop, name=device)
 
 
-def step_seconds(shape: ModelShape, dtype: str, chunks: Iterable[Chunk], limits: Limits) -> float:
+def step_seconds(shape: ModelShape, dtype: str, chunks: Iterable[Chunk], limits: Limits, saved_bytes: int = 0) -> float:
+    """So many bytes of the plain matrices, of which every step reads all, are saved by what stays in few bits; no experts do."""
     chunks = list(chunks)
     if not chunks:
         return 0.0
     tokens, rows = sum(length for _, length, _ in chunks), sum(samples for _, _, samples in chunks)
     head = 0 if shape.headless else shape.vocabulary * shape.hidden
     embedding = 0 if shape.tied else shape.vocabulary * shape.hidden  # of which a row for each token is read
-    experts = shape.experts * shape.layers * shape.hidden * shape.intermediate * (3 if shape.gated else 2)
+    experts = shape.experts * len(shape.sparse) * shape.hidden * 3 * shape.expert_intermediate
     chosen = shape.experts_per_token / shape.experts if shape.experts else 0.0  # of the experts, by one token
     common = shape.parameters - head - embedding - experts
     read = common + experts * (1 - (1 - chosen) ** tokens) + (head if rows else 0)
     multiplied = (common + experts * chosen) * tokens + head * rows
-    seconds = max(read * DTYPE_BYTES[dtype] / limits.read_bytes_per_s, 2.0 * multiplied / limits.flop_per_s)
+    read_bytes = read * DTYPE_BYTES[dtype] - saved_bytes
+    seconds = max(read_bytes / limits.read_bytes_per_s, 2.0 * multiplied / limits.flop_per_s)
     for start, length, _ in chunks:
         looked_at = length * start + length * (length + 1) / 2
         products = 4.0 * shape.layers * shape.heads * shape.head_dim * looked_at
@@ -67,5 +69,5 @@ def step_seconds(shape: ModelShape, dtype: str, chunks: Iterable[Chunk], limits:
     return seconds
 
 
-def seconds_of(plan: StepPlan, shape: ModelShape, dtype: str, limits: Limits) -> float:
-    return step_seconds(shape, dtype, zip(plan.starts, plan.lengths, plan.samples, strict=True), limits)
+def seconds_of(plan: StepPlan, shape: ModelShape, dtype: str, limits: Limits, saved_bytes: int) -> float:
+    return step_seconds(shape, dtype, zip(plan.starts, plan.lengths, plan.samples, strict=True), limits, saved_bytes)

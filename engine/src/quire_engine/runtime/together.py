@@ -89,7 +89,7 @@ class Together(Ranks):
         options = dist.GatherOptions()
         options.rootRank = 0
         _wait(self._stage.gather([parts] if parts else [], [own], options))
-        return torch.cat(parts, dim=1)[:, :width] if parts else x
+        return torch.cat(parts, dim=1)[:, :width].contiguous() if parts else x
 
     def hand_out(self, x: Tensor) -> None:
         if self.tensor > 1 and self.stage == 0:

@@ -18,9 +18,8 @@ __all__ = ["EngineMetrics", "SequenceClock"]
 
 _KINDS = {"counter": Counter, "gauge": Gauge}
 _PLAIN = ("model_name", "engine")
-_UNKNOWN_AT_FIRST = {
-    "quire_roofline_ratio"
-}  # and for ever, where the device's limits are not known: no line, rather than 0
+# And for ever, where the device's limits are not known: no line, rather than 0.
+_UNKNOWN_AT_FIRST = {"quire_roofline_ratio"}
 
 
 class EngineMetrics:

@@ -7,6 +7,7 @@ program works for it looks up there.
 
 A result of these does not depend on the batch: a row of a norm is one program's, and attention divides a context by a
 fixed number of tokens (attend.py). Of torch's products that cannot be said: their library chooses by the number of rows.
+Nor of those with weights in few bits, which are made in another way from 65 rows on (products.py).
 """
 
 from dataclasses import replace

@@ -38,7 +38,7 @@ SEEN_IN_PROMPT = tl.constexpr(1 << 30)
 def penalise(logits: Tensor, rows: Tensor, seen: Tensor, slots: Tensor, strength: Tensor) -> None:
     width = logits.shape[1]
     _penalise[(len(rows), triton.cdiv(width, BLOCK))](
-        logits, rows, seen, slots, strength, width, BLOCK=BLOCK, num_warps=16, enable_fp_fusion=False
+        logits, rows, seen, slots, strength, logits.stride(0), width, BLOCK=BLOCK, num_warps=16, enable_fp_fusion=False
     )
 
 
@@ -50,7 +50,7 @@ def draw(logits: Tensor, draws: Draws) -> Tensor:
     _draw[(count,)](
         logits, *(upload(each, device) for each in numbers),
         torch.empty(count, chunks, dtype=torch.float32, device=device),
-        torch.empty(count, LISTED, dtype=torch.int32, device=device), tokens, width,
+        torch.empty(count, LISTED, dtype=torch.int32, device=device), tokens, logits.stride(0), width,
         BLOCK=BLOCK, CHUNK=CHUNK, CHUNKS=chunks, LISTED=LISTED, num_warps=16, enable_fp_fusion=False,
     )  # fmt: skip
     return tokens
@@ -60,16 +60,16 @@ def score(logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Tensor]:
     rows, width = logits.shape
     numbers = torch.empty(rows, 1 + top, dtype=torch.float32, device=logits.device)
     ids = torch.empty(rows, 2 + top, dtype=torch.int64, device=logits.device)
-    _score[(rows,)](logits, tokens, numbers, ids, width, top, BLOCK=BLOCK, num_warps=16)
+    _score[(rows,)](logits, tokens, numbers, ids, logits.stride(0), width, top, BLOCK=BLOCK, num_warps=16)
     return numbers, ids
 
 
 @triton.jit
-def _penalise(logits_at, rows_at, seen_at, slots_at, strength_at, width, BLOCK: tl.constexpr):
+def _penalise(logits_at, rows_at, seen_at, slots_at, strength_at, stride, width, BLOCK: tl.constexpr):
     number = tl.program_id(0)
     token = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     there = token < width
-    at = logits_at + tl.load(rows_at + number) * width + token
+    at = logits_at + tl.load(rows_at + number) * stride + token
     logits = tl.load(at, mask=there, other=0.0)
     seen = tl.load(seen_at + tl.load(slots_at + number) * width + token, mask=there, other=0)
     strength = strength_at + number * 3
@@ -137,11 +137,12 @@ def _kth(keys, k):
 
 @triton.jit
 def _draw(
-    logits_at, rows_at, temperatures_at, log_min_p_at, top_k_at, top_p_at, words_at, maxima_at, ids_at, tokens_at, width,
+    logits_at, rows_at, temperatures_at, log_min_p_at, top_k_at, top_p_at, words_at, maxima_at, ids_at, tokens_at,
+    stride, width,
     BLOCK: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(0)
-    row_at = logits_at + tl.load(rows_at + number) * width
+    row_at = logits_at + tl.load(rows_at + number) * stride
     maxima_at += number * CHUNKS
     ids_at += number * LISTED
     temperature = tl.load(temperatures_at + number)
@@ -227,9 +228,9 @@ def _draw(
 
 
 @triton.jit
-def _score(logits_at, tokens_at, numbers_at, ids_at, width, top, BLOCK: tl.constexpr):
+def _score(logits_at, tokens_at, numbers_at, ids_at, stride, width, top, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    row_at = logits_at + row * width
+    row_at = logits_at + row * stride
     chosen = tl.load(tokens_at + row)
     best = NEVER
     for start in range(0, width, BLOCK):

@@ -22,15 +22,18 @@ __all__ = ["Capture", "CudaCapture", "Graphs", "recorded"]
 
 log = logging.getLogger("quire.engine")
 
+UNRECORDABLE = ("synchroniz", "captur")  # in what torch says of a pass that waits for the device, or is no graph
+
 
 class Capture(Protocol):
     def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """Record what `run` launches. Returns what launches it again, and where its result is then; RuntimeError if it
-        cannot be recorded."""
+        cannot be recorded, or memory is out."""
         ...
 
 
 def recorded(forward: Forward, max_rows: int) -> Forward:
+    """Steps have as few rows as buckets: that a pass may have `max_rows` says nothing here."""
     return Graphs(forward, CudaCapture())
 
 
@@ -50,12 +53,12 @@ class Graphs:
         self._cache: Any = None
         self._seen: set[Bucket] = set()
         self._recordings: dict[Bucket, _Recording] = {}
-        self._is_recordable = True
+        self._refused: set[Bucket] = set()
 
     def __call__(self, batch: ForwardBatch, cache: Any) -> Tensor:
         bucket = bucket_of(len(batch.tokens), batch.longest_single) if has_single_tokens(batch) else None
         self._cache = self._cache or cache
-        if bucket is None or not self._is_recordable or cache is not self._cache:
+        if bucket is None or bucket in self._refused or cache is not self._cache:
             return self._forward(batch, cache)
         recording = self._recordings.get(bucket)
         if recording is None:
@@ -77,8 +80,13 @@ class Graphs:
         try:
             replay, hidden = self._capture(lambda: self._forward(inputs.batch, cache))
         except RuntimeError as error:
-            self._is_recordable = False
-            log.warning("steps are not recorded, and take longer: %s", str(error).splitlines()[0])
+            if not isinstance(error, torch.OutOfMemoryError) and not any(word in str(error) for word in UNRECORDABLE):
+                raise
+            self._refused.add(bucket)
+            log.warning(
+                "steps of %d sequences and %d tokens of context are not recorded, and take longer: %s",
+                *(bucket.rows, bucket.context, str(error).splitlines()[0]),
+            )
             return None
         recording = self._recordings[bucket] = _Recording(inputs, replay, hidden)
         return recording
@@ -96,9 +104,7 @@ class CudaCapture:
             self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
-        torch.cuda.set_sync_debug_mode(
-            "error"
-        )  # who waits for the device, as experts that count their rows, is no graph
+        torch.cuda.set_sync_debug_mode("error")  # who waits for the device is no graph
         try:
             with torch.cuda.stream(self._stream):
                 run()  # kernels are compiled, and libraries take their memory, before anything is recorded

@@ -86,7 +86,7 @@ def _product_of(x: Tensor, weight: Packed, bias: Tensor | None, dtype: torch.dty
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _product(
     x_at, codes_at, scales_at, zeros_at, bias_at, y_at, rows, height,
     WIDTH: tl.constexpr, GROUP: tl.constexpr, EACH: tl.constexpr, STEP: tl.constexpr,
@@ -176,7 +176,7 @@ def _byte(code, zero, KIND: tl.constexpr, ZEROS: tl.constexpr, dtype: tl.constex
     return number
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _add_up(parts_at, bias_at, y_at, rows, height, SPLITS: tl.constexpr, BIAS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     n = tl.program_id(1) * 1024 + tl.arange(0, 1024)
