@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from quire_engine.build import build_engine
 from quire_engine.core.step import StepPlan
 from quire_engine.errors import ConfigFailure, RankLost
 from quire_engine.process import wary
-from quire_engine.process.gate import Gate, knock
+from quire_engine.process.gate import Gate, knock, own_address
 from quire_engine.process.link import Loaded, Step
+from quire_engine.process.muster import muster
 from quire_engine.process.nodes import Nodes, nodes_of
 
 LWS = {"LWS_GROUP_SIZE": "2", "LWS_WORKER_INDEX": "1", "LWS_LEADER_ADDRESS": "leader.group"}
@@ -128,6 +130,51 @@ def test_an_address_of_another_machine_cannot_be_listened_on() -> None:
 
     with pytest.raises(ConfigFailure, match=r"node 0 cannot listen on 192\.0\.2\.1:.* must be an address of its own"):
         Gate(elsewhere)
+
+
+def never(rank: int, store: Any) -> Any:
+    pytest.fail("ranks meet when all nodes have come")
+
+
+def named(monkeypatch: pytest.MonkeyPatch, unknown: int) -> Nodes:
+    """Two nodes whose first has a name, of which nothing is known when it is asked for so many times."""
+    asked, really = iter(range(10**9)), socket.getaddrinfo
+
+    def look_up(host: Any, *rest: Any, **options: Any) -> Any:
+        if host != "leader.group":
+            return really(host, *rest, **options)
+        if next(asked) < unknown:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return really("127.0.0.1", *rest, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    return replace(group(), address="leader.group")
+
+
+def test_a_name_that_is_known_only_later_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = named(monkeypatch, unknown=2)
+
+    with pytest.raises(RankLost, match=r"node 1 has not come to leader\.group:"):
+        muster(ours, [], None, never, patience_s=1)
+
+
+def test_an_address_that_nobody_knows_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = named(monkeypatch, unknown=10**8)
+
+    with pytest.raises(
+        ConfigFailure, match=r"cannot listen on leader\.group:\d+: Name or service not known; --master-"
+    ):
+        muster(ours, [], None, never, patience_s=0.4)
+
+
+def test_an_address_of_another_machine_is_a_sentence_too() -> None:
+    with pytest.raises(ConfigFailure, match=r"node 0 cannot listen on 192\.0\.2\.1:"):
+        muster(replace(group(), address="192.0.2.1"), [], None, never)
+
+
+def test_a_way_to_a_node_without_an_address_is_a_sentence() -> None:
+    with pytest.raises(RankLost, match=r"no way to node 0 at nowhere\.invalid: .*--master-addr"):
+        own_address(replace(group(), address="nowhere.invalid"))
 
 
 def test_messages_of_other_machines_may_name_messages_alone() -> None:

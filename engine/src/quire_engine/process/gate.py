@@ -6,6 +6,7 @@ vanished without a word is known within LOST_S.
 """
 
 import json
+import logging
 import socket
 import time
 from dataclasses import dataclass, field
@@ -14,13 +15,15 @@ from typing import Any
 from quire_engine.errors import ConfigFailure, EngineFailure, RankLost
 from quire_engine.process.nodes import Nodes
 
-__all__ = ["Gate", "Guests", "knock", "own_address", "read_line", "write_line"]
+__all__ = ["PATIENCE_S", "Gate", "Guests", "knock", "own_address", "read_line", "write_line"]
 
 PATIENCE_S = 600.0  # for pods to be scheduled, images to be pulled, weights to be fetched
 HELLO_S = 5.0
 LOST_S = 4
 LONGEST = 1 << 14  # bytes of a line
 RETRY_S = 0.3
+
+log = logging.getLogger("quire.serve")
 
 
 @dataclass(slots=True)
@@ -32,10 +35,12 @@ class Guests:
 
 
 class Gate:
-    def __init__(self, nodes: Nodes) -> None:
+    def __init__(self, nodes: Nodes, patience_s: float = PATIENCE_S) -> None:
+        """Listens as soon as the address is known: the name of a pod is not while the pod starts."""
         self._nodes = nodes
         try:
-            self._listener = socket.create_server((nodes.address, nodes.port), family=_family(nodes.address))
+            family, self.address = _known(nodes.address, patience_s)
+            self._listener = socket.create_server((self.address, nodes.port), family=family)
         except OSError as error:
             raise ConfigFailure(
                 f"node 0 cannot listen on {nodes.address}:{nodes.port}: {error.strerror or error}; "
@@ -125,9 +130,16 @@ def knock(nodes: Nodes, hello: dict[str, Any], patience_s: float = PATIENCE_S) -
 
 def own_address(nodes: Nodes) -> str:
     """Ours, on the way to node 0; nothing is sent."""
-    with socket.socket(_family(nodes.address), socket.SOCK_DGRAM) as probe:
-        probe.connect((nodes.address, nodes.port))
-        return str(probe.getsockname()[0])
+    try:
+        with socket.socket(_family(nodes.address), socket.SOCK_DGRAM) as probe:
+            probe.connect((nodes.address, nodes.port))
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise RankLost(
+            f"there is no way to node 0 at {nodes.address}: {error.strerror or error}; "
+            "--master-addr must be an address at which all nodes reach it",
+            1,
+        ) from None
 
 
 def read_line(sock: socket.socket) -> bytes:
@@ -159,6 +171,22 @@ def _keep_asking(sock: socket.socket) -> None:
     ):
         if (option := getattr(socket, f"TCP_{name}", None)) is not None:  # not every system has all of them
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _known(name: str, patience_s: float) -> tuple[socket.AddressFamily, str]:
+    """The address it stands for, as soon as it does; OSError if it does not for so long."""
+    deadline, told = time.monotonic() + patience_s, False
+    while True:
+        try:
+            family, *_, address = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0]
+            return family, str(address[0])
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise
+            if not told:
+                log.warning("node 0 waits until its --master-addr %s is known: %s", name, error.strerror or error)
+                told = True
+            time.sleep(RETRY_S)
 
 
 def _family(address: str) -> socket.AddressFamily:

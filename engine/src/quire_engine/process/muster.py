@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from quire_engine.errors import EngineFailure
 from quire_engine.process.crew import Crew
-from quire_engine.process.gate import Gate, Guests
+from quire_engine.process.gate import PATIENCE_S, Gate, Guests
 from quire_engine.process.link import Pong
 from quire_engine.process.nodes import Nodes
 from quire_engine.runtime.together import Join, Together, open_store
@@ -13,11 +13,16 @@ __all__ = ["muster"]
 
 
 def muster(
-    nodes: Nodes, flags: Sequence[str], lost: Callable[[EngineFailure], None] | None, join: Join
+    nodes: Nodes,
+    flags: Sequence[str],
+    lost: Callable[[EngineFailure], None] | None,
+    join: Join,
+    patience_s: float = PATIENCE_S,
 ) -> tuple[Crew, Together]:
     """Start those of this node with these flags, wait for other nodes, and meet all; `lost` is called, by another thread, when one has ended."""
-    store, joined = open_store(nodes.address), list[Together]()
-    guests = Gate(nodes).admit(store.port) if nodes.count > 1 else Guests()
+    gate = Gate(nodes, patience_s) if nodes.count > 1 else None  # first: it says what is wrong with an address
+    store, joined = open_store(gate.address if gate else nodes.address), list[Together]()
+    guests = gate.admit(store.port, patience_s) if gate else Guests()
 
     def gone(failure: EngineFailure) -> None:
         if lost is not None:
