@@ -6,10 +6,12 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from fakes.lws_controller import RollOut
 from fakes.resources import good
 
 from quire_api import DeploymentStatus, InvalidInput, LLMDeployment
-from quire_api.reasons import ConditionType
+from quire_api.reasons import ConditionType, Reason
+from quire_api.rollout import RevisionStatus
 from quire_operator.backends.cluster import observe
 from quire_operator.backends.pods import Asked
 from quire_operator.backends.store import Store
@@ -153,6 +155,37 @@ def test_it_is_made_once_and_scaled_by_groups() -> None:
     child = Key("LeaderWorkerSet", "good-nodes")
     assert [type(action) for action in actions if action.key == child] == [Create, Scale]
     assert next(action.replicas for action in actions if isinstance(action, Scale)) == 2
+
+
+@pytest.mark.parametrize("strategy", ["Auto", "SurgeFirst"])
+@pytest.mark.parametrize(("replicas", "least"), [(1, 0), (2, 1), (3, 2)])
+def test_an_edit_reaches_all_groups_and_one_alone_ends_first(strategy: str, replicas: int, least: int) -> None:
+    changes = {"spec__replicas": replicas, "spec__rollout": {"strategy": strategy}}
+    actions = planned(Observed(status=DeploymentStatus()), **changes).actions
+    made = next(a.manifest for a in actions if isinstance(a, Create) and a.key.kind == "LeaderWorkerSet")
+    bounds = made["spec"]["rolloutStrategy"]["rollingUpdateConfiguration"]
+
+    roll_out = RollOut(replicas, bounds["maxSurge"], bounds["maxUnavailable"])
+
+    assert roll_out.run()
+    assert min(roll_out.serving) == least
+
+
+def test_one_group_that_surges_would_never_be_replaced() -> None:
+    assert not RollOut(1, surge=1, unavailable=0).run()
+
+
+def test_that_one_group_alone_ends_first_is_said() -> None:
+    before = Observed(
+        status=DeploymentStatus(revision=RevisionStatus(current="old", last_good="old")),
+        workload=Workload(current=True, replicas=1, updated=1, ready=1, updated_ready=1, revision="old", nodes=2),
+    )
+
+    progressing = planned(before, spec__replicas=1).status.condition(ConditionType.PROGRESSING)
+
+    assert progressing is not None
+    assert progressing.reason == Reason.TERMINATING_FIRST
+    assert "before a new one starts, as a LeaderWorkerSet of one group does, and none serves" in progressing.message
 
 
 @pytest.mark.parametrize(("there", "wanted"), [(1, WIDE), (2, {}), (4, WIDE)])

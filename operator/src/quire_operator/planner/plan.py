@@ -25,7 +25,7 @@ from quire_operator.planner.rollout import Roll, frozen, roll_out
 from quire_operator.planner.running import Facts, facts_of, held_facts, live, opened
 from quire_operator.planner.scaling import condition, replicas, tell
 from quire_operator.planner.standing import available, degraded, with_standing
-from quire_operator.planner.workloads import is_workload, rolled
+from quire_operator.planner.workloads import is_workload, least_unavailable, rolled
 from quire_operator.render.weights import pinned
 
 __all__ = ["Action", "Apply", "Create", "Delete", "Desired", "Plan", "Scale", "Weigh", "digest", "plan"]
@@ -219,7 +219,8 @@ def _back(desired: Desired, standing: DeploymentStatus, observed: Observed) -> M
     if good is None or workload.revision in ("", good.id):
         return None
     manifest = next(filter(is_workload, desired.objects))
-    return rolled(manifest, good.template, 1 if workload.unavailable else 0)
+    least = least_unavailable(manifest, desired.replicas or 0)
+    return rolled(manifest, good.template, 1 if workload.unavailable else least)
 
 
 def _of(roll: Roll, desired: Desired) -> Desired:

@@ -13,7 +13,18 @@ from typing import Any
 from quire_operator.planner.observed import Manifest
 from quire_operator.render.names import ROLE_LABEL, WORKER
 
-__all__ = ["GROUPS", "WORKLOADS", "is_workload", "nodes_of", "rolled", "strategy", "stub", "template_of", "worker_of"]
+__all__ = [
+    "GROUPS",
+    "WORKLOADS",
+    "is_workload",
+    "least_unavailable",
+    "nodes_of",
+    "rolled",
+    "strategy",
+    "stub",
+    "template_of",
+    "worker_of",
+]
 
 GROUPS = "LeaderWorkerSet"
 WORKLOADS = ("Deployment", GROUPS)
@@ -56,6 +67,12 @@ def rolled(workload: Manifest, template: Manifest, unavailable: int) -> Manifest
     pods = {**spec["leaderWorkerTemplate"], "leaderTemplate": template, "workerTemplate": worker_of(template)}
     rollout = {"type": "RollingUpdate", "rollingUpdateConfiguration": _bounds(unavailable)}
     return {**workload, "spec": {**spec, "rolloutStrategy": rollout, "leaderWorkerTemplate": pods}}
+
+
+def least_unavailable(workload: Mapping[str, Any], replicas: int) -> int:
+    """Engines that have to be missing while it is rolled out. One group alone is never replaced once another came first: its
+    controller keeps that one until the old one is new, and the old one until that one is gone."""
+    return 1 if workload["kind"] == GROUPS and replicas <= 1 else 0
 
 
 def worker_of(template: Manifest) -> Manifest:
