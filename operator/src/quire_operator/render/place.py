@@ -42,8 +42,9 @@ def place_engine(deployment: LLMDeployment, profile: AcceleratorProfile) -> Mani
 
 
 def _of_a_lost_node(said: Iterable[Toleration]) -> Iterator[Toleration]:
-    """For how long an engine stays on a node that does not answer; whoever names such a taint, or all of them, has said it."""
-    named = {toleration.key for toleration in said}
+    """For how long an engine stays on a node that does not answer; whoever names such a taint, or all of them, has said it,
+    but for an effect that ends nothing."""
+    named = {toleration.key for toleration in said if toleration.effect in (None, "NoExecute")}
     for key in LOST:
         if not named & {key, None}:
             yield Toleration(key=key, operator="Exists", effect="NoExecute", toleration_seconds=LOST_AFTER_S)
