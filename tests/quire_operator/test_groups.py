@@ -15,9 +15,9 @@ from quire_api.rollout import RevisionStatus
 from quire_operator.backends.cluster import observe
 from quire_operator.backends.pods import Asked
 from quire_operator.backends.store import Store
-from quire_operator.planner.observed import Key, Observed, Workload
+from quire_operator.planner.observed import Key, Observed, Workload, digest
 from quire_operator.planner.plan import Create, Plan, Scale, plan
-from quire_operator.planner.workloads import stub
+from quire_operator.planner.workloads import rolled, stub
 from quire_operator.reconcile import ResourceKey
 from quire_operator.render import kubernetes, process
 from quire_operator.settings import OperatorSettings
@@ -85,6 +85,22 @@ def test_each_node_has_its_share_of_the_devices_and_all_the_flags() -> None:
         assert engine["resources"]["limits"] == {"nvidia.com/gpu": "4"}
         assert {"--tensor-parallel-size=4", "--pipeline-parallel-size=2"} <= set(engine["command"])
         assert {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}} in template["spec"]["volumes"]
+
+
+def test_what_is_made_of_a_leaders_template_stays_as_it_is() -> None:
+    """Only the leader's is kept (ControllerRevision), and LeaderWorkerSet starts all groups again when any of this differs: another
+    digest here ends every engine on several nodes the moment that the operator is upgraded. Then keep the worker's beside the leader's."""
+    probe = {"httpGet": {"path": "/readyz", "port": "http"}}
+    engine = {
+        "name": "engine", "image": "i", "command": ["quire", "serve"], "ports": [{"containerPort": 8000}], "readinessProbe": probe,
+        "livenessProbe": probe, "startupProbe": probe, "lifecycle": {"preStop": {"sleep": {"seconds": 5}}},
+    }  # fmt: skip
+    pod = {"containers": [engine, {"name": "other", "ports": [{}]}], "topologySpreadConstraints": [{}], "affinity": {}}
+    template = {"metadata": {"labels": {"quire.dev/role": "engine", "quire.dev/revision": "r"}}, "spec": pod}
+
+    made = rolled(groups(), template, 0)["spec"]
+
+    assert digest([made["startupPolicy"], made["leaderWorkerTemplate"]])[:12] == "20b8f8ac908b"
 
 
 def test_leaders_alone_are_asked_counted_and_probed() -> None:
