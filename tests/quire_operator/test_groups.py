@@ -15,6 +15,7 @@ from quire_api.rollout import RevisionStatus
 from quire_operator.backends.cluster import observe
 from quire_operator.backends.pods import Asked
 from quire_operator.backends.store import Store
+from quire_operator.planner.conditions import trouble
 from quire_operator.planner.observed import Key, Observed, Workload, digest
 from quire_operator.planner.plan import Create, Plan, Scale, plan
 from quire_operator.planner.workloads import rolled, stub
@@ -253,6 +254,38 @@ def test_the_status_counts_groups() -> None:
     assert (workload.replicas, workload.updated, workload.ready, workload.updated_ready) == (2, 1, 2, 1)
     assert (workload.revision, workload.nodes, workload.unavailable) == (REVISION, 2, 0)
     assert observed.objects[Key("LeaderWorkerSet", "good-nodes")].replicas == 2
+
+
+def ended(code: int, cause: str = "Error", message: str = "", *, running: bool = True) -> dict[str, Any]:
+    """The status of an engine's container: as it ended last, and what it does now."""
+    state: dict[str, Any] = {"running": {}} if running else {"waiting": {"reason": "CrashLoopBackOff"}}
+    last = {"terminated": {"exitCode": code, "reason": cause, "message": message}}
+    return {"containerStatuses": [{"name": "engine", "state": state, "lastState": last}]}
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_worker_that_ends_again_and_again_is_named_whether_it_runs_just_now_or_not(running: bool) -> None:
+    lost = ended(14, message="lost rank 1", running=False)
+    killed = ended(137, "OOMKilled", running=running)
+
+    (engine,) = seen(
+        pod("good-nodes-0", "engine", 0, REVISION, **lost),
+        pod("good-nodes-0-1", "worker", 0, REVISION, ready=running, **killed),
+    ).instances
+
+    verdict = trouble(Observed(status=None, instances=(engine,)))
+    assert verdict is not None
+    assert verdict.reason is Reason.OUT_OF_MEMORY
+    assert verdict.message.startswith("good-nodes-0-1: OOMKilled (exit code 137)")
+
+
+def test_how_a_worker_ended_once_is_no_trouble_while_its_engine_serves() -> None:
+    (engine,) = seen(
+        pod("good-nodes-0", "engine", 0, REVISION, ready=True),
+        pod("good-nodes-0-1", "worker", 0, REVISION, ready=True, **ended(14)),
+    ).instances
+
+    assert engine.failure is None
 
 
 def test_what_a_worker_lacks_its_engine_lacks() -> None:
