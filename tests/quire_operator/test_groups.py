@@ -1,5 +1,6 @@
 """Engines on several nodes: the LeaderWorkerSet that they become, and what is read of its pods."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from quire_operator.backends.pods import Asked
 from quire_operator.backends.store import Store
 from quire_operator.planner.conditions import trouble
 from quire_operator.planner.observed import Key, Observed, Workload, digest
-from quire_operator.planner.plan import Create, Plan, Scale, plan
+from quire_operator.planner.plan import Apply, Create, Plan, Scale, plan
 from quire_operator.planner.workloads import rolled, stub
 from quire_operator.reconcile import ResourceKey
 from quire_operator.render import kubernetes, process
@@ -230,8 +231,9 @@ def pod(name: str, role: str, group: int, revision: str, *, ready: bool = False,
     return {"kind": "Pod", "metadata": metadata, "status": {"conditions": conditions, **status}}
 
 
-def seen(*pods: dict[str, Any]) -> Observed:
+def seen(*pods: dict[str, Any], size: int = 2) -> Observed:
     made, store = groups(), Store()
+    made["spec"]["leaderWorkerTemplate"]["size"] = size
     made["metadata"] = {**made["metadata"], "uid": "set", "generation": 1, "resourceVersion": "1"}
     made["spec"] = {**made["spec"], "replicas": 2}
     for each in (resource(), made, *pods):
@@ -254,6 +256,17 @@ def test_the_status_counts_groups() -> None:
     assert (workload.replicas, workload.updated, workload.ready, workload.updated_ready) == (2, 1, 2, 1)
     assert (workload.revision, workload.nodes, workload.unavailable) == (REVISION, 2, 0)
     assert observed.objects[Key("LeaderWorkerSet", "good-nodes")].replicas == 2
+
+
+def test_a_size_that_was_edited_by_hand_is_put_right() -> None:
+    observed = replace(seen(size=3), status=DeploymentStatus())
+
+    decided = planned(observed)
+
+    child = Key("LeaderWorkerSet", "good-nodes")
+    (mended,) = [a.manifest for a in decided.actions if isinstance(a, Apply) and a.key == child]
+    assert mended["spec"]["leaderWorkerTemplate"]["size"] == 2
+    assert decided.status.condition(ConditionType.STALLED) is None
 
 
 def ended(code: int, cause: str = "Error", message: str = "", *, running: bool = True) -> dict[str, Any]:

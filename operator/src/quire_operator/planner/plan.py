@@ -169,12 +169,12 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
 
 
 def _keep_nodes(deployment: LLMDeployment, observed: Observed) -> None:
-    """InvalidInput where engines would have to go before those come that take their place."""
+    """InvalidInput for another number than there is an object for, even at zero engines: those of old would have to go before others come."""
     there, wanted = observed.workload.nodes, deployment.spec.parallelism.nodes
     if there not in (None, wanted):
         raise InvalidInput(
             [
-                f"spec.parallelism.nodes: engines are on {there} {'node' if there == 1 else 'nodes'} each, and that is not changed under them: "
+                f"spec.parallelism.nodes: engines of this resource are made for {there} {'node' if there == 1 else 'nodes'} each, and that is not changed, with or without engines: "
                 f"set it back to {there}, or make another LLMDeployment with {wanted} and then delete this one"
             ]
         )
