@@ -158,7 +158,7 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
         serving=f"{workload.updated_ready}/{wanted}",
         children=tuple(Child(kind=key.kind, name=key.name) for key in sorted(map(key_of, desired.objects))),
         model=about.model,
-        weights=arriving(observed.instances),
+        weights=arriving(observed.instances, standing.weights),
         revision=roll.status if roll is not None else _at_rest(standing, desired),
         autoscaling=standing.autoscaling,
         conditions=with_standing(standing.conditions, conditions, generation, now),
