@@ -1,6 +1,6 @@
 """Asks the containers that fetch weights how far they are, and wakes the planner at each step.
 
-`quire fetch --status-port` answers; whoever does not is asked again. Rule: what is kept changes with the phase and with each
+`quire fetch` answers; whoever does not is asked again. Rule: what is kept changes with the phase and with each
 tenth, and not with every byte, so that the status does not tick.
 """
 
@@ -15,7 +15,7 @@ from quire_operator.reconcile import ResourceKey
 
 __all__ = ["Fetches", "Fetching"]
 
-log = logging.getLogger("quire.operator")
+log = logging.getLogger("quire.fetches")
 
 EVERY_S = 5.0
 TIMEOUT_S = 2.0
