@@ -16,9 +16,11 @@ from quire_api.rollout import RevisionStatus
 from quire_operator.backends.cluster import observe
 from quire_operator.backends.pods import Asked
 from quire_operator.backends.store import Store
+from quire_operator.planner.autoscale import Policy, decide
 from quire_operator.planner.conditions import trouble
+from quire_operator.planner.demand import EngineLoad, Look, Memory
 from quire_operator.planner.observed import Key, Observed, Workload, digest
-from quire_operator.planner.plan import Apply, Create, Plan, Scale, plan
+from quire_operator.planner.plan import Apply, Create, Plan, Scale, Weigh, plan
 from quire_operator.planner.workloads import rolled, stub
 from quire_operator.reconcile import ResourceKey
 from quire_operator.render import kubernetes, process
@@ -130,6 +132,13 @@ def test_pods_of_the_model_reach_each_other_at_any_port() -> None:
     assert everybody == {"ports": [{"port": 8000, "protocol": "TCP"}]}
     assert among == {"from": [{"podSelector": spec["podSelector"]}]}
     assert spec["podSelector"]["matchExpressions"][0]["values"] == ["engine", "worker"]
+
+
+def test_groups_are_spread_without_the_label_that_only_a_deployment_gives() -> None:
+    leader = groups(spec__scheduling={"topologySpread": "zone"})["spec"]["leaderWorkerTemplate"]["leaderTemplate"]
+
+    (spread,) = leader["spec"]["topologySpreadConstraints"]
+    assert "matchLabelKeys" not in spread
 
 
 def test_its_name_leaves_the_service_of_the_model_alone() -> None:
@@ -267,6 +276,30 @@ def test_a_size_that_was_edited_by_hand_is_put_right() -> None:
     (mended,) = [a.manifest for a in decided.actions if isinstance(a, Apply) and a.key == child]
     assert mended["spec"]["leaderWorkerTemplate"]["size"] == 2
     assert decided.status.condition(ConditionType.STALLED) is None
+
+
+def test_nobody_weighs_groups_for_those_with_the_highest_numbers_go() -> None:
+    autoscaling = {"spec__autoscaling": {"mode": "Builtin", "min": 1, "max": 4}}
+    leaders = [pod(f"good-nodes-{n}", "engine", n, REVISION, ready=True) for n in (0, 1)]
+    idle = [
+        EngineLoad(
+            name=f"good-nodes-{n}",
+            running=0,
+            waiting=0,
+            kv_usage=0,
+            kv_tokens=9,
+            max_num_seqs=9,
+            preemptions=0,
+            finished=0,
+        )
+        for n in (0, 1)
+    ]
+    look = Look(replicas=2, ready=2, engines=tuple(idle))
+    decision = replace(decide(look, Policy(least=1, most=4), Memory(), 1.0), desired=1)
+
+    actions = planned(replace(seen(*leaders), status=DeploymentStatus(), decision=decision), **autoscaling).actions
+
+    assert [type(a) for a in actions if isinstance(a, Weigh | Scale)] == [Scale]
 
 
 def ended(code: int, cause: str = "Error", message: str = "", *, running: bool = True) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from quire_operator.planner.rollout import Roll, frozen, roll_out
 from quire_operator.planner.running import Facts, facts_of, held_facts, live, opened
 from quire_operator.planner.scaling import condition, replicas, tell
 from quire_operator.planner.standing import available, degraded, with_standing
-from quire_operator.planner.workloads import is_workload, least_unavailable, rolled
+from quire_operator.planner.workloads import GROUPS, is_workload, least_unavailable, rolled
 from quire_operator.render.weights import pinned
 
 __all__ = ["Action", "Apply", "Create", "Delete", "Desired", "Plan", "Scale", "Weigh", "digest", "plan"]
@@ -261,8 +261,9 @@ def diff(desired: Desired, observed: Observed, uid: str, held: Held | None = Non
             and (state is not None or not stays)
             and (state is None or state.replicas != desired.replicas)
         ):
-            if state is not None and (state.replicas or 0) > desired.replicas and observed.decision is not None:
-                work = observed.decision.work
+            decision = observed.decision if key.kind != GROUPS else None  # of groups those with the highest numbers go
+            if state is not None and (state.replicas or 0) > desired.replicas and decision is not None:
+                work = decision.work
                 actions += [Weigh(Key("Pod", i.name), work[i.name]) for i in observed.instances if i.name in work]
             actions.append(Scale(key, desired.replicas))
     for key, state in sorted(observed.objects.items()):

@@ -31,13 +31,14 @@ def place_engine(deployment: LLMDeployment, profile: AcceleratorProfile) -> Mani
     placed = _placed(nodes, (*tolerations, *_of_a_lost_node(tolerations)), scheduling.priority_class_name)
     if scheduling.topology_spread == "none":
         return placed
-    spread = {
+    spread: Manifest = {
         "maxSkew": 1,
         "topologyKey": TOPOLOGY[scheduling.topology_spread],
         "whenUnsatisfiable": "ScheduleAnyway",  # where GPUs are free matters more
         "labelSelector": {"matchLabels": selector(deployment)},
-        "matchLabelKeys": ["pod-template-hash"],  # those of an older revision are about to go
     }
+    if deployment.spec.parallelism.nodes == 1:  # pods of groups have no such label
+        spread["matchLabelKeys"] = ["pod-template-hash"]  # those of an older revision are about to go
     return {**placed, "topologySpreadConstraints": [spread]}
 
 
