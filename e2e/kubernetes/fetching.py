@@ -45,7 +45,7 @@ def weights_are_fetched_with_a_token(world: checks.World) -> None:
     """a Job asks a hub: no Secret is Stalled/ReferenceNotFound, a wrong token ModelAccessDenied, the right one is taken up; no engine sees it"""
     _start_hub(world)
     world.tools.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(_manifest()))
-    world.eventually("the Secret is missed", lambda: reason(world, NAME, "Stalled") == "ReferenceNotFound", 60)
+    world.eventually("the Secret is missed", lambda: reason(world, NAME, "Stalled") == "ReferenceNotFound", 240)
     assert 'secret "hub-token" not found' in world.get("llmd", NAME)["status"]["conditions"][0]["message"]
     _set_token(world, "a-wrong-one")
     world.eventually("it is denied", lambda: reason(world, NAME, "Stalled") == "ModelAccessDenied", 90)
@@ -150,7 +150,7 @@ def _start_hub(world: checks.World) -> None:
         },
     ]
     world.tools.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
-    world.tools.kubectl("wait", "-n", NAMESPACE, "pod/hub", "--for=condition=Ready", "--timeout=60s")
+    world.tools.kubectl("wait", "-n", NAMESPACE, "pod/hub", "--for=condition=Ready", "--timeout=240s")
 
 
 def _set_token(world: checks.World, token: str) -> None:

@@ -50,7 +50,7 @@ UNPROVOKED: dict[Right, str] = {
             verb,
         ): "engines on several nodes: the kind is there, and nobody makes pods of it"
         for resource, verbs in (
-            ("leaderworkersets", ("get", "create", "patch", "delete")),
+            ("leaderworkersets", ("get", "create", "patch")),
             ("leaderworkersets/scale", ("patch",)),
         )
         for verb in verbs

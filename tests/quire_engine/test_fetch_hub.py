@@ -328,10 +328,18 @@ def test_a_choice_has_a_folder_of_its_own(fake: Hub, tmp_path: Path) -> None:
     assert_right(whole)
 
 
-def test_progress_is_told_as_lines_as_a_file_and_at_a_port(fake: Hub, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_flag", [True, False])
+def test_progress_is_told_as_lines_as_a_file_and_at_a_port(fake: Hub, tmp_path: Path, by_flag: bool) -> None:
     fake.faults.append(Fault("org/model/model", times=99, slow_s=0.05))
     status, port = tmp_path / "status.json", free_port()
-    process = start_fetch(fake, "org/model", str(tmp_path / "s"), f"--status-file={status}", f"--status-port={port}")
+    process = start_fetch(
+        fake,
+        "org/model",
+        str(tmp_path / "s"),
+        f"--status-file={status}",
+        *([f"--status-port={port}"] if by_flag else []),
+        **({} if by_flag else {"QUIRE_FETCH_STATUS_PORT": str(port)}),
+    )
     phases = set()
     while process.poll() is None:
         try:

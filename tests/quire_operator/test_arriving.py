@@ -34,13 +34,44 @@ def done(name: str) -> Instance:
         ([fetching("a")], WeightsStatus(message="a fetches, and has not said yet how far it is")),
         (
             [done("a"), fetching("b", 40), fetching("c", 20), fetching("d")],
-            WeightsStatus(progress_percent=20, bytes_per_second=20, message="c: downloading; 2 more fetch"),
+            WeightsStatus(
+                progress_percent=20,
+                bytes_per_second=20,
+                message="c: downloading; 2 more fetch, 1 of them has not said how far",
+            ),
         ),
         ([fetching("old", 10, current=False), done("new")], WeightsStatus(progress_percent=100)),
     ],
 )
 def test_the_one_that_is_furthest_behind_is_told_of(instances: list[Instance], told: WeightsStatus | None) -> None:
-    assert arriving(instances) == told
+    assert arriving(instances, None) == told
+
+
+def test_after_a_restart_of_the_operator_the_status_stays_until_somebody_says_more() -> None:
+    before = arriving([fetching("a", 40), fetching("b", 60)], None)
+
+    assert arriving([fetching("a"), fetching("b")], before) == before
+    assert arriving([fetching("c")], before) == arriving([fetching("c")], None)
+    assert arriving([done("a"), done("b")], before) == WeightsStatus(progress_percent=100)
+
+
+def test_what_one_look_stumbles_over_does_not_end_the_next() -> None:
+    looked = 0
+
+    def targets() -> list[Fetching]:
+        nonlocal looked
+        looked += 1
+        raise RuntimeError("not now")
+
+    async def scenario() -> None:
+        running = asyncio.create_task(Fetches(targets, lambda key: None).run())
+        while not looked:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not running.done()
+        running.cancel()
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
 
 
 def look(*answers: bytes) -> tuple[Progress | None, int]:

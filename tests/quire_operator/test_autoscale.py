@@ -13,11 +13,11 @@ from quire_api import LLMDeployment
 from quire_api.reasons import SCALE_REASONS, ConditionType, Reason, ScaleReason
 from quire_api.status import AutoscalingStatus, DeploymentStatus
 from quire_operator.planner.autoscale import Policy, ScaleDecision, decide
-from quire_operator.planner.demand import EngineLoad, Look, Memory, capacity
+from quire_operator.planner.demand import EngineLoad, Look, Memory, capacity, carries
 from quire_operator.planner.explain import explain
 from quire_operator.planner.observed import Instance, Key, ObjectState, Observed, Scaler, Workload
 from quire_operator.planner.plan import Plan, Scale, Weigh, plan
-from quire_operator.planner.scaling import policy_of, recall, replicas
+from quire_operator.planner.scaling import policy_of, recall, replicas, tell
 from quire_operator.render import kubernetes
 from quire_operator.settings import OperatorSettings
 from quire_operator.simulate.compare import compare, reversals
@@ -187,6 +187,19 @@ def test_after_a_restart_nothing_goes_before_it_has_looked_back() -> None:
 
     assert (capacity(memory), memory.cold_start_s) == (5000, 20)
     assert after(POLICY, look(*(engine(n) for n in range(4))), memory=memory).desired == 4
+
+
+def test_what_is_told_while_first_tokens_are_late_is_not_trimmed_again_after_a_restart() -> None:
+    modes = {"spec__autoscaling": {"mode": "Builtin", "min": 1, "max": 9}}
+    busy = [look(engine(running=5, kv_usage=0.5, ttft_p95_s=9.0))] * 60
+    late = after(replace(POLICY, ttft_p95_s=1.0), *busy)
+
+    told = tell(LLMDeployment.parse(good(**modes)), None, late, late.desired, "")
+    known = recall(DeploymentStatus(autoscaling=told))
+
+    assert late.memory.trim == 0.5
+    assert capacity(late.memory) == pytest.approx(5_000)
+    assert capacity(known) == pytest.approx(carries(late.memory))
 
 
 def test_idle_long_enough_is_zero_and_a_held_request_wakes_one() -> None:

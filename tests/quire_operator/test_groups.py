@@ -1,21 +1,27 @@
 """Engines on several nodes: the LeaderWorkerSet that they become, and what is read of its pods."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from fakes.lws_controller import RollOut
 from fakes.resources import good
 
 from quire_api import DeploymentStatus, InvalidInput, LLMDeployment
-from quire_api.reasons import ConditionType
+from quire_api.reasons import ConditionType, Reason
+from quire_api.rollout import RevisionStatus
 from quire_operator.backends.cluster import observe
 from quire_operator.backends.pods import Asked
 from quire_operator.backends.store import Store
-from quire_operator.planner.observed import Key, Observed, Workload
-from quire_operator.planner.plan import Create, Plan, Scale, plan
-from quire_operator.planner.workloads import stub
+from quire_operator.planner.autoscale import Policy, decide
+from quire_operator.planner.conditions import trouble
+from quire_operator.planner.demand import EngineLoad, Look, Memory
+from quire_operator.planner.observed import Key, Observed, Workload, digest
+from quire_operator.planner.plan import Apply, Create, Plan, Scale, Weigh, plan
+from quire_operator.planner.workloads import rolled, stub
 from quire_operator.reconcile import ResourceKey
 from quire_operator.render import kubernetes, process
 from quire_operator.settings import OperatorSettings
@@ -85,6 +91,22 @@ def test_each_node_has_its_share_of_the_devices_and_all_the_flags() -> None:
         assert {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}} in template["spec"]["volumes"]
 
 
+def test_what_is_made_of_a_leaders_template_stays_as_it_is() -> None:
+    """Only the leader's is kept (ControllerRevision), and LeaderWorkerSet starts all groups again when any of this differs: another
+    digest here ends every engine on several nodes the moment that the operator is upgraded. Then keep the worker's beside the leader's."""
+    probe = {"httpGet": {"path": "/readyz", "port": "http"}}
+    engine = {
+        "name": "engine", "image": "i", "command": ["quire", "serve"], "ports": [{"containerPort": 8000}], "readinessProbe": probe,
+        "livenessProbe": probe, "startupProbe": probe, "lifecycle": {"preStop": {"sleep": {"seconds": 5}}},
+    }  # fmt: skip
+    pod = {"containers": [engine, {"name": "other", "ports": [{}]}], "topologySpreadConstraints": [{}], "affinity": {}}
+    template = {"metadata": {"labels": {"quire.dev/role": "engine", "quire.dev/revision": "r"}}, "spec": pod}
+
+    made = rolled(groups(), template, 0)["spec"]
+
+    assert digest([made["startupPolicy"], made["leaderWorkerTemplate"]])[:12] == "20b8f8ac908b"
+
+
 def test_leaders_alone_are_asked_counted_and_probed() -> None:
     made = objects()
     pods = made["LeaderWorkerSet/good-nodes"]["spec"]["leaderWorkerTemplate"]
@@ -110,6 +132,13 @@ def test_pods_of_the_model_reach_each_other_at_any_port() -> None:
     assert everybody == {"ports": [{"port": 8000, "protocol": "TCP"}]}
     assert among == {"from": [{"podSelector": spec["podSelector"]}]}
     assert spec["podSelector"]["matchExpressions"][0]["values"] == ["engine", "worker"]
+
+
+def test_groups_are_spread_without_the_label_that_only_a_deployment_gives() -> None:
+    leader = groups(spec__scheduling={"topologySpread": "zone"})["spec"]["leaderWorkerTemplate"]["leaderTemplate"]
+
+    (spread,) = leader["spec"]["topologySpreadConstraints"]
+    assert "matchLabelKeys" not in spread
 
 
 def test_its_name_leaves_the_service_of_the_model_alone() -> None:
@@ -155,6 +184,37 @@ def test_it_is_made_once_and_scaled_by_groups() -> None:
     assert next(action.replicas for action in actions if isinstance(action, Scale)) == 2
 
 
+@pytest.mark.parametrize("strategy", ["Auto", "SurgeFirst"])
+@pytest.mark.parametrize(("replicas", "least"), [(1, 0), (2, 1), (3, 2)])
+def test_an_edit_reaches_all_groups_and_one_alone_ends_first(strategy: str, replicas: int, least: int) -> None:
+    changes = {"spec__replicas": replicas, "spec__rollout": {"strategy": strategy}}
+    actions = planned(Observed(status=DeploymentStatus()), **changes).actions
+    made = next(a.manifest for a in actions if isinstance(a, Create) and a.key.kind == "LeaderWorkerSet")
+    bounds = made["spec"]["rolloutStrategy"]["rollingUpdateConfiguration"]
+
+    roll_out = RollOut(replicas, bounds["maxSurge"], bounds["maxUnavailable"])
+
+    assert roll_out.run()
+    assert min(roll_out.serving) == least
+
+
+def test_one_group_that_surges_would_never_be_replaced() -> None:
+    assert not RollOut(1, surge=1, unavailable=0).run()
+
+
+def test_that_one_group_alone_ends_first_is_said() -> None:
+    before = Observed(
+        status=DeploymentStatus(revision=RevisionStatus(current="old", last_good="old")),
+        workload=Workload(current=True, replicas=1, updated=1, ready=1, updated_ready=1, revision="old", nodes=2),
+    )
+
+    progressing = planned(before, spec__replicas=1).status.condition(ConditionType.PROGRESSING)
+
+    assert progressing is not None
+    assert progressing.reason == Reason.TERMINATING_FIRST
+    assert "before a new one starts, as a LeaderWorkerSet of one group does, and none serves" in progressing.message
+
+
 @pytest.mark.parametrize(("there", "wanted"), [(1, WIDE), (2, {}), (4, WIDE)])
 def test_the_number_of_nodes_is_not_changed_under_engines(there: int, wanted: dict[str, int]) -> None:
     decided = planned(
@@ -180,8 +240,9 @@ def pod(name: str, role: str, group: int, revision: str, *, ready: bool = False,
     return {"kind": "Pod", "metadata": metadata, "status": {"conditions": conditions, **status}}
 
 
-def seen(*pods: dict[str, Any]) -> Observed:
+def seen(*pods: dict[str, Any], size: int = 2) -> Observed:
     made, store = groups(), Store()
+    made["spec"]["leaderWorkerTemplate"]["size"] = size
     made["metadata"] = {**made["metadata"], "uid": "set", "generation": 1, "resourceVersion": "1"}
     made["spec"] = {**made["spec"], "replicas": 2}
     for each in (resource(), made, *pods):
@@ -204,6 +265,73 @@ def test_the_status_counts_groups() -> None:
     assert (workload.replicas, workload.updated, workload.ready, workload.updated_ready) == (2, 1, 2, 1)
     assert (workload.revision, workload.nodes, workload.unavailable) == (REVISION, 2, 0)
     assert observed.objects[Key("LeaderWorkerSet", "good-nodes")].replicas == 2
+
+
+def test_a_size_that_was_edited_by_hand_is_put_right() -> None:
+    observed = replace(seen(size=3), status=DeploymentStatus())
+
+    decided = planned(observed)
+
+    child = Key("LeaderWorkerSet", "good-nodes")
+    (mended,) = [a.manifest for a in decided.actions if isinstance(a, Apply) and a.key == child]
+    assert mended["spec"]["leaderWorkerTemplate"]["size"] == 2
+    assert decided.status.condition(ConditionType.STALLED) is None
+
+
+def test_nobody_weighs_groups_for_those_with_the_highest_numbers_go() -> None:
+    autoscaling = {"spec__autoscaling": {"mode": "Builtin", "min": 1, "max": 4}}
+    leaders = [pod(f"good-nodes-{n}", "engine", n, REVISION, ready=True) for n in (0, 1)]
+    idle = [
+        EngineLoad(
+            name=f"good-nodes-{n}",
+            running=0,
+            waiting=0,
+            kv_usage=0,
+            kv_tokens=9,
+            max_num_seqs=9,
+            preemptions=0,
+            finished=0,
+        )
+        for n in (0, 1)
+    ]
+    look = Look(replicas=2, ready=2, engines=tuple(idle))
+    decision = replace(decide(look, Policy(least=1, most=4), Memory(), 1.0), desired=1)
+
+    actions = planned(replace(seen(*leaders), status=DeploymentStatus(), decision=decision), **autoscaling).actions
+
+    assert [type(a) for a in actions if isinstance(a, Weigh | Scale)] == [Scale]
+
+
+def ended(code: int, cause: str = "Error", message: str = "", *, running: bool = True) -> dict[str, Any]:
+    """The status of an engine's container: as it ended last, and what it does now."""
+    state: dict[str, Any] = {"running": {}} if running else {"waiting": {"reason": "CrashLoopBackOff"}}
+    last = {"terminated": {"exitCode": code, "reason": cause, "message": message}}
+    return {"containerStatuses": [{"name": "engine", "state": state, "lastState": last}]}
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_worker_that_ends_again_and_again_is_named_whether_it_runs_just_now_or_not(running: bool) -> None:
+    lost = ended(14, message="lost rank 1", running=False)
+    killed = ended(137, "OOMKilled", running=running)
+
+    (engine,) = seen(
+        pod("good-nodes-0", "engine", 0, REVISION, **lost),
+        pod("good-nodes-0-1", "worker", 0, REVISION, ready=running, **killed),
+    ).instances
+
+    verdict = trouble(Observed(status=None, instances=(engine,)))
+    assert verdict is not None
+    assert verdict.reason is Reason.OUT_OF_MEMORY
+    assert verdict.message.startswith("good-nodes-0-1: OOMKilled (exit code 137)")
+
+
+def test_how_a_worker_ended_once_is_no_trouble_while_its_engine_serves() -> None:
+    (engine,) = seen(
+        pod("good-nodes-0", "engine", 0, REVISION, ready=True),
+        pod("good-nodes-0-1", "worker", 0, REVISION, ready=True, **ended(14)),
+    ).instances
+
+    assert engine.failure is None
 
 
 def test_what_a_worker_lacks_its_engine_lacks() -> None:

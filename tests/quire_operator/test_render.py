@@ -82,6 +82,11 @@ def test_node_drains_are_bounded_where_there_may_be_more_than_one(changes: dict[
             {"node.kubernetes.io/unreachable": 600, "node.kubernetes.io/not-ready": 30},
         ),
         ([{"operator": "Exists"}], {}),
+        ([{"operator": "Exists", "effect": "NoExecute"}], {}),
+        (
+            [{"operator": "Exists", "effect": "NoSchedule"}],
+            {"node.kubernetes.io/not-ready": 30, "node.kubernetes.io/unreachable": 30},
+        ),
     ],
 )
 def test_engines_leave_a_lost_node_after_half_a_minute_unless_somebody_says_otherwise(

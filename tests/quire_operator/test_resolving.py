@@ -178,7 +178,7 @@ def test_the_answer_is_written_down_before_anything_is_made_of_it() -> None:
 def test_engines_fetch_the_revision_that_was_found_and_no_other(uri: str, fetched: list[str]) -> None:
     command = resolved(resource(uri)).fetcher
 
-    assert command == ["quire", "fetch", *fetched, "/weights", "--link=/run/quire/model", "--status-port=8000"]
+    assert command == ["quire", "fetch", *fetched, "/weights", "--link=/run/quire/model"]
 
 
 def test_a_choice_of_files_is_asked_for_and_fetched_and_another_one_is_asked_for_anew() -> None:

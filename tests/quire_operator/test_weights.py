@@ -22,7 +22,8 @@ def test_what_is_fetched_is_fetched_before_the_engine_starts(uri: str) -> None:
     pod = pod_of(uri)
 
     (fetcher,), (engine,) = pod["initContainers"], pod["containers"]
-    assert fetcher["command"] == ["quire", "fetch", uri, "/weights", "--link=/run/quire/model", "--status-port=8000"]
+    assert fetcher["command"] == ["quire", "fetch", uri, "/weights", "--link=/run/quire/model"]
+    assert {"name": "QUIRE_FETCH_STATUS_PORT", "value": "8000"} in fetcher["env"]
     assert "--model=/run/quire/model" in engine["command"]
     mounts = [{m["name"]: m["mountPath"] for m in c["volumeMounts"]} for c in (fetcher, engine)]
     assert mounts[0].items() <= mounts[1].items()

@@ -45,7 +45,7 @@ class Parallelism(Strict):
         ge=1,
         le=16,
         description="Nodes that one engine is on, each with a pod that has as many of the devices as the others: a model that is too large for a node. "
-        "On a cluster with LeaderWorkerSet; it stays as it is once there are engines. Default: 1.",
+        "On a cluster with LeaderWorkerSet; it stays as the resource was made with. Default: 1.",
         examples=[2],
     )
 

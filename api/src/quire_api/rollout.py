@@ -18,7 +18,7 @@ class Rollout(Strict):
     strategy: Literal["Auto", "SurgeFirst", "TerminateFirst"] = Field(
         "Auto",
         description="`SurgeFirst` starts a new engine before an old one goes, which needs room for one more; `TerminateFirst` ends an old one first, "
-        "which with one replica interrupts. `Auto` surges, and ends an old one first when the new pod found no place for 30 s. Default: Auto.",
+        "which with one replica interrupts. `Auto` surges, and ends an old one first when the new pod found no place for 30 s. One engine alone on several nodes ends first, whatever is said here. Default: Auto.",
         examples=["TerminateFirst"],
     )
     progress_deadline: Duration = Field(

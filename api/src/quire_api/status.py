@@ -88,7 +88,7 @@ class WeightsStatus(Strict):
         None,
         ge=0,
         le=100,
-        description="How much has come, in steps of 10, to the engine that is furthest behind; 100: none fetches any more. Absent: none has said yet.",
+        description="How much has come, in steps of 10, to the engine that is furthest behind of those that have said; 100: none fetches any more. Absent: none has said yet.",
     )
     bytes_per_second: int = Field(0, ge=0, description="How fast, when it reached that step.")
     message: str = Field("", max_length=512, description="Which engine, and what it does.")

@@ -1,6 +1,7 @@
 """The arguments of `quire fetch` and its other forms, and what their values mean. Nothing is done here."""
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def _add_fetch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", metavar="REVISION", default="", help="what `resolve` said; if the source is another one by now, it is an error")  # fmt: skip
     parser.add_argument("--link", metavar="PATH", help="make this a link to the model's folder once it is finished")
     parser.add_argument("--status-file", metavar="PATH", help="keep the progress there, as a line of JSON")
-    parser.add_argument("--status-port", metavar="PORT", help="answer the same line there over HTTP")
+    parser.add_argument("--status-port", metavar="PORT", default=os.environ.get("QUIRE_FETCH_STATUS_PORT") or None, help="answer the same line there over HTTP (default: QUIRE_FETCH_STATUS_PORT)")  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
     parser.add_argument("--json", action="store_true", help="print the folder as JSON")
 

@@ -1,10 +1,11 @@
 """Asks the containers that fetch weights how far they are, and wakes the planner at each step.
 
-`quire fetch --status-port` answers; whoever does not is asked again. Rule: what is kept changes with the phase and with each
+`quire fetch` answers; whoever does not is asked again. Rule: what is kept changes with the phase and with each
 tenth, and not with every byte, so that the status does not tick.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from quire_operator.planner.observed import Progress
 from quire_operator.reconcile import ResourceKey
 
 __all__ = ["Fetches", "Fetching"]
+
+log = logging.getLogger("quire.fetches")
 
 EVERY_S = 5.0
 TIMEOUT_S = 2.0
@@ -40,7 +43,10 @@ class Fetches:
     async def run(self) -> None:
         """For ever."""
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except Exception:  # what one look stumbles over must not end all
+                log.exception("cannot ask how far weights are")
             await asyncio.sleep(EVERY_S)
 
     async def look(self) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from quire_operator.planner.failures import lasting
 from quire_operator.planner.observed import Failure, Instance, NoPlace, Progress, Scaler
 from quire_operator.planner.revisions import revision_id
 from quire_operator.render.kubernetes import PORT
@@ -61,13 +62,17 @@ def _group(pod: Object) -> str | None:
 
 
 def _whole(leader: Instance, workers: Sequence[Instance]) -> Instance:
-    if leader.ready or not workers:
-        return leader
+    """A worker runs while it waits for the others, so that being ready says nothing: it is asked how it ended as long as its leader does not serve."""
+    if leader.ready:
+        return replace(leader, failure=None)
     parts = (leader, *workers)
+    failures = [
+        replace(part.failure, pod=part.name if part is not leader else "") for part in parts if part.failure is not None
+    ]
     fetching = [part for part in parts if part.fetching]
     return replace(
         leader,
-        failure=next((part.failure for part in parts if part.failure is not None), None),
+        failure=next((failure for failure in failures if lasting(failure)), next(iter(failures), None)),
         no_place=next((part.no_place for part in parts if part.no_place is not None), None),
         fetching=bool(fetching),
         progress=min((p.progress for p in fetching if p.progress), key=lambda each: each.percent, default=None),
@@ -84,7 +89,7 @@ def _instance(pod: Object, revision: str | None, asked: Asked) -> Instance:
         name=pod["metadata"]["name"],
         current=revision_id(pod) == revision,
         ready=ready,
-        failure=None if ready else next((f for f in failures if f), None),
+        failure=next((f for f in failures if f), None),
         no_place=_no_place(pod),
         fetching=fetching(pod),
         progress=asked.progress(pod["metadata"].get("uid", "")) if fetching(pod) else None,

@@ -116,7 +116,7 @@ def _passing(instances: Iterable[Instance]) -> Verdict | None:
         reason, often = passing(failure), ""
         if failure.again and reason is Reason.RESTARTING:
             reason, often = Reason.CRASH_LOOP, " again and again"
-        words = f"{instance.name} ended{often} and is started again: {told(failure, reason)}"
+        words = f"{failure.pod or instance.name} ended{often} and is started again: {told(failure, reason)}"
         return Verdict.working(reason, words[:MESSAGE_MAX])
     for instance in instances:
         if instance.no_place is not None:
@@ -140,7 +140,7 @@ def _permanent(instances: Iterable[Instance]) -> Verdict | None:
         if failure is None or not instance.current:
             continue
         if (reason := lasting(failure)) is not None:
-            return Verdict.stalled(reason, f"{instance.name}: {told(failure, reason)}")
+            return Verdict.stalled(reason, f"{failure.pod or instance.name}: {told(failure, reason)}")
     return None
 
 

@@ -13,7 +13,18 @@ Rule: all of this is arithmetic on `Memory`. No clock, no resource, no knowledge
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["EngineLoad", "Look", "Memory", "Moment", "Peak", "capacity", "mean_tokens", "offered", "remember"]
+__all__ = [
+    "EngineLoad",
+    "Look",
+    "Memory",
+    "Moment",
+    "Peak",
+    "capacity",
+    "carries",
+    "mean_tokens",
+    "offered",
+    "remember",
+]
 
 FORGET_S = 120.0  # half-life of what is known of service times and sizes
 SATURATED_KEPT = 60  # looks at engines that were full
@@ -188,11 +199,18 @@ def mean_tokens(memory: Memory) -> float:
 
 
 def capacity(memory: Memory) -> float | None:
-    """Tokens in flight that one engine is to carry; None while nothing is known of it."""
+    """Tokens in flight that one engine is to be given: of what it carries, as much as first tokens in time leave it."""
+    most = carries(memory)
+    return max(1.0, memory.trim * most) if most is not None else None
+
+
+def carries(memory: Memory) -> float | None:
+    """Tokens in flight that one engine carries, as far as was seen; None while nothing is known of it. Never trimmed: this is what
+    is told, and what is learned from it after a restart."""
     known = sorted(memory.full)
     seen = known[min(len(known) - 1, int(FULL_QUANTILE * len(known)))] if known else memory.learned
     bounds = [value for value in (seen, memory.bound) if value]
-    return max(1.0, memory.trim * min(bounds)) if bounds else None  # whatever a KV cache says of itself
+    return max(1.0, min(bounds)) if bounds else None  # whatever a KV cache says of itself
 
 
 def offered(memory: Memory, window_s: float, horizon_s: float) -> float:

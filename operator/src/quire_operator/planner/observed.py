@@ -54,6 +54,7 @@ class Failure:
     cause: str = ""  # the machine's word for it: OOMKilled, ImagePullBackOff, ...
     container: str = "engine"
     again: bool = False  # it has ended so often that there is a pause before each start
+    pod: str = ""  # of an engine on several nodes, where it is not its leader's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

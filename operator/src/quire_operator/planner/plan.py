@@ -25,7 +25,7 @@ from quire_operator.planner.rollout import Roll, frozen, roll_out
 from quire_operator.planner.running import Facts, facts_of, held_facts, live, opened
 from quire_operator.planner.scaling import condition, replicas, tell
 from quire_operator.planner.standing import available, degraded, with_standing
-from quire_operator.planner.workloads import is_workload, rolled
+from quire_operator.planner.workloads import GROUPS, is_workload, least_unavailable, rolled
 from quire_operator.render.weights import pinned
 
 __all__ = ["Action", "Apply", "Create", "Delete", "Desired", "Plan", "Scale", "Weigh", "digest", "plan"]
@@ -158,7 +158,7 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
         serving=f"{workload.updated_ready}/{wanted}",
         children=tuple(Child(kind=key.kind, name=key.name) for key in sorted(map(key_of, desired.objects))),
         model=about.model,
-        weights=arriving(observed.instances),
+        weights=arriving(observed.instances, standing.weights),
         revision=roll.status if roll is not None else _at_rest(standing, desired),
         autoscaling=standing.autoscaling,
         conditions=with_standing(standing.conditions, conditions, generation, now),
@@ -169,12 +169,12 @@ def plan(resource: Manifest, observed: Observed, render: Callable[[LLMDeployment
 
 
 def _keep_nodes(deployment: LLMDeployment, observed: Observed) -> None:
-    """InvalidInput where engines would have to go before those come that take their place."""
+    """InvalidInput for another number than there is an object for, even at zero engines: those of old would have to go before others come."""
     there, wanted = observed.workload.nodes, deployment.spec.parallelism.nodes
     if there not in (None, wanted):
         raise InvalidInput(
             [
-                f"spec.parallelism.nodes: engines are on {there} {'node' if there == 1 else 'nodes'} each, and that is not changed under them: "
+                f"spec.parallelism.nodes: engines of this resource are made for {there} {'node' if there == 1 else 'nodes'} each, and that is not changed, with or without engines: "
                 f"set it back to {there}, or make another LLMDeployment with {wanted} and then delete this one"
             ]
         )
@@ -219,7 +219,8 @@ def _back(desired: Desired, standing: DeploymentStatus, observed: Observed) -> M
     if good is None or workload.revision in ("", good.id):
         return None
     manifest = next(filter(is_workload, desired.objects))
-    return rolled(manifest, good.template, 1 if workload.unavailable else 0)
+    least = least_unavailable(manifest, desired.replicas or 0)
+    return rolled(manifest, good.template, 1 if workload.unavailable else least)
 
 
 def _of(roll: Roll, desired: Desired) -> Desired:
@@ -260,8 +261,9 @@ def diff(desired: Desired, observed: Observed, uid: str, held: Held | None = Non
             and (state is not None or not stays)
             and (state is None or state.replicas != desired.replicas)
         ):
-            if state is not None and (state.replicas or 0) > desired.replicas and observed.decision is not None:
-                work = observed.decision.work
+            decision = observed.decision if key.kind != GROUPS else None  # of groups those with the highest numbers go
+            if state is not None and (state.replicas or 0) > desired.replicas and decision is not None:
+                work = decision.work
                 actions += [Weigh(Key("Pod", i.name), work[i.name]) for i in observed.instances if i.name in work]
             actions.append(Scale(key, desired.replicas))
     for key, state in sorted(observed.objects.items()):

@@ -26,7 +26,7 @@ from quire_operator.planner.conditions import Verdict, trouble
 from quire_operator.planner.failures import refusal
 from quire_operator.planner.observed import Instance, Manifest, Observed, Revision
 from quire_operator.planner.revisions import as_object, edit_digest, engine_of, revision_id, wanted
-from quire_operator.planner.workloads import rolled, template_of
+from quire_operator.planner.workloads import GROUPS, least_unavailable, rolled, template_of
 
 __all__ = ["Roll", "frozen", "roll_out"]
 
@@ -60,7 +60,10 @@ def roll_out(
     if giving_up:
         status, overdue = _give_up(deployment, status, observed), False
     target = asked if giving_up or status.failed is None else history.get(status.last_good, asked)
-    unavailable = _unavailable(deployment, target, status, before.last_good, observed, now)
+    unavailable = max(
+        least_unavailable(workload, deployment.spec.replicas),
+        _unavailable(deployment, target, status, before.last_good, observed, now),
+    )
     last_good = [history[status.last_good]] if status.last_good in history and status.last_good != asked.id else []
     return Roll(
         workload=rolled(workload, target.template, unavailable),
@@ -209,7 +212,7 @@ def _conditions(
         )
         if unavailable and status.last_good:
             alone = ", and none serves meanwhile" if deployment.spec.replicas == 1 else ""
-            words = f"{count}; an old engine ends before a new one starts{_why(deployment, observed.instances)}{alone}"
+            words = f"{count}; an old engine ends before a new one starts{_why(deployment, fresh, observed.instances)}{alone}"
             yield _progressing(True, Reason.TERMINATING_FIRST, words)
         else:
             yield _progressing(True, Reason.ROLLING_OUT, count)
@@ -225,9 +228,11 @@ def _conditions(
         )
 
 
-def _why(deployment: LLMDeployment, instances: Iterable[Instance]) -> str:
+def _why(deployment: LLMDeployment, workload: Manifest, instances: Iterable[Instance]) -> str:
     if deployment.spec.rollout.strategy == "TerminateFirst":
         return ", as spec.rollout.strategy says"
+    if least_unavailable(workload, deployment.spec.replicas):
+        return f", as a {GROUPS} of one group does"
     words = next((i.no_place.message for i in instances if i.current and i.no_place is not None), "")
     return ", for there is no room for one more" + (f" ({words})" if words else "")
 

@@ -10,7 +10,7 @@ from quire_api.reasons import REASONS, ConditionType, Reason, ScaleReason
 from quire_api.status import AutoscalingStatus, Condition, DeploymentStatus, ScaleEvent, ScaleInputs
 from quire_operator.planner.autoscale import Inputs, Policy, ScaleDecision
 from quire_operator.planner.conditions import MESSAGE_MAX
-from quire_operator.planner.demand import Memory
+from quire_operator.planner.demand import Memory, carries
 from quire_operator.planner.observed import Scaler
 
 __all__ = ["condition", "policy_of", "recall", "replicas", "tell"]
@@ -96,7 +96,7 @@ def tell(
         history = (event, *history)[:HISTORY]
     return AutoscalingStatus(
         desired=wanted,
-        capacity_tokens=int(_news(before.capacity_tokens, decision.inputs.capacity)),
+        capacity_tokens=round(_news(before.capacity_tokens, carries(decision.memory))),
         cold_start=_cold_start(before.cold_start, decision.memory.cold_start_s),
         history=history,
     )

@@ -11,9 +11,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from quire_operator.planner.observed import Manifest
-from quire_operator.render.names import ROLE_LABEL, WORKER
+from quire_operator.render.names import NODES_LABEL, ROLE_LABEL, WORKER
 
-__all__ = ["GROUPS", "WORKLOADS", "is_workload", "nodes_of", "rolled", "strategy", "stub", "template_of", "worker_of"]
+__all__ = [
+    "GROUPS",
+    "WORKLOADS",
+    "is_workload",
+    "least_unavailable",
+    "nodes_of",
+    "rolled",
+    "strategy",
+    "stub",
+    "template_of",
+    "worker_of",
+]
 
 GROUPS = "LeaderWorkerSet"
 WORKLOADS = ("Deployment", GROUPS)
@@ -42,9 +53,14 @@ def template_of(workload: Mapping[str, Any]) -> Manifest:
 
 
 def nodes_of(workload: Mapping[str, Any]) -> int:
-    """That each of its engines is on."""
+    """That each of its engines was made for: a size that somebody has edited since is to be put right, and is no wish of the resource."""
     if workload["kind"] != GROUPS:
         return 1
+    written = (workload["metadata"].get("labels") or {}).get(NODES_LABEL, "")
+    return int(written) if written.isdecimal() else _size_of(workload)
+
+
+def _size_of(workload: Mapping[str, Any]) -> int:
     return int(((workload.get("spec") or {}).get("leaderWorkerTemplate") or {}).get("size", 1))
 
 
@@ -56,6 +72,12 @@ def rolled(workload: Manifest, template: Manifest, unavailable: int) -> Manifest
     pods = {**spec["leaderWorkerTemplate"], "leaderTemplate": template, "workerTemplate": worker_of(template)}
     rollout = {"type": "RollingUpdate", "rollingUpdateConfiguration": _bounds(unavailable)}
     return {**workload, "spec": {**spec, "rolloutStrategy": rollout, "leaderWorkerTemplate": pods}}
+
+
+def least_unavailable(workload: Mapping[str, Any], replicas: int) -> int:
+    """Engines that have to be missing while it is rolled out. One group alone is never replaced once another came first: its
+    controller keeps that one until the old one is new, and the old one until that one is gone."""
+    return 1 if workload["kind"] == GROUPS and replicas <= 1 else 0
 
 
 def worker_of(template: Manifest) -> Manifest:
@@ -79,7 +101,7 @@ def stub(workload: Manifest) -> Manifest:
     """What validation demands and no more, without an engine: whoever posts it co-owns it for ever."""
     pod = {"spec": {"containers": [_named(template_of(workload))]}}
     if workload["kind"] == GROUPS:
-        pods = {"size": nodes_of(workload), "workerTemplate": pod}
+        pods = {"size": _size_of(workload), "workerTemplate": pod}
         spec: Mapping[str, Any] = {"replicas": 0, "leaderWorkerTemplate": pods}
     else:
         selector = workload["spec"]["selector"]

@@ -3,7 +3,7 @@
 ServiceAccount         without a token: engines talk to no API server
 Service                one address for all that serve
 Service NAME-engines   headless: the address of each one
-NetworkPolicy          the ports that the pods name are open to all, and nothing else but what pods of one engine say to each other
+NetworkPolicy          the ports that the pods name are open to all, and nothing else; on several nodes all pods of the resource reach each other at any port
 PodDisruptionBudget    where there may be more than one; for one alone it would only hold up node drains
 """
 

@@ -7,6 +7,7 @@ others are. The leader is the engine that is asked; workers compute along, are a
 from quire_api.deployment import LLMDeployment
 from quire_api.errors import InvalidInput
 from quire_operator.planner.workloads import GROUPS, rolled
+from quire_operator.render.names import NODES_LABEL
 from quire_operator.render.objects import Manifest, owned
 from quire_operator.settings import OperatorSettings
 
@@ -33,4 +34,5 @@ def leader_worker_set(
     }
     spec = {"startupPolicy": "LeaderCreated", "leaderWorkerTemplate": pods}
     workload = owned(deployment, API_VERSION, GROUPS, f"{deployment.metadata.name}-nodes", spec=spec)
+    workload["metadata"]["labels"][NODES_LABEL] = str(deployment.spec.parallelism.nodes)
     return dict(rolled(workload, template, unavailable))

@@ -28,6 +28,8 @@ PORT = 8000
 PRESTOP_S = 5  # until every kube-proxy and router has taken the pod's address out
 MARGIN_S = 15  # after the drain: error events, closing, exit
 USER = 10001  # Dockerfile.engine makes it
+# A variable and no flag, which an image of the user's may not know. The engine's port, which comes after it: what may reach the one may ask the other.
+TELLS = {"QUIRE_FETCH_STATUS_PORT": str(PORT)}
 ENVIRONMENT = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}
 
 
@@ -140,6 +142,7 @@ def _fetching(deployment: LLMDeployment, settings: OperatorSettings, weights: We
     return {
         **fetcher,
         "command": weights.command,
+        "env": _variables({**ENVIRONMENT, **TELLS}),
         **({"envFrom": weights.env_from} if weights.env_from else {}),
         "volumeMounts": [*fetcher["volumeMounts"], *map(dict, weights.mounts)],
     }

@@ -5,6 +5,7 @@ from quire_api.deployment import GROUP, LLMDeployment
 __all__ = [
     "ATTEMPT_LABEL",
     "ENGINE",
+    "NODES_LABEL",
     "OURS",
     "OWNER_LABEL",
     "RESOLVER",
@@ -21,6 +22,7 @@ ENGINE = "engine"  # roles of pods
 WORKER = "worker"  # of an engine on several nodes: all but the first
 RESOLVER = "resolve"
 REVISION_LABEL = f"{GROUP}/revision"  # of a pod: digest of the template it came from
+NODES_LABEL = f"{GROUP}/nodes"  # of a LeaderWorkerSet: that its groups were made for
 ATTEMPT_LABEL = f"{GROUP}/attempt"  # of a Job: how many before it failed
 MANAGED = {"app.kubernetes.io/managed-by": "quire"}
 OURS = ",".join(f"{name}={value}" for name, value in MANAGED.items())  # what the operator's lists and watches select

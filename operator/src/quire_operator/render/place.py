@@ -31,19 +31,21 @@ def place_engine(deployment: LLMDeployment, profile: AcceleratorProfile) -> Mani
     placed = _placed(nodes, (*tolerations, *_of_a_lost_node(tolerations)), scheduling.priority_class_name)
     if scheduling.topology_spread == "none":
         return placed
-    spread = {
+    spread: Manifest = {
         "maxSkew": 1,
         "topologyKey": TOPOLOGY[scheduling.topology_spread],
         "whenUnsatisfiable": "ScheduleAnyway",  # where GPUs are free matters more
         "labelSelector": {"matchLabels": selector(deployment)},
-        "matchLabelKeys": ["pod-template-hash"],  # those of an older revision are about to go
     }
+    if deployment.spec.parallelism.nodes == 1:  # pods of groups have no such label
+        spread["matchLabelKeys"] = ["pod-template-hash"]  # those of an older revision are about to go
     return {**placed, "topologySpreadConstraints": [spread]}
 
 
 def _of_a_lost_node(said: Iterable[Toleration]) -> Iterator[Toleration]:
-    """For how long an engine stays on a node that does not answer; whoever names such a taint, or all of them, has said it."""
-    named = {toleration.key for toleration in said}
+    """For how long an engine stays on a node that does not answer; whoever names such a taint, or all of them, has said it,
+    but for an effect that ends nothing."""
+    named = {toleration.key for toleration in said if toleration.effect in (None, "NoExecute")}
     for key in LOST:
         if not named & {key, None}:
             yield Toleration(key=key, operator="Exists", effect="NoExecute", toleration_seconds=LOST_AFTER_S)

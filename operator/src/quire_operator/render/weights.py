@@ -17,7 +17,6 @@ __all__ = ["WeightsPlan", "choice_of", "pinned", "plan_weights", "secret_of"]
 
 STORE, LINKS = "/weights", "/run/quire"
 MODEL = f"{LINKS}/model"
-STATUS_PORT = "--status-port=8000"  # the engine's, which comes after it: what may reach the one may ask the other
 
 
 class PinnedSource(Source):
@@ -59,7 +58,7 @@ def plan_weights(deployment: LLMDeployment) -> WeightsPlan:
     store = {"emptyDir": {}} if cache is None else {"persistentVolumeClaim": {"claimName": cache.claim_name}}
     return WeightsPlan(
         model=MODEL,
-        command=["quire", "fetch", *_at_revision(source), STORE, f"--link={MODEL}", STATUS_PORT, *choice_of(source)],
+        command=["quire", "fetch", *_at_revision(source), STORE, f"--link={MODEL}", *choice_of(source)],
         env_from=secret_of(source),
         environment={"HF_HUB_OFFLINE": "1"},
         volumes=[{"name": "weights", **store}, {"name": "model", "emptyDir": {}}],
