@@ -285,6 +285,19 @@ def test_what_is_saved_is_known_before_a_number_is_read(method: str, saved: Any)
     assert (said > 0) == (method not in UNEVEN)
 
 
+def test_nothing_is_saved_by_a_router_in_few_bits(tmp_path: Path) -> None:
+    """Which experts a token goes to is asked of plain matrices."""
+    said = {"quant_method": "fp8"}
+
+    def saved_by(name: str) -> int:
+        weight, scale = torch.zeros(64, 64, dtype=torch.float8_e4m3fn), torch.ones(1)
+        save_file({f"{name}.weight": weight, f"{name}.weight_scale": scale}, tmp_path / "model.safetensors")
+        return saved_bytes(tmp_path, torch.float32, scheme_of(said), ALL)
+
+    assert saved_by("model.layers.0.mlp.gate") == 0
+    assert saved_by("model.layers.0.mlp.gate_proj") > 0
+
+
 def test_what_is_saved_makes_room(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     shape = read_spec(saved("awq")[0]).shape
     monkeypatch.setattr("quire_engine.runtime.room.free_bytes", lambda device: shape.weight_bytes("float32"))

@@ -29,7 +29,7 @@ __all__ = ["DummyWeights", "Weights", "saved_bytes"]
 DERIVED = (".rotary_emb.inv_freq", ".position_ids")  # older checkpoints keep what follows from config.json
 SPREAD = {Kind.INT4: 3.0, Kind.INT8: 40.0, Kind.FP8: 64.0}  # deviation of made up numbers, which their scale makes 0.02
 RANGE = {Kind.INT4: (-8, 7), Kind.INT8: (-128, 127)}
-PLAIN = ("embed_tokens.", ".experts.")  # in names of matrices which no layer takes in few bits
+PLAIN = ("embed_tokens.", ".experts.", ".gate.")  # in names of matrices which no layer takes in few bits
 FORMATS = {"F32", "BF16", "F16"}  # as safetensors calls them
 
 
@@ -86,7 +86,7 @@ class Weights:
         dim: int = 0,
     ) -> Tensor:
         """The tensor, on the device, in the wanted format: the model's, if none is named. `shape` is that of the file; of
-        dimension `dim` only this part is read."""
+        dimension `dim` only this part is read. A matrix which is taken so is plain: PLAIN has to name it."""
         return next(self._read(name, shape, [()], dtype, part, dim))
 
     def parts(
