@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes.kernels import KERNELS
 from torch import Tensor
 
 from quire_engine.ops.reference import reference_ops
@@ -90,6 +91,15 @@ def test_without_a_gpu_it_says_so() -> None:
 
     assert done.returncode == 1
     assert "torch sees no GPU here" in done.stderr
+
+
+@pytest.mark.usefixtures("gpu_modules")
+def test_every_kernel_of_ours_has_its_kind() -> None:
+    from loads import kind_of  # type: ignore[import-not-found]
+
+    assert {kind: {name for name in names if kind_of(name) == kind} for kind, names in KERNELS.items()} == KERNELS
+    assert kind_of("void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float, at_sum>>") == "between products"
+    assert kind_of("nvjet_tst_128x64_64x8") == "products"
 
 
 @pytest.mark.usefixtures("gpu_modules")

@@ -22,10 +22,12 @@ from quire_engine import LLM, SamplingParams
 from quire_engine.build import build_engine
 from quire_engine.core.step import StepPlan
 from quire_engine.errors import ConfigFailure, RankLost
-from quire_engine.process import wary
-from quire_engine.process.gate import Gate, knock, own_address
+from quire_engine.process import gate, wary
+from quire_engine.process.crew import Crew
+from quire_engine.process.gate import Gate, Guests, knock, own_address, read_line, write_line
 from quire_engine.process.link import Loaded, Step
 from quire_engine.process.muster import muster
+from quire_engine.process.node import run_ranks
 from quire_engine.process.nodes import Nodes, nodes_of
 
 LWS = {"LWS_GROUP_SIZE": "2", "LWS_WORKER_INDEX": "1", "LWS_LEADER_ADDRESS": "leader.group"}
@@ -58,7 +60,7 @@ def test_what_no_flag_says_the_leader_worker_set_says() -> None:
             {},
             "--nnodes 3 does not divide the 4 ranks .* take one of 1, 2, 4$",
         ),
-        ({"tensor_parallel_size": 1}, LWS, "--nnodes 2 does not divide the 1 ranks"),
+        ({"tensor_parallel_size": 1}, LWS, "^LWS_GROUP_SIZE=2 in the environment does not divide the 1 ranks"),
         ({"nnodes": 2, "tensor_parallel_size": 2}, {}, "--nnodes 2 without --master-addr: give the address"),
         (
             {"nnodes": 2, "node_rank": 2, "tensor_parallel_size": 2},
@@ -66,6 +68,11 @@ def test_what_no_flag_says_the_leader_worker_set_says() -> None:
             "--node-rank 2 is none of --nnodes 2: .* 0 to 1",
         ),
         ({"node_rank": 1}, {}, "--node-rank 1 is none of --nnodes 1"),
+        (
+            {"tensor_parallel_size": 2},
+            {**LWS, "LWS_WORKER_INDEX": "5"},
+            "^LWS_WORKER_INDEX=5 in the environment is none of LWS_GROUP_SIZE=2",
+        ),
         ({}, {"LWS_GROUP_SIZE": "two"}, "LWS_GROUP_SIZE is 'two' in the environment"),
     ],
 )
@@ -89,7 +96,7 @@ def group(count: int = 2, node: int = 0, ranks: int = 2) -> Nodes:
 
 def test_who_is_no_node_is_sent_away_and_others_still_come() -> None:
     ours = group()
-    gate = Gate(ours)
+    door = Gate(ours)
     answers: list[Any] = []
     opened: list[socket.socket] = []
 
@@ -110,7 +117,7 @@ def test_who_is_no_node_is_sent_away_and_others_still_come() -> None:
 
     visit = threading.Thread(target=guests, daemon=True)
     visit.start()
-    came = gate.admit(4711, 20)
+    came = door.admit(4711, 20)
     visit.join()
     for sock in (*opened, *came.nodes.values(), *came.ranks.values()):
         sock.close()
@@ -118,6 +125,111 @@ def test_who_is_no_node_is_sent_away_and_others_still_come() -> None:
     assert "node 0 has 2 nodes with 2 ranks, node 1 4 with 4: give all the same flags" in answers[0]
     assert answers[1] == {"store_port": 4711}
     assert (list(came.nodes), list(came.ranks)) == ([1], [1])
+
+
+def test_a_guest_that_dawdles_or_talks_nonsense_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "HELLO_S", 0.3)
+    ours, over = group(), threading.Event()
+    door = Gate(ours)
+    hello = {"node": 1, "nodes": 2, "ranks": 2}
+    nonsense = [
+        b"[" * 9000, b"[]", b'"node"', b"7", *(json.dumps({**hello, "node": node}).encode() for node in (1.5, True, [1])),
+        *(json.dumps({"rank": rank}).encode() for rank in (1.0, [1], 1)),  # rank 1 comes before its node
+    ]  # fmt: skip
+    opened = [socket.create_connection((ours.address, ours.port)) for _ in nonsense]
+    for sock, said in zip(opened, nonsense, strict=True):
+        sock.sendall(said + b"\n")
+    dawdler = socket.create_connection((ours.address, ours.port))
+
+    def dawdle() -> None:
+        with contextlib.suppress(OSError):
+            while not over.wait(0.1):
+                dawdler.sendall(b" ")
+
+    def come() -> None:
+        opened.extend(knock(ours, said)[0] for said in (hello, {"rank": 1}))
+
+    visits = [threading.Thread(target=each, daemon=True) for each in (dawdle, come)]
+    for visit in visits:
+        visit.start()
+    came = door.admit(4711, 20)
+    over.set()
+    for visit in visits:
+        visit.join()
+    for sock in (*opened, dawdler, *came.nodes.values(), *came.ranks.values()):
+        sock.close()
+
+    assert (list(came.nodes), list(came.ranks)) == ([1], [1])
+
+
+def test_a_number_is_given_again_when_who_had_it_has_ended() -> None:
+    ours, refusals, opened = group(), list[str](), list[socket.socket]()
+    door = Gate(ours)
+    hello = {"node": 1, "nodes": 2, "ranks": 2}
+
+    def come() -> None:
+        first, _ = knock(ours, hello)
+        try:
+            knock(ours, hello)
+        except ConfigFailure as refusal:
+            refusals.append(str(refusal))
+        first.close()
+        opened.extend(knock(ours, said)[0] for said in (hello, {"rank": 1}))
+
+    visit = threading.Thread(target=come, daemon=True)
+    visit.start()
+    came = door.admit(4711, 20)
+    visit.join()
+    for sock in (*opened, *came.nodes.values(), *came.ranks.values()):
+        sock.close()
+
+    assert refusals == ["there is a node 1 already: give each machine a --node-rank of its own"]
+
+
+@pytest.mark.parametrize(
+    "words", [b"[1]\n", b"7\n", b'{"reason": ', b'{"reason": "r", "exit_code": [1]}\n', b"[" * 9000 + b"\n"]
+)
+def test_last_words_that_are_none_are_an_end_too(words: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    heard, lost = list[str](), threading.Event()
+
+    def hear(failure: Exception) -> None:
+        heard.append(str(failure))
+        lost.set()
+
+    crew = Crew(1, 1, [], hear, Guests(nodes={1: ours}))
+    theirs.sendall(words)
+    told = lost.wait(5)
+    crew.close()
+    ours.close()
+    theirs.close()
+
+    assert told
+    assert heard == ["node 1 has ended, or cannot be reached any more"]
+
+
+@pytest.mark.parametrize("words", [b'{"reason', b"[1]\n"])
+def test_a_first_node_that_breaks_off_has_ended(words: bytes) -> None:
+    ours = replace(group(), node=1)
+
+    def lead() -> None:
+        with socket.create_server((ours.address, ours.port)) as listener:
+            control, _ = listener.accept()
+            read_line(control)
+            write_line(control, {"store_port": 1})
+            link, _ = listener.accept()
+            read_line(link)
+            write_line(link, {})
+            control.sendall(words)
+            control.recv(1)
+            control.close()
+            link.close()
+
+    leader = threading.Thread(target=lead, daemon=True)
+    leader.start()
+    with pytest.raises(RankLost, match=r"node 0, at .* has ended, or cannot be reached any more"):
+        run_ranks(ours, ["--model=builtin://quire-tiny"], lambda: None)
+    leader.join()
 
 
 def test_a_node_that_does_not_come_is_named() -> None:

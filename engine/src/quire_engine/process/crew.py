@@ -6,7 +6,6 @@ of other machines are there already (gate.py), and so is a connection to each ma
 
 import contextlib
 import dataclasses
-import json
 import os
 import select
 import socket
@@ -135,9 +134,13 @@ class Crew:
     def _judge(self, kin: Kin) -> None:
         """One has ended, and perhaps by now others because of it: whoever said why, or was killed, was the first."""
         time.sleep(CASCADE_S)
-        ended = kin.ended() + [last for node, link in self._nodes.items() if (last := _last_words(node, link))]
-        self._failure = min(ended, key=lambda each: each[0])[1]
-        self._judged.set()
+        unclear = RankLost("a rank has ended, and nobody knows why", 1)
+        try:
+            ended = kin.ended() + [last for node, link in self._nodes.items() if (last := _last_words(node, link))]
+            self._failure = min(ended, key=lambda each: each[0], default=(3, unclear))[1]
+        except (OSError, ValueError, TypeError, KeyError):  # of last words that are none
+            self._failure = unclear
+        self._judged.set()  # whatever came: others wait for the verdict
         self._dismiss()
         if not self._closing:
             self._lost(self._failure)
@@ -193,7 +196,7 @@ def _last_words(node: int, link: socket.socket) -> tuple[int, EngineFailure] | N
     if not has_news.poll(0):
         return None
     try:
-        last = json.loads(read_line(link))
-        return 0, RankLost(f"node {node}: {last['reason']}", last["exit_code"])
-    except (OSError, EOFError, ValueError, KeyError):
+        last = read_line(link, CASCADE_S)
+        return 0, RankLost(f"node {node}: {last['reason']}", int(last["exit_code"]))
+    except (OSError, EOFError, ValueError, TypeError, KeyError):
         return 1, RankLost(f"node {node} has ended, or cannot be reached any more", 1)

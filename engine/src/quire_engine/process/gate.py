@@ -7,6 +7,7 @@ vanished without a word is known within LOST_S.
 
 import json
 import logging
+import select
 import socket
 import time
 from dataclasses import dataclass, field
@@ -71,34 +72,45 @@ class Gate:
 
     def _greet(self, guest: socket.socket, guests: Guests, store_port: int) -> None:
         _keep_asking(guest)
-        guest.settimeout(HELLO_S)
         try:
-            hello = json.loads(read_line(guest))
+            hello = read_line(guest, HELLO_S)
             if "rank" in hello:
-                if hello["rank"] not in range(self._nodes.each, self._nodes.ranks):
+                rank = _number(hello, "rank")
+                if rank not in self._expected(guests):
                     raise ValueError
-                guests.ranks[hello["rank"]] = guest
+                guests.ranks[rank] = guest
                 write_line(guest, {})
-            elif refusal := self._why_not(hello):
+            elif refusal := self._why_not(hello, guests):
                 write_line(guest, {"refused": refusal})
                 guest.close()
                 return
             else:
-                guests.nodes[hello["node"]] = guest  # one that was started again takes its place anew
-                for rank in self._nodes.ranks_of(hello["node"]):
-                    guests.ranks.pop(rank, None)
+                node = _number(hello, "node")
+                for left in (
+                    guests.nodes.pop(node, None),
+                    *(guests.ranks.pop(r, None) for r in self._nodes.ranks_of(node)),
+                ):
+                    if left is not None:
+                        left.close()
+                guests.nodes[node] = guest  # one that has ended and was started again takes its place anew
                 write_line(guest, {"store_port": store_port})
             guest.settimeout(None)
-        except (OSError, EOFError, ValueError, TypeError, KeyError):
+        except (OSError, EOFError, ValueError, KeyError):
             guest.close()  # whoever it is
 
-    def _why_not(self, hello: dict[str, Any]) -> str | None:
+    def _expected(self, guests: Guests) -> set[int]:
+        """Ranks of the nodes that are there."""
+        return {rank for node in guests.nodes for rank in self._nodes.ranks_of(node)} - set(guests.ranks)
+
+    def _why_not(self, hello: dict[str, Any], guests: Guests) -> str | None:
         ours = {"nodes": self._nodes.count, "ranks": self._nodes.ranks}
-        theirs = {name: hello[name] for name in ours}
+        node, theirs = _number(hello, "node"), {name: _number(hello, name) for name in ours}
         if theirs != ours:
-            return f"node 0 has {ours['nodes']} nodes with {ours['ranks']} ranks, node {hello['node']} {theirs['nodes']} with {theirs['ranks']}: give all the same flags"
-        if not 0 < hello["node"] < self._nodes.count:
-            return f"there is no node {hello['node']}"
+            return f"node 0 has {ours['nodes']} nodes with {ours['ranks']} ranks, node {node} {theirs['nodes']} with {theirs['ranks']}: give all the same flags"
+        if not 0 < node < self._nodes.count:
+            return f"there is no node {node}"
+        if node in guests.nodes and not _has_ended(guests.nodes[node]):
+            return f"there is a node {node} already: give each machine a --node-rank of its own"
         return None
 
 
@@ -118,7 +130,7 @@ def knock(nodes: Nodes, hello: dict[str, Any], patience_s: float = PATIENCE_S) -
         _keep_asking(sock)
         write_line(sock, hello)
         sock.settimeout(None)  # it may be busy with others
-        answer = json.loads(read_line(sock))
+        answer = read_line(sock)
     except (OSError, EOFError, ValueError) as error:
         sock.close()
         raise _gone(nodes) from error
@@ -142,18 +154,43 @@ def own_address(nodes: Nodes) -> str:
         ) from None
 
 
-def read_line(sock: socket.socket) -> bytes:
-    """Not a byte more; EOFError when the other end is gone."""
-    line = bytearray()
+def read_line(sock: socket.socket, within_s: float | None = None) -> dict[str, Any]:
+    """What it says, and not a byte more: ValueError if it is no object, EOFError when the other end is gone, TimeoutError."""
+    deadline, line = None if within_s is None else time.monotonic() + within_s, bytearray()
     while not line.endswith(b"\n"):
+        if deadline is not None:
+            if (left := deadline - time.monotonic()) <= 0:
+                raise TimeoutError
+            sock.settimeout(left)
         if not (byte := sock.recv(1)) or len(line) > LONGEST:
             raise EOFError
         line += byte
-    return bytes(line)
+    try:
+        said = json.loads(line)
+    except RecursionError as error:
+        raise ValueError from error
+    if not isinstance(said, dict):
+        raise ValueError
+    return said
 
 
 def write_line(sock: socket.socket, what: dict[str, Any]) -> None:
     sock.sendall(json.dumps(what).encode() + b"\n")
+
+
+def _number(said: dict[str, Any], name: str) -> int:
+    """JSON knows 1.0 and true, too."""
+    number = said[name]
+    if type(number) is not int:
+        raise ValueError
+    return number
+
+
+def _has_ended(node: socket.socket) -> bool:
+    """Or said last words: while others are waited for it has nothing else to say."""
+    has_news = select.poll()
+    has_news.register(node, select.POLLIN)
+    return bool(has_news.poll(0))
 
 
 def _gone(nodes: Nodes) -> EngineFailure:

@@ -4,7 +4,6 @@ Whoever ends says why through the connection of the nodes. Nothing is computed h
 """
 
 import contextlib
-import json
 import logging
 import select
 import socket
@@ -54,18 +53,17 @@ def _wait_for_end(kin: Kin, control: socket.socket, where: str) -> None:
         raise failure
     if _is_over(control, where):
         return
-    raise ended[0][1]
+    raise ended[0][1] if ended else _unreachable(where)  # half a line, of one that is stuck
 
 
 def _is_over(control: socket.socket, where: str) -> bool:
     """Did node 0 end because it was told to? EngineFailure if it is lost, or has lost another."""
-    control.settimeout(CASCADE_S)
     try:
-        last = json.loads(read_line(control))
+        last = read_line(control, CASCADE_S)
     except TimeoutError:
         return False
     except (OSError, EOFError, ValueError):
-        raise RankLost(f"node 0, at {where}, has ended, or cannot be reached any more", 1) from None
+        raise _unreachable(where) from None
     if reason := last.get("reason"):
         raise _lost(reason)
     return True
@@ -73,3 +71,7 @@ def _is_over(control: socket.socket, where: str) -> bool:
 
 def _lost(reason: str) -> EngineFailure:
     return RankLost(f"node 0 has ended: {reason}", 1)
+
+
+def _unreachable(where: str) -> EngineFailure:
+    return RankLost(f"node 0, at {where}, has ended, or cannot be reached any more", 1)

@@ -39,18 +39,20 @@ def nodes_of(config: EngineConfig, environment: Mapping[str, str]) -> Nodes:
     """ConfigFailure if they contradict each other, or something is not said."""
     count = _either(config.nnodes, "LWS_GROUP_SIZE", environment, 1)
     node = _either(config.node_rank, "LWS_WORKER_INDEX", environment, 0)
+    nodes_said = _said("--nnodes", config.nnodes, "LWS_GROUP_SIZE", environment, count)
+    rank_said = _said("--node-rank", config.node_rank, "LWS_WORKER_INDEX", environment, node)
     ranks = config.tensor_parallel_size * config.pipeline_parallel_size
     if not count or ranks % count:
         fitting = ", ".join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)
         raise ConfigFailure(
-            f"--nnodes {count} does not divide the {ranks} ranks that --tensor-parallel-size times "
+            f"{nodes_said} does not divide the {ranks} ranks that --tensor-parallel-size times "
             f"--pipeline-parallel-size make: take one of {fitting}"
         )
     if node >= count:
-        raise ConfigFailure(f"--node-rank {node} is none of --nnodes {count}: they go from 0 to {count - 1}")
+        raise ConfigFailure(f"{rank_said} is none of {nodes_said}: they go from 0 to {count - 1}")
     address = config.master_addr or environment.get("LWS_LEADER_ADDRESS")
     if count > 1 and not address:
-        raise ConfigFailure(f"--nnodes {count} without --master-addr: give the address at which all reach node 0")
+        raise ConfigFailure(f"{nodes_said} without --master-addr: give the address at which all reach node 0")
     own = address if address and count > 1 else HERE
     return Nodes(count=count, node=node, address=own, port=config.master_port, ranks=ranks)
 
@@ -64,3 +66,8 @@ def _either(given: int | None, name: str, environment: Mapping[str, str], otherw
     if not said.isdecimal():
         raise ConfigFailure(f"{name} is {said!r} in the environment, and must be a whole number")
     return int(said)
+
+
+def _said(flag: str, given: int | None, name: str, environment: Mapping[str, str], value: int) -> str:
+    """By the flag, or by the variable that stood in for it."""
+    return f"{name}={value} in the environment" if given is None and name in environment else f"{flag} {value}"
