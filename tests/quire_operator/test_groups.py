@@ -141,6 +141,13 @@ def test_groups_are_spread_without_the_label_that_only_a_deployment_gives() -> N
     assert "matchLabelKeys" not in spread
 
 
+def test_a_name_of_which_labels_of_workers_would_be_too_long_is_refused() -> None:
+    assert LLMDeployment.parse(resource(metadata__name="n" * 40))
+    assert LLMDeployment.parse(resource(metadata__name="n" * 45, spec__parallelism={}))
+    with pytest.raises(InvalidInput, match=r"at most 40 characters where spec.parallelism.nodes is above 1"):
+        LLMDeployment.parse(resource(metadata__name="n" * 41))
+
+
 def test_its_name_leaves_the_service_of_the_model_alone() -> None:
     """LeaderWorkerSet makes a Service of its own name."""
     made = objects()

@@ -49,6 +49,7 @@ API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "LLMDeployment"
 PLURAL = "llmdeployments"
 UPGRADE_ANNOTATION = f"{GROUP}/upgrade"  # the user's: "true" takes what a newer operator would render
+GROUPS_NAME_MAX = 40  # NAME-nodes-0-HASH is a label of workers, with a hash of 10
 NAME_MAX = 45  # what we append to it must still fit a DNS label of 63
 
 ModelName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")]
@@ -339,6 +340,11 @@ class LLMDeployment(Strict):
             message=f"metadata.name must begin with a letter, have only a-z, 0-9 and -, and at most {NAME_MAX} characters, "
             "for it names the Service; model.name may hold anything clients like",
             holds=lambda d: _is_name(d.metadata.name),
+        ),
+        Rule(
+            cel=f"self.metadata.name.size() <= {GROUPS_NAME_MAX} || !has(self.spec.parallelism) || !has(self.spec.parallelism.nodes) || self.spec.parallelism.nodes == 1",
+            message=f"metadata.name must have at most {GROUPS_NAME_MAX} characters where spec.parallelism.nodes is above 1, for labels of the pods are made of it",
+            holds=lambda d: len(d.metadata.name) <= GROUPS_NAME_MAX or d.spec.parallelism.nodes == 1,
         ),
         Rule(
             cel="!has(self.spec.model.aliases) || !(self.metadata.name in self.spec.model.aliases) || has(self.spec.model.name)",
