@@ -28,7 +28,7 @@ CONFINED: dict[str, set[str]] = {
     },
     "yaml": {"quire_operator/documents.py", "quire_operator/cli.py", "quire_api/generate.py", "quire_router/config.py"},
     "torch": {
-        "quire_engine/build.py", "quire_engine/ops/", "quire_engine/layers/", "quire_engine/models/", "quire_engine/runtime/",
+        "quire_engine/build.py", "quire_engine/loading.py", "quire_engine/ops/", "quire_engine/layers/", "quire_engine/models/", "quire_engine/runtime/",
         "quire_engine/sampling/", "quire_engine/quant/",
     },
     "aiohttp": {"quire_operator/local/control.py"},

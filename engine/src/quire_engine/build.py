@@ -1,16 +1,13 @@
-"""The composition root: EngineConfig -> a loaded engine. The only place that reads the config.
+"""The composition root: EngineConfig -> a loaded engine. Only this and loading.py read the config.
 
 Everything below takes parts, not options; to see what an option does, look for it here.
 """
 
-import logging
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Generic, TypeVar
 
 import torch
 
@@ -22,32 +19,28 @@ from quire_engine.core.request import Request, RequestId, TokenParams
 from quire_engine.core.scheduler import Limits, Scheduler
 from quire_engine.core.step import StepPlan
 from quire_engine.engine import Engine, Runner
-from quire_engine.errors import ConfigFailure, EngineFailure, MemoryFailure
+from quire_engine.errors import ConfigFailure, EngineFailure
 from quire_engine.grammars.store import GrammarStore
 from quire_engine.grammars.writable import writable
-from quire_engine.locate import check_hashes, locate_model
-from quire_engine.models import ENCODERS, GENERATORS, Build, CausalLM
-from quire_engine.models.weights import DummyWeights, Weights, saved_bytes
+from quire_engine.loading import LoadedModel, load_model, memory_is_named
+from quire_engine.locate import locate_model
+from quire_engine.models import ENCODERS, GENERATORS, CausalLM
 from quire_engine.ops import Forward, Ops
-from quire_engine.ops.choose import best_ops
 from quire_engine.process.crew import Crew, LedRunner
-from quire_engine.process.gate import own_address
 from quire_engine.process.link import Allotted, Loaded, Pong, Rows
 from quire_engine.process.muster import muster
 from quire_engine.process.nodes import nodes_of
-from quire_engine.quant import form_of, scheme_of
 from quire_engine.runtime.batch import BatchBuilder
 from quire_engine.runtime.embedder import Embedder
 from quire_engine.runtime.follower import Follower, Leader
 from quire_engine.runtime.forecast import Forecaster, operations_of
 from quire_engine.runtime.kv_cache import KVCache
-from quire_engine.runtime.machine import device_of
 from quire_engine.runtime.ranks import ALONE, Ranks
 from quire_engine.runtime.roofline import limits_of, seconds_of
-from quire_engine.runtime.room import check_room, free_for_each
+from quire_engine.runtime.room import free_for_each
 from quire_engine.runtime.runner import ModelRunner
 from quire_engine.runtime.sizing import Sizes, graph_bytes, plan_sizes, share_of, split_bytes, swap_cost
-from quire_engine.runtime.together import Join, Together, open_store
+from quire_engine.runtime.together import Join, open_store
 from quire_engine.sampling.grammar import GrammarMask
 from quire_engine.sampling.sampler import Sampler
 from quire_engine.spec import ModelSpec, read_spec
@@ -64,11 +57,6 @@ __all__ = [
 ]
 
 COMPILES_ALL = 600  # tokens of the first prompt on a GPU: kernels for prompts, and for contexts in several parts
-
-log = logging.getLogger("quire.engine")
-
-Model = TypeVar("Model")
-Meet = Callable[[Join], Ranks]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +75,15 @@ class BuiltEngine:
         return self.sizes.max_model_len
 
     def warm_up(self) -> None:
-        """One real request through all of it, two steps: what is ready has computed tokens, and knows how long it takes."""
-        params = TokenParams(max_tokens=2, min_tokens=2, temperature=0.0)
+        """Real requests through all of it, two steps each: what is ready has computed tokens, and knows how long it takes.
+
+        On a GPU one more draws, for kernels are compiled when they are first launched, which may take a second each.
+        """
+        self._try(TokenParams(max_tokens=2, min_tokens=2, temperature=0.0))
+        if self.device.type != "cpu":
+            self._try(TokenParams(max_tokens=2, min_tokens=2, top_k=20, top_p=0.9, repetition_penalty=1.1, logprobs=2))
+
+    def _try(self, params: TokenParams) -> None:
         length = 1 if self.device.type == "cpu" else max(1, min(COMPILES_ALL, self.max_model_len - 2))
         self.engine.add(Request(id=RequestId(-1), prompt=(0,) * length, params=params))
         while self.engine.has_work:
@@ -141,8 +136,8 @@ def build_engine(
         return ranks
 
     try:
-        loaded = _load(config, GENERATORS, ops, with_tokenizer, 0, meet)
-        with _memory_is_named():
+        loaded = load_model(config, GENERATORS, ops, with_tokenizer, 0, meet)
+        with memory_is_named():
             return _assemble(config, loaded, depth, announce, crew[0] if crew else None)
     except BaseException:
         for each in crew:
@@ -154,13 +149,13 @@ def build_engine(
 class BuiltRank:
     """Another rank than the first: a part of the model, and soon of its cache."""
 
-    loaded: "_Loaded[CausalLM]"
+    loaded: LoadedModel[CausalLM]
     free_bytes: int
     max_num_seqs: int
 
     def follower(self, sizes: Sizes) -> Follower:
         loaded = self.loaded
-        with _memory_is_named():
+        with memory_is_named():
             builder = BatchBuilder(self.max_num_seqs, sizes.max_model_len, sizes.block_size, loaded.device)
             row = torch.empty(loaded.spec.shape.hidden, dtype=getattr(torch, loaded.dtype), device=loaded.device)
             return Follower(loaded.model, loaded.ops.ranks, _cache(loaded, sizes), builder, row)
@@ -170,7 +165,7 @@ def build_follower(config: EngineConfig, rank: int, port: int) -> BuiltRank:
     """Load this rank's part of the model; the ranks meet at the port."""
 
     nodes = nodes_of(config, os.environ)
-    loaded = _load(config, GENERATORS, None, False, rank, lambda join: join(rank, open_store(nodes.address, port)))
+    loaded = load_model(config, GENERATORS, None, False, rank, lambda join: join(rank, open_store(nodes.address, port)))
     free = free_for_each(loaded.device, nodes.each)
     return BuiltRank(loaded=loaded, free_bytes=free, max_num_seqs=config.max_num_seqs)
 
@@ -181,8 +176,8 @@ def build_embedder(config: EngineConfig, *, ops: Ops | None = None, with_tokeniz
         raise ConfigFailure(
             "embeddings are made by one rank: leave out --tensor-parallel-size and --pipeline-parallel-size"
         )
-    loaded = _load(config, {**GENERATORS, **ENCODERS}, ops, with_tokenizer)
-    with _memory_is_named():
+    loaded = load_model(config, {**GENERATORS, **ENCODERS}, ops, with_tokenizer)
+    with memory_is_named():
         embedder = Embedder(
             loaded.model,
             loaded.spec,
@@ -210,92 +205,9 @@ def build_model(
     return build_engine(config, with_tokenizer=with_tokenizer, announce=announce, lost=lost)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Loaded(Generic[Model]):
-    model: Model
-    spec: ModelSpec
-    tokenizer: Tokenizer | None
-    dtype: str
-    device: torch.device
-    ops: Ops
-    given_bytes: int  # of its weights
-
-
-def _load(
-    config: EngineConfig,
-    table: Mapping[str, Build[Model]],
-    ops: Ops | None,
-    with_tokenizer: bool,
-    rank: int = 0,
-    meet: Meet | None = None,
-) -> _Loaded[Model]:
-    """`meet` is asked for the others, if there are any."""
-    folder = locate_model(config.model)
-    nodes = nodes_of(config, os.environ)
-    first = rank % nodes.each == 0  # of this machine
-    if config.verify_weights == "always" and first:
-        check_hashes(folder)
-    spec = read_spec(folder)
-    if spec.architecture not in table:
-        hint = "it makes embeddings, no text" if spec.architecture in ENCODERS else f"only {', '.join(sorted(table))}"
-        raise ConfigFailure(f"architecture {spec.architecture} is not supported here: {hint}")
-    device = device_of(config.device, nodes.each, rank % nodes.each)
-    dtype = spec.dtype if config.dtype == "auto" else config.dtype
-    torch_dtype = getattr(torch, dtype)
-    dummy = config.load_format == "dummy"
-    said = scheme_of(spec.quantization, config.quantization)
-    scheme = None if dummy else said
-    with _memory_is_named():
-        ops = ops or best_ops(device, torch_dtype, nodes.each)
-    saved = saved_bytes(folder, torch_dtype, scheme, ops.keeps) if scheme is not None and ops.keeps else 0
-    if first or device.type == "cuda":  # who comes later finds memory in use by those who came before
-        check_room(
-            spec.shape, dtype, device,
-            tensor=config.tensor_parallel_size, stages=config.pipeline_parallel_size, here=nodes.each,
-            dequantised=scheme is not None, saved=saved,
-        )  # fmt: skip
-    ranks = ALONE
-    if nodes.ranks > 1 and meet is not None:
-        tensor, stages = config.tensor_parallel_size, config.pipeline_parallel_size
-        hidden = spec.shape.hidden
-        address = own_address(nodes)
-        ranks = meet(
-            partial(
-                Together, address=address, tensor=tensor, stages=stages, hidden=hidden, dtype=torch_dtype, device=device
-            )
-        )
-    with _memory_is_named():
-        tokenizer = Tokenizer(folder, spec.shape.vocabulary) if with_tokenizer else None
-        ops = replace(ops, ranks=ranks)
-        weights = (
-            DummyWeights(torch_dtype, device, form_of(spec.quantization), ops.keeps)
-            if dummy
-            else Weights(folder, torch_dtype, device, scheme, ops.keeps)
-        )
-        with weights:
-            model = table[spec.architecture](spec, weights, ops, device)
-    if scheme is not None and rank == 0:
-        how = "stay in few bits where kernels take them" if saved else "were dequantised while they were read"
-        plain = spec.shape.weight_bytes(dtype) / 2**30
-        log.info("the weights %s: %.2f GiB here, %.2f in plain %s", how, weights.given_bytes / 2**30, plain, dtype)
-    given = weights.given_bytes
-    return _Loaded(model=model, spec=spec, tokenizer=tokenizer, dtype=dtype, device=device, ops=ops, given_bytes=given)
-
-
-@contextmanager
-def _memory_is_named() -> Iterator[None]:
-    """torch says in many ways that memory ran out; we say it in one."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
-        raise MemoryFailure(f"out of memory while loading: {str(error).splitlines()[0]}") from None
-
-
 def _assemble(
     config: EngineConfig,
-    loaded: "_Loaded[CausalLM]",
+    loaded: LoadedModel[CausalLM],
     depth: int | None,
     announce: Callable[[float], None] | None,
     crew: Crew | None,
@@ -377,7 +289,7 @@ def _assemble(
     )
 
 
-def _cache(loaded: "_Loaded[CausalLM]", sizes: Sizes) -> KVCache:
+def _cache(loaded: LoadedModel[CausalLM], sizes: Sizes) -> KVCache:
     """Of our own layers and heads."""
     ranks, shape = loaded.ops.ranks, loaded.spec.shape
     own = replace(shape, layers=len(ranks.layers(shape.layers)), kv_heads=ranks.share(shape.kv_heads).size)
@@ -385,7 +297,7 @@ def _cache(loaded: "_Loaded[CausalLM]", sizes: Sizes) -> KVCache:
     return KVCache(own, sizes.num_blocks, sizes.num_host_blocks, sizes.block_size, dtype, loaded.device)
 
 
-def _least_seconds(loaded: "_Loaded[CausalLM]") -> Callable[[StepPlan], float] | None:
+def _least_seconds(loaded: LoadedModel[CausalLM]) -> Callable[[StepPlan], float] | None:
     """Of one rank with a device whose limits are known."""
     if loaded.device.type != "cuda" or loaded.ops.ranks is not ALONE:
         return None
