@@ -163,7 +163,7 @@ def test_only_the_composition_root_reads_the_config() -> None:
     }
 
     assert readers <= {
-        "quire_engine/build.py",  # the engine
+            "quire_engine/build.py", "quire_engine/loading.py",  # the engine
         "quire_engine/bench/offline.py",  # hands it to LLM; the seed
         "quire_engine/cli.py",  # hands it to LLM
         "quire_engine/llm.py",  # the seed
