@@ -40,7 +40,7 @@ generate: setup ## write the CRD and docs/reference from the types, and README's
 	$(BIN)/python benchmarks/gpu_table.py
 
 .PHONY: e2e
-e2e: setup ## everything on a real Kubernetes (root; cold about 25 minutes, warm about 13)
+e2e: setup ## everything on a real Kubernetes (root; cold about 40 minutes, warm about 25; 25 GB of disk)
 	$(BIN)/python e2e/run.py
 
 .PHONY: dashboard
@@ -84,7 +84,7 @@ bench-fetch: setup ## measure how fast weights arrive, beside curl and huggingfa
 	$(BIN)/python benchmarks/fetch.py
 
 .PHONY: compile-kernels
-compile-kernels: setup ## compile every kernel for GPUs, without one: a table of what each takes (six minutes)
+compile-kernels: setup ## compile every kernel for GPUs, without one: a table of what each takes (ten minutes)
 	PYTHONPATH=tests $(BIN)/python -m fakes.compiling
 
 .PHONY: bench-fleet
