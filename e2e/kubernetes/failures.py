@@ -38,6 +38,7 @@ def _fails(world: checks.World, why: str, words: str, **changes: Any) -> None:
     _wait_ready(world)
     world.eventually("only the engine from before is left", lambda: _engines(world) == before, 60)
     world.tools.kubectl("delete", "-n", NAMESPACE, f"llmd/{NAME}", "--timeout=60s")
+    world.eventually("its pods are gone", lambda: not _engines(world), 60)
 
 
 def _apply(world: checks.World, **changes: Any) -> None:
