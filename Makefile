@@ -40,7 +40,7 @@ generate: setup ## write the CRD and docs/reference from the types, and README's
 	$(BIN)/python benchmarks/gpu_table.py
 
 .PHONY: e2e
-e2e: setup ## everything on a real Kubernetes (root; cold about 40 minutes, warm about 28; 25 GB of disk)
+e2e: setup ## everything on a real Kubernetes (root; cold about 40 minutes, warm about 28; 40 GB of disk)
 	$(BIN)/python e2e/run.py
 
 .PHONY: dashboard
