@@ -360,6 +360,12 @@ def test_a_bomb_is_refused_while_others_go_on_and_nothing_is_left_of_it() -> Non
     assert built.engine.load.running == 1
 
 
+def test_what_takes_some_time_to_compile_is_compiled(compiler: Compiler) -> None:
+    slow = {"type": "object", "properties": {f"k{n}": {"type": "boolean"} for n in range(1200)}}  # 0.3 s of a processor
+
+    assert compiler.compile(grammar(json=slow)).memory_size_bytes() > 1 << 20
+
+
 def compilers() -> set[int]:
     """Processes of ours that compile grammars."""
     gc.collect()  # an engine that is not needed any more ends its own

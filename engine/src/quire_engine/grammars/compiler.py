@@ -48,10 +48,7 @@ class Compiler:
         native = load()
         if self._infos is None:
             self._infos = TokenizerInfos(native, self._start.token_bytes, self._start.end_tokens)
-        info = self._infos.of(grammar.kind)
-        if verdict.compiled is not None:
-            return native.CompiledGrammar.deserialize_json(verdict.compiled, info)
-        return compiled(compiler_of(native, info), grammar)
+        return compiled(compiler_of(native, self._infos.of(grammar.kind)), grammar)
 
     def stop(self) -> None:
         """From another thread: what is being compiled is refused, as is all that comes."""
