@@ -40,7 +40,7 @@ PARITY = {
 BY_TORCH = {
     "pack_experts": "it lays matrices one after the other",
     "embed": "one gather, which torch does in one launch",
-    "walk": "grammars are the host's, who walks them while the device computes",
+    "walker": "grammars are the host's, who walks them while the device computes",
 }
 
 # Field that is ours, and no kernel -> where it is tested.

@@ -366,7 +366,7 @@ def test_rule_out(width: int) -> None:
     assert torch.equal(logits, expected)
 
 
-def test_walk() -> None:
+def test_walker() -> None:
     """Grammars that end, that are shown what they do not allow, that are shown nothing, and none: seldom, often, all at once."""
     texts = [b"<end>", *(bytes([byte]) for byte in range(32, 127)), b'{"', b'":', b'", "']
     native_library, end = load(), 0
@@ -377,30 +377,61 @@ def test_walk() -> None:
     grammar = compiled(compiler_of(native_library, info), schema)
     rng = np.random.default_rng(1)
     rows, words = 60, -(-len(texts) // 32)
-    tables = (REFERENCE, native(torch.float32))
-    matchers = [
-        [matcher_of(native_library, grammar, [end]) if row % 7 else None for row in range(rows)] for _ in tables
-    ]
-    masks = [np.full((rows, words), -1, np.int32) for _ in tables]
+    walkers = [ops.walker(rows + 4, words) for ops in (REFERENCE, native(torch.float32))]
+    slots = rng.permutation(rows + 4)[:rows]
+    for walker in walkers:
+        walker.masks[:] = -1
+        for row in range(rows):
+            walker.put(slots[row], matcher_of(native_library, grammar, [end]) if row % 7 else None)
     tokens, going_on = np.full(rows, -1), []
     for _ in range(20):
-        seconds = [ops.walk(ours, tokens, mask) for ops, ours, mask in zip(tables, matchers, masks, strict=True)]
-        ended = seconds[0] < 0
+        for walker in walkers:
+            walker.begin(slots, tokens)
+            walker.end()
+        ended = walkers[0].seconds[slots] < 0
+        masks = walkers[0].masks[slots]
 
-        assert np.array_equal(*masks)
-        assert np.array_equal(ended, seconds[1] < 0)
-        assert not masks[1][ended].any()
-        assert masks[1][~ended].any(axis=1).all()
+        assert np.array_equal(walkers[0].masks, walkers[1].masks)
+        assert np.array_equal(ended, walkers[1].seconds[slots] < 0)
+        assert not masks[ended].any()
+        assert masks[~ended].any(axis=1).all()
 
         going_on.append(rows - int(ended.sum()))
         for row in range(rows):
-            allowed = np.flatnonzero(np.unpackbits(masks[0][row].view(np.uint8), count=len(texts), bitorder="little"))
+            allowed = np.flatnonzero(np.unpackbits(masks[row].view(np.uint8), count=len(texts), bitorder="little"))
             tokens[row] = rng.choice(allowed) if len(allowed) and rng.random() < 0.98 else rng.integers(-1, len(texts))
             if ended[row]:
-                for ours in matchers:
-                    ours[row] = None
+                for walker in walkers:
+                    walker.put(slots[row], None)
+    assert (np.delete(walkers[1].masks, slots, axis=0) == -1).all()
     assert going_on[0] == 51
     assert 0 < going_on[-1] < 40
+
+
+def test_other_cores_walk_until_a_kernel_needs_them() -> None:
+    texts = [b"<end>", *(bytes([byte]) for byte in range(32, 127))]
+    native_library = load()
+    info = TokenizerInfos(native_library, texts, [0]).of(GrammarKind.REGEX)
+    grammar = compiled(compiler_of(native_library, info), Grammar(kind=GrammarKind.REGEX, text="[ab]+"))
+    ops, rows = native(torch.float32), 40
+    x, weight = torch.randn(64, 512), ops.pack(torch.randn(512, 512))
+    expected = ops.linear(x, weight)
+    slots = np.random.default_rng(1).permutation(100)[:rows]
+    for _ in range(50):
+        walker = ops.walker(100, 3)
+        for slot in slots:
+            walker.put(slot, matcher_of(native_library, grammar, [0]))
+        walker.begin(slots, np.full(rows, -1))
+
+        assert torch.equal(ops.linear(x, weight), expected)
+        assert not walker.end()
+        assert walker.masks[slots].any(axis=1).all()
+        assert not np.delete(walker.masks, slots, axis=0).any()
+
+        walker.begin(slots, np.full(rows, 1))  # which none allows
+        assert walker.end()
+        assert not walker.masks.any()
+        walker.begin(slots, np.full(rows, -1))  # it is under way when it goes
 
 
 class ToyModel:
@@ -584,7 +615,7 @@ def test_every_kernel_has_a_case_here() -> None:
     }
 
     assert ours - {"pack", "pack_experts"} <= cases  # which have a meaning to linear, embed and mix alone
-    assert {"linear", "attention", "walk"} <= ours
+    assert {"linear", "attention", "walker"} <= ours
 
 
 # --- the batch has no influence -----------------------------------------------------------------------------------

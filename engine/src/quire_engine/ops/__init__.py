@@ -7,7 +7,7 @@ tests/quire_engine/test_ops.py for each other implementation.
 Shapes: T tokens of a step, D head size. Activations are of the model's format; weights of norms are float32.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -32,6 +32,7 @@ __all__ = [
     "Matrices",
     "Matrix",
     "Ops",
+    "Walker",
 ]
 
 Matrix = Any  # a weight [out, in] in the layout of the table that packed it
@@ -66,6 +67,24 @@ class AttentionForm:
     q_norm: Tensor | None = None  # [D] float32: RMS norm of each query head before it is rotated
     k_norm: Tensor | None = None
     epsilon: float = 1e-6  # of those norms
+
+
+class Walker(Protocol):
+    """Grammars on their way, on the host: a matcher for each slot, or none. What is begun may still be under way until `end`;
+    the other calls wait for it."""
+
+    masks: NDArray[np.int32]  # [slots, words]: a bit for each token that may come next, the lowest first
+    seconds: NDArray[np.float64]  # [slots] of the processor that it took; -1: it does not go on, and its mask is empty
+
+    def put(self, slot: int, matcher: Any) -> None: ...
+
+    def begin(self, slots: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
+        """Of each of these slots: show it the token, -1 being none, and fill its mask."""
+        ...
+
+    def end(self) -> bool:
+        """Wait. Was there one that does not go on, or took long, when one was begun last?"""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -137,10 +156,8 @@ class Ops:
     """logits [S, vocabulary] float32, rows [R] int64, allowed [R, words] int32 with a bit for each token, the lowest
     first: in place, the rows become -inf where there is no bit"""
 
-    walk: Callable[[Sequence[Any], NDArray[np.int64], NDArray[np.int32]], NDArray[np.float64]]
-    """On the host. Matchers of grammars [R], or None; the tokens that they are shown first, -1: none; masks [R, words],
-    which it fills with a bit for each token that may come next -> seconds of the processor that each took; -1: it does
-    not go on, and its mask is empty"""
+    walker: Callable[[int, int], Walker]
+    """So many slots, words of a mask -> the grammars of the slots, none so far"""
 
     penalise: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
     """logits [S, vocabulary] float32, some of its rows [R] int64, seen [slots, vocabulary] int32, the slots of these rows

@@ -1,6 +1,6 @@
 """The kernels in plain torch: short, obviously right, on any device. Every other implementation is tested against these."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from time import perf_counter, thread_time
 from typing import Any
 
@@ -40,7 +40,7 @@ def reference_ops() -> Ops:
         attention=attention,
         best=best,
         rule_out=rule_out,
-        walk=walk,
+        walker=_Walker,
         penalise=penalise,
         draw=draw,
         score=score,
@@ -196,19 +196,34 @@ def rule_out(logits: Tensor, rows: Tensor, allowed: Tensor) -> None:
     logits[rows] = logits[rows].masked_fill(may == 0, float("-inf"))
 
 
-def walk(matchers: Sequence[Any], tokens: NDArray[np.int64], masks: NDArray[np.int32]) -> NDArray[np.float64]:
+class _Walker:
     """One after another, for what a matcher needs is in the cache then."""
-    seconds = np.empty(len(matchers))
-    began, last = thread_time(), perf_counter()
-    for row, (matcher, token) in enumerate(zip(matchers, tokens.tolist(), strict=True)):
-        shown = matcher is not None and token >= 0
-        if matcher is None or (shown and (not matcher.accept_token(token, False) or matcher.is_terminated())):
-            masks[row], seconds[row] = 0, -1.0
-            continue
-        matcher.fill_next_token_bitmask(masks, row, False)
-        passed, last = perf_counter() - last, perf_counter()
-        seconds[row] = passed if passed < LONG_S else min(passed, thread_time() - began)
-    return seconds
+
+    def __init__(self, slots: int, words: int) -> None:
+        self.masks, self.seconds = np.zeros((slots, words), np.int32), np.zeros(slots)
+        self._matchers: list[Any] = [None] * slots
+        self._trouble = False
+
+    def put(self, slot: int, matcher: Any) -> None:
+        self._matchers[slot] = matcher
+
+    def begin(self, slots: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
+        self._trouble = False
+        began, last = thread_time(), perf_counter()
+        for slot, token in zip(slots.tolist(), tokens.tolist(), strict=True):
+            matcher = self._matchers[slot]
+            shown = matcher is not None and token >= 0
+            if matcher is None or (shown and (not matcher.accept_token(token, False) or matcher.is_terminated())):
+                self.masks[slot], self.seconds[slot], self._trouble = 0, -1.0, True
+                continue
+            matcher.fill_next_token_bitmask(self.masks, slot, False)
+            passed, last = perf_counter() - last, perf_counter()
+            if passed > LONG_S:
+                passed, self._trouble = min(passed, thread_time() - began), True
+            self.seconds[slot] = passed
+
+    def end(self) -> bool:
+        return self._trouble
 
 
 def penalise(logits: Tensor, rows: Tensor, seen: Tensor, slots: Tensor, strength: Tensor) -> None:

@@ -1,17 +1,16 @@
 """Rules out the tokens that the grammars of rows do not allow.
 
-The host walks each grammar by the tokens that were chosen, so it has to see them. It does so as late as it can: `apply` is
-called after the forward pass was launched, waits for the tokens of the step before, which a GPU has finished by then,
-and computes the masks while the forward pass runs. A row of a sequence that has ended meanwhile is masked altogether: its token is
-never looked at. A grammar may take longer with every token (one that can be read in many ways does): it ends its request
-before it holds up those of others.
+The host walks each grammar by the tokens that were chosen, so it has to see them. Where it computes them itself other cores
+walk at once, while it reports the tokens and plans the next step. Of a device they are waited for as late as can be, when
+the next forward pass was launched, and walked while that runs. A row of a sequence that has ended meanwhile is masked altogether:
+its token is never looked at. A grammar may take longer with every token (one that can be read in many ways does): it ends its
+request before it holds up those of others.
 
-    apply of step n:   take the tokens of step n - 1  ->  a mask for each row, on the host  ->  the device
-    note of step n:    the tokens, on their way to the host
+    note of step n:        the tokens, on their way to the host; on a CPU: begin to walk
+    apply of step n + 1:   on a device: take the tokens, and walk  ->  a mask for each row, to the device
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -44,66 +43,91 @@ class GrammarMask:
         self._grammars = grammars
         self._token_bytes = token_bytes
         self._device = device
-        self._walk, self._rule_out = ops.walk, ops.rule_out
-        self._matchers: list[Any] = [None] * max_num_seqs  # None: it has none, or has ended
+        self._rule_out = ops.rule_out
+        self._walker = ops.walker(max_num_seqs, -(-len(token_bytes) // 32))  # no matcher: it has ended
+        self._walking: NDArray[np.int64] | None = None  # slots
+        self._noted: tuple[NDArray[np.int64], Tensor, torch.cuda.Event] | None = None  # slots, tokens on their way
+        self._new: set[int] = set()  # slots whose masks are not there yet
         self._ends: list[list[int]] = [[]] * max_num_seqs  # tokens that end the output where the grammar may end
-        self._may_clash = np.zeros(max_num_seqs, np.bool_)  # others may rule out the end where nothing else is left
-        self._masks = np.zeros((max_num_seqs, -(-len(token_bytes) // 32)), np.int32)  # by row: a bit for each token
+        self._clashing: set[int] = set()  # slots where others may rule out the end when nothing else is left
         self._spent = np.zeros(max_num_seqs)  # seconds beyond what is free
-        self._owed: dict[int, int] = {}  # slot -> where the token is that its matcher has not seen
-        self._chosen = torch.empty(0, dtype=torch.int64)
-        self._arrived: torch.cuda.Event | None = None
+        self._somebody_spent = False
 
     def place(self, placed: Placement) -> bool:
         slot, params = placed.slot, placed.params
-        self._owed.pop(slot, None)
-        self._matchers[slot], self._spent[slot] = None, 0.0
+        self._finish()
+        self._clashing.discard(slot)
+        self._new.discard(slot)
         if params.grammar is None:
             return False
-        self._may_clash[slot] = (
-            params.min_tokens > 0 or bool(params.bad_words or params.logit_bias) or params.allowed is not None
-        )
+        self._new.add(slot)
+        self._spent[slot] = 0.0
+        if params.min_tokens > 0 or params.bad_words or params.logit_bias or params.allowed is not None:
+            self._clashing.add(slot)
         stops = sorted(params.stop_token_ids)
         self._ends[slot] = [token for token in stops if not self._token_bytes[token]] or stops
         matcher = self._grammars.matcher(params.grammar, self._ends[slot])
-        if all(matcher.accept_token(token, False) for token in placed.tokens[placed.num_prompt :]):
-            self._matchers[slot] = matcher
+        goes_on = all(matcher.accept_token(token, False) for token in placed.tokens[placed.num_prompt :])
+        self._walker.put(slot, matcher if goes_on else None)
         return True
 
     def apply(self, logits: Tensor, rows: Rows) -> None:
-        slots = rows.slots.tolist()
-        masks = self._walked(slots)
-        clashing = np.flatnonzero(self._may_clash[rows.slots]).tolist()
-        forced = [i for i in clashing if _can_only_end(masks[i].view(np.uint32), self._ends[slots[i]])]
-        spared = [(rows.index[i], self._ends[slots[i]]) for i in forced]
-        values = [logits[row, ends].clamp(min=LEAST) for row, ends in spared]
+        self._take_noted()
+        self._finish()
+        if self._new and (new := [slot for slot in rows.slots.tolist() if slot in self._new]):
+            self._new.difference_update(new)
+            self._begin(np.array(new), np.full(len(new), -1))
+            self._finish()
+        masks = self._walker.masks[rows.slots]
+        spared = self._spared(logits, rows, masks) if self._clashing else ()
         self._rule_out(logits, upload(rows.index, self._device), upload(masks, self._device))
-        for (row, ends), value in zip(spared, values, strict=True):
-            logits[row, ends] = value
+        for row, ends, values in spared:
+            logits[row, ends] = values
 
     def note(self, tokens: Tensor, rows: Rows) -> None:
-        self._owed = dict(zip(rows.slots.tolist(), range(len(rows)), strict=True))
-        self._chosen = tokens
-        if tokens.is_cuda:
-            self._chosen = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-            self._chosen.copy_(tokens, non_blocking=True)
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record()
+        if not tokens.is_cuda:
+            self._begin(rows.slots, tokens.numpy())
+            return
+        on_host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+        on_host.copy_(tokens, non_blocking=True)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+        self._noted = rows.slots, on_host, arrived
 
-    def _walked(self, slots: list[int]) -> NDArray[np.int32]:
-        """[R, words]: each row's mask, once its matcher has seen the token that was chosen last."""
-        if self._owed and self._arrived is not None:
-            self._arrived.synchronize()
-        chosen: list[int] = [*self._chosen.tolist(), -1] if self._owed else [-1]
-        tokens = np.array([chosen[self._owed.get(slot, -1)] for slot in slots], np.int64)
-        self._owed = {}
-        masks = self._masks[: len(slots)]
-        seconds = self._walk([self._matchers[slot] for slot in slots], tokens, masks)
-        self._spent[slots] = np.maximum(0.0, self._spent[slots] + seconds - FREE_S)
-        for row in np.flatnonzero((seconds < 0) | (self._spent[slots] > PATIENCE_S)).tolist():
-            self._matchers[slots[row]] = None
-            masks[row] = 0
-        return masks
+    def _spared(self, logits: Tensor, rows: Rows, masks: NDArray[np.int32]) -> list[tuple[int, list[int], Tensor]]:
+        """Of rows that can only end: where that is said, and what is to stand there."""
+        spared: list[tuple[int, list[int], Tensor]] = []
+        for row, slot, mask in zip(rows.index.tolist(), rows.slots.tolist(), masks.view(np.uint32), strict=True):
+            if slot in self._clashing and _can_only_end(mask, self._ends[slot]):
+                spared.append((row, self._ends[slot], logits[row, self._ends[slot]].clamp(min=LEAST)))
+        return spared
+
+    def _take_noted(self) -> None:
+        """Walk by what a device has chosen. Of slots that were placed since, that is another's."""
+        if self._noted is None:
+            return
+        slots, tokens, arrived = self._noted
+        self._noted = None
+        arrived.synchronize()
+        still = np.array([slot not in self._new for slot in slots.tolist()])
+        self._begin(slots[still], tokens.numpy()[still])
+
+    def _begin(self, slots: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
+        self._walker.begin(slots, tokens)
+        self._walking = slots
+
+    def _finish(self) -> None:
+        """What was begun; who took too long does not go on."""
+        if self._walking is None:
+            return
+        trouble, slots, self._walking = self._walker.end(), self._walking, None
+        if not trouble and not self._somebody_spent:
+            return
+        self._spent[slots] = np.maximum(0.0, self._spent[slots] + self._walker.seconds[slots] - FREE_S)
+        self._somebody_spent = bool(self._spent.any())
+        for slot in slots[self._spent[slots] > PATIENCE_S].tolist():
+            self._walker.put(slot, None)
+            self._walker.masks[slot] = 0
 
 
 def _can_only_end(mask: NDArray[np.uint32], ends: Sequence[int]) -> bool:

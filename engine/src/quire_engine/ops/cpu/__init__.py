@@ -8,7 +8,7 @@ kernels take no longer than the way to them: hence what is remembered here, and 
 """
 
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,8 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quire_engine.grammars.binding import address_of, entrance
-from quire_engine.ops import Activation, AttentionForm, Forward, LayerCache, Ops
-from quire_engine.ops.cpu.library import BatchStruct, FormStruct, GrammarsStruct, MatrixStruct, NoLibrary, open_library
+from quire_engine.ops import Activation, AttentionForm, Forward, LayerCache, Ops, Walker
+from quire_engine.ops.cpu.library import (
+    BatchStruct,
+    FormStruct,
+    GrammarsStruct,
+    MatrixStruct,
+    NoLibrary,
+    WalkStruct,
+    open_library,
+)
 from quire_engine.ops.cpu.tape import Memory, Recorder, Tape
 from quire_engine.ops.drawing import draw
 from quire_engine.ops.reference import expert_by_expert, penalise, route, score
@@ -50,7 +58,7 @@ def native_ops(dtype: torch.dtype, processes: int = 1) -> Ops:
         attention=kernels.attention,
         best=kernels.best,
         rule_out=kernels.rule_out,
-        walk=kernels.walk,
+        walker=kernels.walker,
         penalise=penalise,
         draw=draw,
         score=score,
@@ -70,6 +78,40 @@ class PackedMatrix:
         self.address = ctypes.addressof(self._struct)
 
 
+class _Walker:
+    """Other cores walk, while this one goes on. What they are told of lies where it always did."""
+
+    def __init__(self, library: ctypes.CDLL, slots: int, words: int) -> None:
+        self.masks, self.seconds = np.zeros((slots, words), np.int32), np.zeros(slots)
+        self._library = library
+        self._matchers: list[Any] = [None] * slots
+        self._addresses, self._slots, self._tokens = np.zeros((3, slots), np.int64)
+        self._grammars = GrammarsStruct()  # once there is one
+        arrays = (self._addresses, self.masks, self.seconds, self._slots, self._tokens)
+        self._job = WalkStruct(ctypes.addressof(self._grammars), *(each.ctypes.data for each in arrays), words)
+        self._at = ctypes.addressof(self._job)
+
+    def put(self, slot: int, matcher: Any) -> None:
+        self.end()
+        if matcher is not None and not self._grammars.call:
+            for name, value in entrance().items():
+                setattr(self._grammars, name, value)
+        self._matchers[slot], self._addresses[slot] = matcher, 0 if matcher is None else address_of(matcher)
+
+    def begin(self, slots: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
+        self.end()
+        count = len(slots)
+        self._slots[:count], self._tokens[:count] = slots, tokens
+        self._job.count = count
+        self._library.begin_walk(self._at)
+
+    def end(self) -> bool:
+        return bool(self._library.end_walk(self._at))
+
+    def __del__(self) -> None:
+        self.end()
+
+
 class _Kernels:
     def __init__(self, dtype: torch.dtype, processes: int) -> None:
         self._dtype = dtype
@@ -77,7 +119,6 @@ class _Kernels:
         self._to: Any = self._library  # what calls go to: it, or a recorder before it
         self._new: Callable[..., Tensor] = _new  # where results go
         self._forms: dict[AttentionForm, FormStruct] = {}
-        self._grammars: GrammarsStruct | None = None  # once there are any
         self._batch: ForwardBatch | None = None  # the last one, which is that of the layer before
         self._batch_struct = BatchStruct()  # of it, always at the same address
 
@@ -194,16 +235,8 @@ class _Kernels:
             raise ValueError(f"{words} words of bits for {width} tokens")
         self._library.rule_out(logits.data_ptr(), rows.data_ptr(), allowed.data_ptr(), len(rows), width, words)
 
-    def walk(self, matchers: Sequence[Any], tokens: NDArray[np.int64], masks: NDArray[np.int32]) -> NDArray[np.float64]:
-        if self._grammars is None:
-            self._grammars = GrammarsStruct(**entrance())
-        addresses = np.array([0 if each is None else address_of(each) for each in matchers], np.int64)
-        seconds = np.empty(len(matchers))
-        self._library.walk(
-            ctypes.addressof(self._grammars), addresses.ctypes.data, tokens.ctypes.data, masks.ctypes.data, seconds.ctypes.data,
-            *masks.shape,
-        )  # fmt: skip
-        return seconds
+    def walker(self, slots: int, words: int) -> Walker:
+        return _Walker(self._library, slots, words)
 
     def recorded(self, forward: Forward, max_rows: int) -> Forward:
         return Tape(forward, max_rows, self._library, self._recording, self._describe)

@@ -27,6 +27,7 @@ __all__ = [
     "GrammarsStruct",
     "MatrixStruct",
     "NoLibrary",
+    "WalkStruct",
     "open_library",
     "usable_targets",
 ]
@@ -70,6 +71,13 @@ class GrammarsStruct(ctypes.Structure):  # walk.c
     _fields_ = (*((name, c_void_p) for name in ("call", "accept", "has_ended", "fill")), ("kind", c_long))
 
 
+class WalkStruct(ctypes.Structure):  # walk.c
+    _fields_ = (
+        *((name, c_void_p) for name in ("grammars", "matchers", "masks", "seconds", "slots", "tokens")),
+        *((name, c_long) for name in ("words", "count", "left", "trouble")),
+    )
+
+
 class MatrixStruct(ctypes.Structure):  # matrix.h
     _fields_ = (("panels", c_void_p), ("out", c_long), ("in", c_long))
 
@@ -89,10 +97,11 @@ PARAMETERS: dict[str, list[Any]] = {
     "attention": [c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_long, c_void_p],
     "best": [c_void_p, c_void_p, c_long, c_long],
     "rule_out": [c_void_p, c_void_p, c_void_p, c_long, c_long, c_long],
-    "walk": [c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_long, c_long],
+    "begin_walk": [c_void_p],
+    "end_walk": [c_void_p],
     "replay": [c_void_p, c_long, c_long],
 }
-RESULTS: dict[str, Any] = {"packed_size": c_long, "embed": c_long, "replay": c_long}
+RESULTS: dict[str, Any] = {"packed_size": c_long, "embed": c_long, "end_walk": c_long, "replay": c_long}
 
 
 def usable_targets(number_format: str) -> list[Target]:

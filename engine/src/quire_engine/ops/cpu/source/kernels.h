@@ -7,7 +7,7 @@
 struct matrix;
 struct form;
 struct batch;
-struct grammars;
+struct walk;
 
 void pack(const struct matrix *m, const element *weight);
 void linear(const struct matrix *m, const element *x, const float *bias, void *y, long rows, int wide);
@@ -25,6 +25,6 @@ void attention(const struct form *form, const struct batch *batch, const element
                long block_size, element *out);
 
 void best(const float *x, int64_t *y, long rows, long width);
-void walk(const struct grammars *grammars, void *const *matchers, const int64_t *tokens, int32_t *masks, double *seconds,
-          long rows, long words);
+void begin_walk(struct walk *w);
+long end_walk(struct walk *w);
 void rule_out(float *x, const int64_t *rows, const uint32_t *allowed, long count, long width, long words);

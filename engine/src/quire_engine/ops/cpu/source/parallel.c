@@ -25,9 +25,10 @@ static _Atomic uint64_t word;
 static atomic_long done;           /* parts of this job */
 static part_of *work;              /* whoever has a part may read these: they stay until all parts are done */
 static const void *work_on;
-static long parts_in_all, per_part;
+static long parts_in_all, per_part, takings;
 
 static atomic_flag busy = ATOMIC_FLAG_INIT; /* somebody has a job under way */
+static atomic_int is_ahead;                 /* it was begun, and its caller does something else */
 static atomic_int team = 1; /* threads that are wanted, the caller among them */
 static atomic_int helpers, sleepers;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -92,24 +93,66 @@ void set_threads(int wanted) {
 
 int threads(void) { return atomic_load(&team); }
 
-void in_parts(long parts, double cost, part_of *do_part, const void *job) {
-    if (parts < 2 || cost < WORTH_SHARING || atomic_load(&team) < 2 || atomic_flag_test_and_set(&busy)) {
-        for (long part = 0; part < parts; part++)
-            do_part(job, part);
-        return;
-    }
+/* Tell the helpers. `busy` is the caller's. */
+static void publish(long parts, part_of *do_part, const void *job) {
     work = do_part, work_on = job, parts_in_all = parts;
     per_part = (parts + MOST_PARTS - 1) / MOST_PARTS;
-    uint64_t number = (atomic_load(&word) >> 40) + 1, count = (uint64_t)((parts + per_part - 1) / per_part);
+    takings = (parts + per_part - 1) / per_part;
+    uint64_t number = (atomic_load(&word) >> 40) + 1;
     atomic_store(&done, 0);
-    atomic_store(&word, number << 40 | count << 20);
+    atomic_store(&word, number << 40 | (uint64_t)takings << 20);
     if (atomic_load(&sleepers)) {
         pthread_mutex_lock(&lock);
         pthread_cond_broadcast(&bell);
         pthread_mutex_unlock(&lock);
     }
+}
+
+static void complete(void) {
     take_parts();
-    while (atomic_load(&done) < (long)count)
+    while (atomic_load(&done) < takings)
         relax();
     atomic_flag_clear(&busy);
+}
+
+/* What was begun is in the way of what comes now. */
+static void complete_ahead(void) {
+    if (atomic_exchange(&is_ahead, 0))
+        complete();
+}
+
+static void all_here(long parts, part_of *do_part, const void *job) {
+    for (long part = 0; part < parts; part++)
+        do_part(job, part);
+}
+
+void in_parts(long parts, double cost, part_of *do_part, const void *job) {
+    if (parts < 2 || cost < WORTH_SHARING || atomic_load(&team) < 2) {
+        all_here(parts, do_part, job);
+        return;
+    }
+    complete_ahead();
+    if (atomic_flag_test_and_set(&busy)) {
+        all_here(parts, do_part, job);
+        return;
+    }
+    publish(parts, do_part, job);
+    complete();
+}
+
+void begin_parts(long parts, part_of *do_part, const void *job) {
+    complete_ahead();
+    if (atomic_load(&team) < 2 || atomic_flag_test_and_set(&busy)) {
+        all_here(parts, do_part, job);
+        return;
+    }
+    publish(parts, do_part, job);
+    atomic_store(&is_ahead, 1);
+}
+
+void finish_parts(const atomic_long *left) {
+    if (atomic_load(left))
+        complete_ahead();
+    while (atomic_load(left))
+        relax();
 }
