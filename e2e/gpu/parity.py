@@ -6,13 +6,14 @@ A kernel is compared with the reference in float32, on the same rounded inputs. 
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from quire_engine.ops import Activation, Ops
+from quire_engine.ops import Activation, AttentionForm, Ops
 from quire_engine.ops.reference import reference_ops
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
@@ -89,13 +90,19 @@ def _cases() -> Iterator[tuple[str, Case]]:
                 f"attention, {name}, {what}",
                 lambda ops, dtype, f=form, c=chunks: [_scene(f).attend(ops, dtype, *c)],
             )
+    for what, chunks in CHUNKS.items():
+        yield (
+            f"attention, a cache of 8 bits, {what}",
+            lambda ops, dtype, c=chunks: [_scene(form_of(4, 2, 128), torch.float8_e4m3fn).attend(ops, dtype, *c)],
+        )
 
 
-def _scene(form: Any) -> Scene:
+def _scene(form: AttentionForm, cached: torch.dtype | None = None) -> Scene:
     torch.manual_seed(0)
-    with torch.device("cpu"):  # its blocks are shuffled by lists
-        scene = Scene(form, 16)
     device = torch.get_default_device()
+    slopes, sinks = (None if each is None else each.to(device) for each in (form.slopes, form.sinks))
+    with torch.device("cpu"):  # its blocks are shuffled by lists
+        scene = Scene(replace(form, slopes=slopes, sinks=sinks), 16, cached)
     scene.qkv = [each.to(torch.bfloat16).float().to(device) for each in scene.qkv]
     return scene
 

@@ -37,8 +37,8 @@ def form_of(heads: int = 4, kv_heads: int = 2, head_dim: int = 64, **rest: objec
 
 
 def empty_cache(blocks: int, block_size: int, form: AttentionForm, dtype: torch.dtype, fill: float = 0.0) -> LayerCache:
-    shape = (blocks, form.kv_heads, block_size, form.head_dim)
-    return torch.full(shape, fill, dtype=dtype), torch.full(shape, fill, dtype=dtype)
+    full = torch.full((blocks, form.kv_heads, block_size, form.head_dim), fill).to(dtype)
+    return full, full.clone()
 
 
 ATTENTION_FORMS = {
@@ -52,7 +52,12 @@ ATTENTION_FORMS = {
     "odd": form_of(3, 3, 10),
     "window": form_of(4, 2, 64, window=13),
     "soft cap": form_of(4, 2, 64, softcap=2.0),
+    "slopes": form_of(4, 2, 64, slopes=torch.tensor([0.5, 0.02, 0.0, 1.3])),
+    "slopes and a soft cap": form_of(4, 4, 32, slopes=torch.tensor([0.5, 0.02, 0.0, 1.3]), softcap=3.0),
+    "sinks": form_of(4, 2, 64, sinks=torch.tensor([-2.0, 0.0, 3.0, 40.0])),
+    "sinks and a window": form_of(14, 2, 64, window=13, sinks=torch.linspace(-3, 5, 14)),
     "both ways": form_of(4, 2, 64, causal=False),
+    "both ways by slopes": form_of(4, 2, 64, causal=False, slopes=torch.tensor([0.5, 0.02, 0.0, 1.3])),
     "both ways in a window": form_of(4, 2, 64, causal=False, window=7),
 }
 
@@ -62,8 +67,9 @@ class Scene:
 
     lengths = (150, 1, 77)
 
-    def __init__(self, form: AttentionForm, block_size: int) -> None:
-        self.form, self.block_size = form, block_size
+    def __init__(self, form: AttentionForm, block_size: int, cached: torch.dtype | None = None) -> None:
+        """`cached` is the format of the cache, if it has one of its own."""
+        self.form, self.block_size, self.cached = form, block_size, cached
         counts = [-(-length // block_size) for length in self.lengths]
         self.num_blocks = sum(counts) + 1
         order = torch.randperm(self.num_blocks).tolist()
@@ -72,7 +78,7 @@ class Scene:
 
     def filled(self, ops: Ops, dtype: torch.dtype) -> tuple[list[Tensor], LayerCache]:
         """The queries of each sequence, and the cache with all of them."""
-        cache = empty_cache(self.num_blocks, self.block_size, self.form, dtype, fill=float("nan"))
+        cache = empty_cache(self.num_blocks, self.block_size, self.form, self.cached or dtype, fill=float("nan"))
         chunks = [(blocks, 0, n) for blocks, n in zip(self.blocks, self.lengths, strict=True)]
         queries = ops.store_kv(torch.cat(self.qkv).to(dtype), self.form, cache, batch_of(self.block_size, *chunks))
         return list(queries.split(self.lengths)), cache

@@ -17,7 +17,7 @@ from quire_engine.locate import locate_model
 from quire_engine.models import GENERATORS
 
 __all__ = [
-    "BLOCK", "CASES", "LENGTHS", "PAGE", "WINDOW", "Case", "models_page", "rename_tensors", "save_case", "save_llama",
+    "BLOCK", "CASES", "LENGTHS", "PAGE", "WINDOW", "Case", "models_page", "rename_tensors", "save_case", "save_llama", "save_model",
     "tiny_folder",
 ]  # fmt: skip
 
@@ -33,6 +33,7 @@ SMALL: dict[str, Any] = {
 DECODER = {**SMALL, "intermediate_size": 96, "num_key_value_heads": 2, "tie_word_embeddings": True}
 GEMMA = {**DECODER, "num_hidden_layers": 4, "head_dim": 24, "sliding_window": WINDOW, "query_pre_attn_scalar": 20}
 MOE = {**DECODER, "head_dim": 24, "moe_intermediate_size": 40, "tie_word_embeddings": False}
+BLOOM = {name: value for name, value in SMALL.items() if name != "max_position_embeddings"}
 BERT = {**SMALL, "intermediate_size": 96}
 
 
@@ -116,10 +117,16 @@ CASES: dict[str, Case] = {
         {**MOE, "num_hidden_layers": 5, "num_local_experts": 5, "num_experts_per_tok": 2, "norm_topk_prob": False,
          "mlp_only_layers": [1], "decoder_sparse_step": 2, "use_sliding_window": True, "sliding_window": WINDOW},
     ),
+    "gpt-oss": Case(
+        "GptOssForCausalLM", "sinks, windows in every other layer, experts with biases",
+        {**MOE, "intermediate_size": 40, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": WINDOW},
+    ),
     "gpt2": Case("GPT2LMHeadModel", "learned positions", SMALL),
     "gpt2-narrow": Case(
         "GPT2LMHeadModel", "an inner size of its own, exact gelu", {**SMALL, "n_inner": 80, "activation_function": "gelu"}
     ),
+    "bloom": Case("BloomForCausalLM", "no positions, but slopes", {**BLOOM, "num_attention_heads": 4}),
+    "bloom-odd": Case("BloomForCausalLM", "heads that are no power of two", {**BLOOM, "hidden_size": 72, "num_attention_heads": 6}),
     "bert": Case("BertModel", "every token sees the whole text", BERT),
     "bert-masked": Case("BertForMaskedLM", "its head is left in the file", {**BERT, "hidden_act": "gelu_new"}),
     "qwen3-encoder": Case("Qwen3Model", "no output head", {**DECODER, "head_dim": 24}),
@@ -128,17 +135,17 @@ CASES: dict[str, Case] = {
 
 def save_case(name: str, folder: Path, *, shards: str = "5GB") -> Any:
     """Write the model to `folder`; the same one, as transformers computes it."""
-    return _save(CASES[name].architecture, CASES[name].settings, folder, shards)
+    return save_model(CASES[name].architecture, CASES[name].settings, folder, shards)
 
 
 def save_llama(folder: Path, *, shards: str = "5GB", **changes: Any) -> transformers.LlamaForCausalLM:
     """A llama with changed settings, and with the tokenizer of quire-tiny, whose ids are never used."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((tiny_folder() / name).read_bytes())
-    return _save("LlamaForCausalLM", {**DECODER, "rms_norm_eps": 1e-5, **changes}, folder, shards)
+    return save_model("LlamaForCausalLM", {**DECODER, "rms_norm_eps": 1e-5, **changes}, folder, shards)
 
 
-def _save(architecture: str, settings: dict[str, Any], folder: Path, shards: str) -> Any:
+def save_model(architecture: str, settings: dict[str, Any], folder: Path, shards: str = "5GB") -> Any:
     """Matrices so large that the best token wins by a margin; norms and biases so random that they matter."""
     torch.manual_seed(0)
     model_class = getattr(transformers, architecture)
@@ -146,7 +153,7 @@ def _save(architecture: str, settings: dict[str, Any], folder: Path, shards: str
     model.set_attn_implementation("eager")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 1:
+            if parameter.ndim == 1 or name.endswith("bias"):
                 parameter += torch.randn_like(parameter) * (0.2 if name.endswith("bias") else 0.3)
     model.save_pretrained(folder, max_shard_size=shards)
     return model
@@ -209,7 +216,7 @@ if __name__ == "__main__":
 
 def write_embedder(folder: Path) -> Path:
     """A small BERT that can read text: with the shipped model's tokenizer."""
-    _save("BertModel", {**BERT, "vocab_size": 1024}, folder, "5GB")
+    save_model("BertModel", {**BERT, "vocab_size": 1024}, folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((tiny_folder() / name).read_bytes())
     return folder

@@ -148,6 +148,10 @@ def compile_all(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
             torch.zeros(1, dtype=dtype).expand(experts, *size) for size in ((2 * inner, hidden), (hidden, inner))
         )
         ops.mix(torch.zeros(5, hidden, dtype=dtype), routed, *matrices, Activation.SILU)
+    routed = ops.route(torch.zeros(5, 32), Routing(chosen=4, renormalised=True))
+    matrices = [torch.zeros(1, dtype=dtype).expand(32, *size) for size in ((5760, 2880), (2880, 2880))]
+    biases = (torch.zeros(32, 5760), torch.zeros(32, 2880))
+    ops.mix(torch.zeros(5, 2880, dtype=dtype), routed, *matrices, Activation.GPT_OSS, biases)
     some = torch.zeros(2, dtype=torch.int64)
     ops.penalise(torch.zeros(3, 5000), some, torch.zeros(4, 5000, dtype=torch.int32), some, torch.zeros(2, 3))
     ops.score(torch.zeros(2, 5000), some, 5)
@@ -168,6 +172,10 @@ def compile_all(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
         ops.attention(query, form, cache, alone)
         query = ops.store_kv(torch.zeros(21, heads * form.head_dim, dtype=dtype), form, cache, batch)
         ops.attention(query, form, cache, batch)
+    form, batch = ATTENTION_FORMS["128"], batch_of(16, ([*range(70)], 900, 1), ([70, 71], 0, 20))
+    cache = empty_cache(80, 16, form, torch.float8_e4m3fn)
+    heads = form.heads + 2 * form.kv_heads
+    ops.attention(ops.store_kv(torch.zeros(21, heads * 128, dtype=dtype), form, cache, batch), form, cache, batch)
     compile_products(ops, dtype)
     return compiler.rows
 

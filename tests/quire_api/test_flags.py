@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quire_api import EngineConfig, InvalidInput
-from quire_api.engine import BlockSize, Device, DType, Quantization
+from quire_api.engine import BlockSize, CacheDType, Device, DType, Quantization
 from quire_api.flags import MOOT, ONLY, flag, from_argv, take_moot, to_argv
 
 text = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=30)
@@ -20,6 +20,7 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "dtype": st.sampled_from(get_args(DType)),
     "device": st.sampled_from(get_args(Device)),
     "quantization": st.sampled_from(get_args(Quantization)),
+    "kv_cache_dtype": st.sampled_from(get_args(CacheDType)),
     "block_size": st.sampled_from(get_args(BlockSize)),
     "max_model_len": st.none() | st.integers(16, 100_000),
     "kv_cache_gib": st.none() | st.floats(0.001, 4096),
@@ -136,6 +137,6 @@ def test_nothing_that_we_have_is_moot() -> None:
 
 
 def test_of_what_we_have_one_value_of_another_is_refused() -> None:
-    assert take_moot(["--data-parallel-size", "1", "--kv-cache-dtype=auto"]) == ([], [])
+    assert take_moot(["--data-parallel-size", "1", "--max-logprobs=20"]) == ([], [])
     with pytest.raises(InvalidInput, match="--data-parallel-size: 2 is not supported yet, only 1"):
         take_moot(["--data-parallel-size", "2"])

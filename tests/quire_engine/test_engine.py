@@ -17,6 +17,8 @@ from quire_engine.errors import ConfigFailure, MemoryFailure, RequestRejected
 from quire_engine.ops import Ops
 from quire_engine.ops.cpu import native_ops
 from quire_engine.ops.reference import reference_ops
+from quire_engine.runtime.kv_cache import KVCache
+from quire_engine.spec import read_spec
 
 BLOCK = 16
 BLOCK_GIB = BLOCK * 6 * 2 * 2 * 32 * 4 / 2**30  # of quire-tiny in float32
@@ -47,6 +49,41 @@ def requests(count: int = 32) -> list[Request]:
         )
         made.append(Request(id=RequestId(n), prompt=SHARED + tail if n % 2 else tail, params=params))
     return made
+
+
+def test_a_cache_of_eight_bits_holds_as_much_again_and_gives_nearly_the_same() -> None:
+    """What it keeps of a prefix is what is computed anew, to the bit, for both are read from it."""
+    plain, small = (build("reference", kv_cache_gib=BLOCK_GIB * 60, kv_cache_dtype=kind) for kind in ("auto", "fp8"))
+    expected = run(plain.engine, [greedy(1, SHARED, 12, logprobs=1)])[1]
+
+    first, again = (run(small.engine, [greedy(number, SHARED, 12, logprobs=1)])[number] for number in (1, 2))
+
+    assert small.sizes.num_blocks == 4 * plain.sizes.num_blocks
+    assert again.cached
+    assert (first.tokens, first.logprobs) == (again.tokens, again.logprobs)
+    differences = [abs(a.logprob - b.logprob) for a, b in zip(first.logprobs, expected.logprobs, strict=True)]
+    assert 0 < differences[0] < 0.3
+
+
+def test_a_cache_of_eight_bits_is_copied_and_swapped() -> None:
+    shape = read_spec(tiny_folder()).shape
+    cache = KVCache(shape, 4, 2, BLOCK, torch.float8_e4m3fn, torch.device("cpu"))
+    keys, values = (part.view(torch.uint8) for part in cache.layer(1))
+    keys[0], values[0] = 7, 9
+
+    cache.copy([(0, 2)])
+    cache.swap_out([(2, 1)])
+    keys.zero_()
+    cache.swap_in([(1, 3)])
+
+    assert (keys[3] == 7).all()
+    assert (values[2] == 9).all()
+    assert keys.nbytes == 5 * BLOCK * shape.kv_bytes_per_token("fp8") // (2 * shape.layers)
+
+
+def test_kernels_for_cpus_have_no_cache_of_eight_bits() -> None:
+    with pytest.raises(ConfigFailure, match="--kv-cache-dtype fp8: the kernels for CPUs"):
+        build(kv_cache_dtype="fp8")
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def test_the_memory_of_recordings_is_planned_and_left_for_the_cache_without_them
 
     def planned(workspace: Workspace | None) -> Sizes:
         return plan_sizes(
-            shape, "bfloat16", trained_len=4096, max_model_len=4096, block_size=16, max_num_seqs=64,
+            shape, "bfloat16", cache_dtype="bfloat16", trained_len=4096, max_model_len=4096, block_size=16, max_num_seqs=64,
             max_num_batched_tokens=2048, kv_cache_gib=None, swap_space_gib=0, free_bytes=1 << 29, workspace=workspace,
         )  # fmt: skip
 

@@ -276,13 +276,15 @@ def test_gate(dtype: torch.dtype, rows: int, width: int, activation: Activation)
 
 
 @pytest.mark.parametrize(("rows", "experts", "chosen"), [(1, 4, 2), (40, 3, 3), (9, 20, 1)])
-def test_mix(dtype: torch.dtype, rows: int, experts: int, chosen: int) -> None:
+@pytest.mark.parametrize("activation", [Activation.SILU, Activation.GPT_OSS])
+def test_mix(dtype: torch.dtype, rows: int, experts: int, chosen: int, activation: Activation) -> None:
     x, gate_up, down = torch.randn(rows, 48), torch.randn(experts, 66, 48), torch.randn(experts, 48, 33)
     routed = REFERENCE.route(torch.randn(rows, experts), Routing(chosen=chosen, renormalised=True))
+    biases = (torch.randn(experts, 66), torch.randn(experts, 48)) if activation is Activation.GPT_OSS else None
 
     def run(ops: Ops, cast: Callable[[Tensor], Tensor]) -> Tensor:
         packed = [ops.pack_experts(iter(cast(each)), experts) for each in (gate_up, down)]
-        return ops.mix(cast(x), routed, *packed, Activation.SILU)
+        return ops.mix(cast(x), routed, *packed, activation, biases)
 
     assert_as_good(run, dtype)
 

@@ -10,10 +10,12 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from fakes.checkpoints import rename_tensors, save_case, save_llama
+from fakes.checkpoints import CASES, rename_tensors, save_case, save_llama, save_model
 from fakes.logits import logits_of
 from fakes.quantized import METHODS, compressed, matrices, save_quantized
 from safetensors.torch import save_file
+from torch import Tensor
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from quire_api.engine import EngineConfig, Quantization
 from quire_engine.build import build_engine
@@ -491,3 +493,60 @@ def test_the_memory_plan_is_of_the_dequantised_model(tmp_path: Path, monkeypatch
 
     with pytest.raises(MemoryFailure, match="once they are dequantised to float32"):
         build_engine(EngineConfig(model=str(tmp_path)))
+
+
+# ---------------------------------------------------------------------- MXFP4
+
+
+def save_mxfp4(folder: Path) -> Any:
+    """A gpt-oss whose experts are random codes; what transformers makes of these by its own means."""
+    oracle = save_model("GptOssForCausalLM", {**CASES["gpt-oss"].settings, "intermediate_size": 96}, folder)
+    torch.manual_seed(0)
+    plain = {}
+
+    def coded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+            experts, into, out = tensors.pop(name).shape
+            blocks = torch.randint(0, 256, (experts, out, into // 32, 16), dtype=torch.uint8)
+            scales = torch.randint(122, 126, (experts, out, into // 32), dtype=torch.uint8)
+            tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+            plain[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+        return tensors
+
+    rename_tensors(folder, coded)
+    edit(folder, {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]})
+    oracle.load_state_dict(plain, strict=False)
+    return oracle
+
+
+def test_experts_of_mxfp4_are_what_transformers_makes_of_them(tmp_path: Path) -> None:
+    oracle = save_mxfp4(tmp_path)
+
+    ours = logits_of(read_spec(tmp_path), load(tmp_path), PROMPT)
+
+    with torch.no_grad():
+        theirs = oracle(torch.tensor([PROMPT])).logits[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t, n: t.pop(f"{n}_scales"), "has no tensor"),
+        (lambda t, n: t.update({f"{n}_scales": t[f"{n}_scales"].fill_(255)}), "a scale which is no number"),
+        (lambda t, n: t.update({f"{n}_blocks": t[f"{n}_blocks"][..., :8]}), "and should be"),
+        (lambda t, n: t.update({f"{n}_scales": t[f"{n}_scales"].float()}), "is F32, and should be U8"),
+    ],
+)
+def test_damaged_experts_of_mxfp4_are_refused(change: Any, says: str, tmp_path: Path) -> None:
+    save_mxfp4(tmp_path)
+    name = "model.layers.1.mlp.experts.down_proj"
+
+    def damaged(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        change(tensors, name)
+        return tensors
+
+    rename_tensors(tmp_path, damaged)
+
+    with pytest.raises(WeightsFailure, match=says):
+        load(tmp_path)

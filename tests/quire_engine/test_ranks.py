@@ -79,7 +79,7 @@ def save(case: str, folder: Path) -> None:
 
 SHAPES = [
     ("llama", 2, 1), ("llama", 1, 2), ("uneven", 4, 1), ("qwen3", 2, 1), ("gemma2", 2, 2), ("mixtral", 2, 1), ("qwen3-moe", 2, 2),
-    ("gpt2", 2, 1), ("awq", 2, 1),
+    ("gpt2", 2, 1), ("bloom", 2, 2), ("gpt-oss", 2, 1), ("awq", 2, 1),
 ]  # fmt: skip
 
 
@@ -101,6 +101,14 @@ def test_ranks_give_the_tokens_of_one_process(case: str, tensor: int, stages: in
         assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-3)
     if tensor > 1:
         assert several.sizes.num_blocks > one.sizes.num_blocks  # of the same memory each
+
+
+@pytest.mark.parametrize(
+    ("ranges", "whole"),
+    [(((0, 12),), True), (((0, 4), (4, 12)), True), (((4, 12), (0, 4)), False), (((0, 4),), False), ((), False)],
+)
+def test_a_part_is_whole_if_it_is_all_in_order(ranges: tuple[tuple[int, int], ...], whole: bool) -> None:
+    assert Part(12, ranges).is_whole is whole
 
 
 @pytest.mark.parametrize("tensor", [1, 2, 4, 8])

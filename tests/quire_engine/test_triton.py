@@ -108,7 +108,7 @@ def experts_of(count: int, hidden: int, inner: int, dtype: torch.dtype) -> tuple
     return OURS.pack_experts(iter(gate_up.to(dtype)), count), OURS.pack_experts(iter(down.to(dtype)), count)
 
 
-@pytest.mark.parametrize("activation", [Activation.SILU, Activation.GELU_TANH])
+@pytest.mark.parametrize("activation", [Activation.SILU, Activation.GELU_TANH, Activation.GPT_OSS])
 @pytest.mark.parametrize(
     ("tokens", "experts", "chosen", "hidden", "inner"),
     [(1, 4, 2, 64, 32), (3, 7, 3, 100, 33), (130, 3, 2, 48, 130), (520, 2, 2, 16, 16)],
@@ -119,8 +119,11 @@ def test_mix(
 ) -> None:
     x, matrices = torch.randn(tokens, hidden).to(dtype), experts_of(experts, hidden, inner, dtype)
     routed = REFERENCE.route(torch.randn(tokens, experts), Routing(chosen=chosen, renormalised=True))
+    biases = (
+        (torch.randn(experts, 2 * inner), torch.randn(experts, hidden)) if activation is Activation.GPT_OSS else None
+    )
 
-    ours, theirs = (ops.mix(x, routed, *matrices, activation) for ops in (OURS, REFERENCE))
+    ours, theirs = (ops.mix(x, routed, *matrices, activation, biases) for ops in (OURS, REFERENCE))
 
     close = 4e-3 if dtype is torch.float16 else 1e-5
     torch.testing.assert_close(ours, theirs, rtol=close, atol=close)
@@ -293,6 +296,11 @@ SINGLE = [(0, 149, 150), (1, 0, 1), (2, 63, 64)]
         ("window", PIECES, 64),
         ("window", SINGLE, 64),
         ("soft cap", PIECES, 64),
+        ("slopes and a soft cap", PIECES, 64),
+        ("slopes", SINGLE, 64),
+        ("sinks", SINGLE, 64),
+        ("sinks and a window", PIECES, 64),
+        ("both ways by slopes", PIECES, 64),
         ("both ways in a window", PIECES, 64),
     ],
 )
@@ -304,6 +312,24 @@ def test_attention(monkeypatch: pytest.MonkeyPatch, which: str, chunks: list[tup
     ours, theirs = (scene.attend(ops, torch.float32, *chunks) for ops in (OURS, REFERENCE))
 
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunks", [PIECES, SINGLE])
+def test_a_cache_of_eight_bits(
+    dtype: torch.dtype, chunks: list[tuple[int, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bytes, halves and what is too large among them, and what is read from them."""
+    monkeypatch.setattr(attend, "SPLIT", 64)
+    scene = Scene(form_of(4, 2, 32), 16, torch.float8_e4m3fn)
+    scene.qkv[0][:, :64] *= 1e3
+    scene.qkv[2][:, 64:] *= 1e-3
+    caches = [scene.filled(ops, dtype)[1] for ops in (OURS, REFERENCE)]
+
+    ours, theirs = (scene.attend(ops, dtype, *chunks) for ops in (OURS, REFERENCE))
+
+    for mine, other in zip(*caches, strict=True):
+        assert torch.equal(mine.view(torch.uint8), other.view(torch.uint8))
+    torch.testing.assert_close(ours, theirs, rtol=4e-3, atol=4e-3 * float(theirs.abs().max()))
 
 
 def test_attention_of_a_row_does_not_depend_on_its_company(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -562,6 +562,7 @@ BIG = Footprint(parameters=1000, kv_values_per_token=10, dtype="bfloat16")
         ({"dtype": "float32"}, BIG, Need(weights=4000, cache=0, swap=0)),
         ({"max_model_len": 100}, BIG, Need(weights=2000, cache=2000, swap=0)),
         ({"max_model_len": 100, "dtype": "float32"}, BIG, Need(weights=4000, cache=4000, swap=0)),
+        ({"max_model_len": 100, "kv_cache_dtype": "fp8"}, BIG, Need(weights=2000, cache=1000, swap=0)),
         ({"max_model_len": 100, "kv_cache_gib": 1}, BIG, Need(weights=2000, cache=GIB, swap=0)),
         ({"swap_space_gib": 2}, BIG, Need(weights=2000, cache=0, swap=2 * GIB)),
         ({"kv_cache_gib": 1}, None, Need(weights=0, cache=GIB, swap=0)),

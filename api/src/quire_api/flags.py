@@ -56,7 +56,6 @@ MOOT = {
 ONLY = {
     "--api-server-count": "1",
     "--data-parallel-size": "1",
-    "--kv-cache-dtype": "auto",
     "--max-logprobs": "20",
     "--response-role": "assistant",
 }

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-__all__ = ["DTYPE_BYTES", "FAMILIES", "Footprint", "ModelShape"]
+__all__ = ["CACHE_BYTES", "DTYPE_BYTES", "FAMILIES", "Footprint", "ModelShape"]
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+CACHE_BYTES = DTYPE_BYTES | {"fp8": 1}  # of a number in the KV cache
 
 # model_type -> what its config.json does not say, because every model of the family has it or because it is the default.
 FAMILIES: dict[str, Mapping[str, Any]] = {
@@ -20,22 +21,31 @@ FAMILIES: dict[str, Mapping[str, Any]] = {
     "qwen2": {"qkv_bias": True},
     "qwen3": {"qk_norm": True, "head_dim": 128},
     "qwen3_moe": {"qk_norm": True},
+    "gpt_oss": {"head_dim": 64, "attention_bias": True, "sinks": True, "expert_bias": True},
     "gemma2": {"norms": 4, "tied": True, "head_dim": 256},
     "gemma3_text": {"norms": 4, "tied": True, "head_dim": 256, "qk_norm": True},
-    "gpt2": {"tied": True, "gated": False, "biased": True, "learned_positions": True},
+    "gpt2": {"tied": True, "gated": False, "biased": True, "learned_positions": True, "inner": 4},
+    "bloom": {"tied": True, "gated": False, "biased": True, "embedding_norm": True, "inner": 4},
     "bert": {"tied": True, "gated": False, "biased": True, "learned_positions": True},
 }
 
 HEADLESS = ("BertModel", "BertForMaskedLM", "Qwen3Model")  # architectures that the engine reads without an output head
 
-EXPERT_WIDTHS = {"mixtral": "intermediate_size", "qwen3_moe": "moe_intermediate_size"}  # families that have experts
+EXPERT_WIDTHS = {
+    "mixtral": "intermediate_size",
+    "qwen3_moe": "moe_intermediate_size",
+    "gpt_oss": "intermediate_size",
+}  # families that have experts
 
-GPT2_NAMES = {
-    "hidden_size": "n_embd",
-    "num_hidden_layers": "n_layer",
-    "num_attention_heads": "n_head",
-    "max_position_embeddings": "n_positions",
-    "intermediate_size": "n_inner",
+NAMES = {  # what families call a size, where they do
+    "gpt2": {
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "max_position_embeddings": "n_positions",
+        "intermediate_size": "n_inner",
+    },
+    "bloom": {"hidden_size": "n_embed", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"},
 }
 
 
@@ -56,14 +66,17 @@ class ModelShape:
     qkv_bias: bool = False
     out_bias: bool = False  # of the attention's output
     qk_norm: bool = False  # an RMS norm of each query and key head
+    sinks: bool = False  # a number of each query head
     gated: bool = True  # the feed-forward has a gate
     mlp_bias: bool = False
     experts: int = 0  # feed-forwards to choose from in each sparse layer
     experts_per_token: int = 0
     expert_intermediate: int = 0
+    expert_bias: bool = False  # of experts and of their router
     sparse: tuple[int, ...] = ()  # layers that have experts; the others have one feed-forward
     norms: int = 2  # of a layer
     norm_bias: bool = False
+    embedding_norm: bool = False  # one more, of what goes into the first layer
     positions: int = 0  # rows of a learned position embedding
     token_types: int = 0  # rows of BERT's embedding of the text's parts
 
@@ -74,7 +87,7 @@ class ModelShape:
         if family not in FAMILIES:
             raise ValueError(f"model_type is {family!r}, and should be one of {', '.join(FAMILIES)}")
         traits = FAMILIES[family]
-        names = GPT2_NAMES if family == "gpt2" else {}
+        names = {name: theirs for name, theirs in NAMES.get(family, {}).items() if theirs in config}
 
         def size(name: str, default: int | None = None) -> int:
             name = names.get(name, name)
@@ -90,13 +103,13 @@ class ModelShape:
         if heads % kv_heads:
             raise ValueError(f"{heads} attention heads cannot share {kv_heads} key-value heads evenly")
         biased = traits.get("biased", False)
-        attention_bias = bool(config.get("attention_bias", biased))
+        attention_bias = bool(config.get("attention_bias", traits.get("attention_bias", biased)))
         layers = size("num_hidden_layers")
         sparse = _sparse(family, config, layers)
         return cls(
             layers=layers,
             hidden=hidden,
-            intermediate=size("intermediate_size", 4 * hidden if family == "gpt2" else None),
+            intermediate=size("intermediate_size", traits["inner"] * hidden if "inner" in traits else None),
             heads=heads,
             kv_heads=kv_heads,
             head_dim=size("head_dim", traits.get("head_dim", hidden // heads)),
@@ -111,9 +124,12 @@ class ModelShape:
             experts=size("num_experts" if "num_experts" in config else "num_local_experts") if sparse else 0,
             experts_per_token=size("num_experts_per_tok") if sparse else 0,
             expert_intermediate=size(EXPERT_WIDTHS[family]) if sparse else 0,
+            expert_bias=traits.get("expert_bias", False),
+            sinks=traits.get("sinks", False),
             sparse=sparse,
             norms=traits.get("norms", 2),
             norm_bias=biased,
+            embedding_norm=traits.get("embedding_norm", False),
             positions=size("max_position_embeddings") if traits.get("learned_positions") else 0,
             token_types=size("type_vocab_size", 2) if family == "bert" else 0,
         )
@@ -124,14 +140,21 @@ class ModelShape:
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attention = self.hidden * (q + 2 * kv) + q * self.hidden
         attention += (q + 2 * kv) * self.qkv_bias + self.hidden * self.out_bias + 2 * self.head_dim * self.qk_norm
+        attention += self.heads * self.sinks
         inner = self.intermediate * (2 if self.gated else 1)
         mlp = self.hidden * (inner + self.intermediate) + (inner + self.hidden) * self.mlp_bias
         experts = self.experts * self.hidden * (3 * self.expert_intermediate + 1)  # and a row of the router each
+        experts += self.experts * (2 * self.expert_intermediate + self.hidden + 1) * self.expert_bias
         norm = self.hidden * (2 if self.norm_bias else 1)
         matrices = 1 if self.tied or self.headless else 2
         rows = self.vocabulary * matrices + self.positions + self.token_types
         feed_forwards = (self.layers - len(self.sparse)) * mlp + len(self.sparse) * experts
-        return self.layers * (attention + self.norms * norm) + feed_forwards + rows * self.hidden + norm
+        return (
+            self.layers * (attention + self.norms * norm)
+            + feed_forwards
+            + rows * self.hidden
+            + norm * (1 + self.embedding_norm)
+        )
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -144,7 +167,7 @@ class ModelShape:
         return self.parameters * DTYPE_BYTES[dtype]
 
     def kv_bytes_per_token(self, dtype: str) -> int:
-        return 2 * self.layers * self.kv_heads * self.head_dim * DTYPE_BYTES[dtype]
+        return 2 * self.layers * self.kv_heads * self.head_dim * CACHE_BYTES[dtype]
 
 
 def _sparse(family: str, config: Mapping[str, Any], layers: int) -> tuple[int, ...]:

@@ -218,6 +218,7 @@ def _assemble(
     sizes = plan_sizes(
         share_of(spec.shape, config.tensor_parallel_size, config.pipeline_parallel_size),
         dtype,
+        cache_dtype=_cache_dtype(config, loaded),
         trained_len=spec.trained_len,
         max_model_len=config.max_model_len,
         block_size=config.block_size,
@@ -234,7 +235,7 @@ def _assemble(
         BlockPool(sizes.num_blocks, sizes.block_size),
         BlockPool(sizes.num_host_blocks, sizes.block_size),
         prefix_caching=config.enable_prefix_caching,
-        swap_cost=swap_cost(spec.shape, dtype, device.type),
+        swap_cost=swap_cost(spec.shape, sizes.cache_dtype, device.type),
     )
     limits = Limits(
         max_num_seqs=config.max_num_seqs,
@@ -275,7 +276,7 @@ def _assemble(
         runner,
         depth or (2 if device.type == "cuda" else 1),
         grammars if tokenizer else None,
-        _least_seconds(loaded),
+        _least_seconds(loaded, sizes.cache_dtype),
     )
     return BuiltEngine(
         engine=engine,
@@ -293,11 +294,19 @@ def _cache(loaded: LoadedModel[CausalLM], sizes: Sizes) -> KVCache:
     """Of our own layers and heads."""
     ranks, shape = loaded.ops.ranks, loaded.spec.shape
     own = replace(shape, layers=len(ranks.layers(shape.layers)), kv_heads=ranks.share(shape.kv_heads).size)
-    dtype = getattr(torch, loaded.dtype)
+    dtype = torch.float8_e4m3fn if sizes.cache_dtype == "fp8" else getattr(torch, sizes.cache_dtype)
     return KVCache(own, sizes.num_blocks, sizes.num_host_blocks, sizes.block_size, dtype, loaded.device)
 
 
-def _least_seconds(loaded: LoadedModel[CausalLM]) -> Callable[[StepPlan], float] | None:
+def _cache_dtype(config: EngineConfig, loaded: LoadedModel[CausalLM]) -> str:
+    if config.kv_cache_dtype == "auto":
+        return loaded.dtype
+    if not loaded.ops.caches_fp8:
+        raise ConfigFailure("--kv-cache-dtype fp8: the kernels for CPUs keep the model's own format: leave it out")
+    return config.kv_cache_dtype
+
+
+def _least_seconds(loaded: LoadedModel[CausalLM], cache_dtype: str) -> Callable[[StepPlan], float] | None:
     """Of one rank with a device whose limits are known."""
     if loaded.device.type != "cuda" or loaded.ops.ranks is not ALONE:
         return None
@@ -305,7 +314,14 @@ def _least_seconds(loaded: LoadedModel[CausalLM]) -> Callable[[StepPlan], float]
     if limits is None:
         return None
     saved = max(0, loaded.spec.shape.weight_bytes(loaded.dtype) - loaded.given_bytes)
-    return partial(seconds_of, shape=loaded.spec.shape, dtype=loaded.dtype, limits=limits, saved_bytes=saved)
+    return partial(
+        seconds_of,
+        shape=loaded.spec.shape,
+        dtype=loaded.dtype,
+        limits=limits,
+        saved_bytes=saved,
+        cache_dtype=cache_dtype,
+    )
 
 
 def _want(crew: Crew, tensor: int, rows: int) -> None:

@@ -30,18 +30,22 @@ ACTIVATIONS = {  # as transformers calls them -> as `ops.Activation` does
 ACTIVATION_OF = {  # family -> what config.json calls it, and which it is if it is not there
     "gpt2": ("activation_function", "gelu_new"),
     "bert": ("hidden_act", "gelu"),
+    "bloom": ("hidden_act", "gelu_pytorch_tanh"),
     "gemma2": ("hidden_activation", "gelu_pytorch_tanh"),
     "gemma3_text": ("hidden_activation", "gelu_pytorch_tanh"),
 }
-EPSILON_NAMES = {"gpt2": "layer_norm_epsilon", "bert": "layer_norm_eps"}
+THETAS = {"mixtral": 1e6, "gemma3_text": 1e6, "gpt_oss": 150_000.0}  # where config.json has none
+EPSILON_NAMES = {"gpt2": "layer_norm_epsilon", "bloom": "layer_norm_epsilon", "bert": "layer_norm_eps"}
 
 # What must be so, if it is there at all.
 ONLY: dict[str, Any] = {
     "add_cross_attention": False,
+    "apply_residual_connection_post_layernorm": False,
     "is_decoder": False,
     "position_embedding_type": "absolute",
     "scale_attn_by_inverse_layer_idx": False,
     "scale_attn_weights": True,
+    "swiglu_limit": 7.0,
     "use_bidirectional_attention": False,
 }
 
@@ -170,7 +174,7 @@ def _spec(config: Config, generation: Config, folder: Path) -> ModelSpec:
 def _routing(config: Config, family: str, shape: ModelShape) -> Routing:
     if not 0 < shape.experts_per_token <= shape.experts:
         raise ValueError(f"num_experts_per_tok is {shape.experts_per_token}, and there are {shape.experts} experts")
-    renormalised = family == "mixtral" or bool(config.get("norm_topk_prob", False))
+    renormalised = family in ("mixtral", "gpt_oss") or bool(config.get("norm_topk_prob", False))
     return Routing(chosen=shape.experts_per_token, renormalised=renormalised)
 
 
@@ -205,12 +209,16 @@ def _dtype(config: Config) -> str:
 def _activation(config: Config, family: str) -> str:
     name, default = ACTIVATION_OF.get(family, ("hidden_act", "silu"))
     activation = config.get(name) or default
+    if family == "gpt_oss" and activation == "silu":
+        return family  # it has a gate of its own
     if activation not in ACTIVATIONS:
         raise ConfigFailure(f"activation {activation!r} is not supported yet, only {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[activation]
 
 
 def _positions(config: Config) -> int:
+    if config.get("model_type") == "bloom":  # which has none, and was trained on so many
+        return int(config.get("seq_length", 2048))
     positions: int = config["n_positions" if "n_positions" in config else "max_position_embeddings"]
     return positions
 
@@ -222,15 +230,15 @@ def _layer_types(config: Config, family: str, layers: int) -> list[str]:
         return ["full_attention" if window is None else "sliding_attention"] * layers
     if family == "qwen3_moe":
         return ["sliding_attention" if config.get("use_sliding_window") else "full_attention"] * layers
-    if family not in ("gemma2", "gemma3_text", "qwen2", "qwen3"):
+    if family not in ("gemma2", "gemma3_text", "gpt_oss", "qwen2", "qwen3"):
         return ["full_attention"] * layers
-    windowed = family.startswith("gemma") or config.get("use_sliding_window", False)
+    windowed = family.startswith(("gemma", "gpt_oss")) or config.get("use_sliding_window", False)
     types = config.get("layer_types")
     if types is None and family.startswith("qwen"):
         first = config.get("max_window_layers", 28)
         types = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
     elif types is None:
-        every = config.get("sliding_window_pattern") or (2 if family == "gemma2" else 6)
+        every = config.get("sliding_window_pattern") or (6 if family == "gemma3_text" else 2)
         types = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)]
     if len(types) != layers:
         raise ValueError(f"layer_types names {len(types)} layers, and num_hidden_layers is {layers}")
@@ -244,10 +252,10 @@ def _layer_types(config: Config, family: str, layers: int) -> list[str]:
 
 def _ropes(config: Config, family: str, shape: ModelShape) -> dict[str, Rope]:
     """Type of layer -> its rotary embedding."""
-    if shape.positions:
+    if shape.positions or family == "bloom":
         return {}
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}  # transformers 5 renamed it
-    theta = config.get("rope_theta") or (1e6 if family in ("mixtral", "gemma3_text") else 1e4)
+    theta = config.get("rope_theta") or THETAS.get(family, 1e4)
     if not given.keys() & {"full_attention", "sliding_attention"}:
         local = {"rope_theta": config.get("rope_local_base_freq")} if family == "gemma3_text" else given
         given = {"full_attention": given, "sliding_attention": local}

@@ -27,6 +27,8 @@ def attention_form(
     causal: bool = True,
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
+    slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> AttentionForm:
     return AttentionForm(
         heads=spec.shape.heads,
@@ -36,6 +38,8 @@ def attention_form(
         causal=causal,
         window=spec.windows[layer],
         softcap=spec.attention_softcap,
+        slopes=slopes,
+        sinks=sinks,
         rotary=rotary,
         q_norm=q_norm,
         k_norm=k_norm,
@@ -46,9 +50,11 @@ def attention_form(
 class Attention:
     def __init__(self, ops: Ops, form: AttentionForm, qkv: Linear, out: Linear) -> None:
         """`form` counts all heads; of these a rank has its share, and its part of the projections."""
-        heads, kv_heads = ops.ranks.share(form.heads).size, ops.ranks.share(form.kv_heads).size
+        heads, kv_heads = ops.ranks.share(form.heads), ops.ranks.share(form.kv_heads)
+        own = slice(heads.start, heads.start + heads.size)
+        slopes, sinks = (None if each is None else each[own].contiguous() for each in (form.slopes, form.sinks))
         self._ops = ops
-        self._form = replace(form, heads=heads, kv_heads=kv_heads)
+        self._form = replace(form, heads=heads.size, kv_heads=kv_heads.size, slopes=slopes, sinks=sinks)
         self._qkv = qkv
         self._out = out
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from quire_engine.layers.attention import Cache
 from quire_engine.models.bert import Bert
-from quire_engine.models.experts import sparse_llama
+from quire_engine.models.bloom import Bloom
+from quire_engine.models.experts import gpt_oss, sparse_llama
 from quire_engine.models.gemma import Gemma
 from quire_engine.models.gpt2 import GPT2
 from quire_engine.models.llama import Decoder, Llama
@@ -49,6 +50,8 @@ GENERATORS: dict[str, Build[CausalLM]] = {
     "Gemma2ForCausalLM": Gemma,
     "Gemma3ForCausalLM": Gemma,
     "GPT2LMHeadModel": GPT2,
+    "BloomForCausalLM": Bloom,
+    "GptOssForCausalLM": gpt_oss,
 }
 
 ENCODERS: dict[str, Build[Encoder]] = {

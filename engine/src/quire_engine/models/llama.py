@@ -39,7 +39,8 @@ def self_attention(
         rms_weight(weights, f"{name}.{part}_norm", shape.head_dim, from_one=from_one) if shape.qk_norm else None
         for part in "qk"
     )
-    form = attention_form(spec, layer, rotary, q_norm=q_norm, k_norm=k_norm)
+    sinks = weights.take(f"{name}.sinks", (shape.heads,), torch.float32) if shape.sinks else None
+    form = attention_form(spec, layer, rotary, q_norm=q_norm, k_norm=k_norm, sinks=sinks)
     projections, fused = [f"{name}.{part}_proj" for part in "qkv"], f"{name}.qkv_proj"
     bias = shape.qkv_bias
     qkv = Linear(ops, weights, *projections, out=(q, kv, kv), into=shape.hidden, bias=bias, fused=fused)

@@ -31,6 +31,7 @@ __all__ = [
     "Linear",
     "Matrices",
     "Matrix",
+    "Mix",
     "Ops",
     "Walker",
 ]
@@ -39,7 +40,7 @@ Matrix = Any  # a weight [out, in] in the layout of the table that packed it
 Matrices = Any  # one weight for each expert, by their numbers, as the table packed them
 LayerCache = tuple[
     Tensor, Tensor
-]  # keys, values: each [blocks, kv_heads, block_size, D]; kernels may order a block their way
+]  # keys, values: each [blocks, kv_heads, block_size, D], of the model's format or in 8 bits; kernels may order a block their way
 
 IN_PROMPT = 1 << 30  # a token's bit in `seen`; below it, how often the token is in the output
 
@@ -50,6 +51,7 @@ class Activation(StrEnum):
     SILU = "silu"
     GELU = "gelu"  # by the error function
     GELU_TANH = "gelu_tanh"  # by its usual approximation
+    GPT_OSS = "gpt_oss"  # x * sigmoid(1.702 * x) of the smaller of x and 7; of a gate: times 1 + up, which is kept within 7 of 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,6 +65,8 @@ class AttentionForm:
     causal: bool = True
     window: int | None = None  # a token sees itself and the window - 1 before it
     softcap: float | None = None  # scores become softcap * tanh(score / softcap)
+    slopes: Tensor | None = None  # [heads] float32: a score is less by that for each token between the two (ALiBi)
+    sinks: Tensor | None = None  # [heads] float32: one more score, which takes its share of the weights for no value
     rotary: Tensor | None = None  # [positions, rotary_dim] float32, cosines then sines; rotary_dim <= D, the rest stays
     q_norm: Tensor | None = None  # [D] float32: RMS norm of each query head before it is rotated
     k_norm: Tensor | None = None
@@ -99,6 +103,22 @@ class Draws:
     words: NDArray[np.int32]  # what seed and position give to the noise (sampling/noise.py)
 
 
+class Mix(Protocol):
+    def __call__(
+        self,
+        x: Tensor,
+        routed: tuple[Tensor, Tensor],
+        gate_up: Matrices,
+        down: Matrices,
+        activation: Activation,
+        biases: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """x [T, hidden], its route, gate|up [2 * inner, hidden] and down [hidden, inner] of each expert, and their biases,
+        [experts, 2 * inner] and [experts, hidden] float32 -> [T, hidden]: what the chosen experts make of a row, times their
+        shares, added up in float32 from the first to the last"""
+        ...
+
+
 class Linear(Protocol):
     def __call__(self, x: Tensor, weight: Matrix, bias: Tensor | None = None, *, wide: bool = False) -> Tensor:
         """x [T, in] -> [T, out]; float32 if `wide`, as logits are. The bias is float32."""
@@ -122,9 +142,7 @@ class Ops:
     route: Callable[[Tensor, Routing], tuple[Tensor, Tensor]]
     """likings [T, experts] float32 -> choices [T, chosen] int64, in ascending order, and their shares [T, chosen] float32"""
 
-    mix: Callable[[Tensor, tuple[Tensor, Tensor], Matrices, Matrices, Activation], Tensor]
-    """x [T, hidden], its route, gate|up [2 * inner, hidden] and down [hidden, inner] of each expert -> [T, hidden]: what
-    the chosen experts make of a row, times their shares, added up in float32 from the first to the last"""
+    mix: Mix
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     """x [T, hidden], weight [hidden], epsilon -> [T, hidden]; computed in float32, rounded once"""
@@ -139,7 +157,7 @@ class Ops:
     """x [T, n] -> activation(x)"""
 
     gate: Callable[[Tensor, Activation], Tensor]
-    """gate|up [T, 2 * n] -> activation(gate) * up [T, n]"""
+    """gate|up [T, 2 * n] -> activation(gate) * up [T, n]; of GPT_OSS times what it makes of up"""
 
     store_kv: Callable[[Tensor, AttentionForm, LayerCache, ForwardBatch], Tensor]
     """q|k|v [T, (heads + 2 * kv_heads) * D] -> q [T, heads, D]; q and k are normed and rotated as the form says,
@@ -177,6 +195,9 @@ class Ops:
 
     keeps: frozenset[Kind] = frozenset()
     """No kernel: the kinds of weights in few bits that `pack` and `linear` take; of other kinds they get the plain matrix"""
+
+    caches_fp8: bool = False
+    """No kernel: the KV cache may be float8_e4m3fn. What is beyond 448 becomes 448 there"""
 
     ranks: Ranks = field(default=ALONE)
     """No kernel: who computes the model together, which part this one has, and how they put theirs together"""

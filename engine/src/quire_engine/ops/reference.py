@@ -20,6 +20,7 @@ from quire_engine.spec import Routing
 
 __all__ = ["expert_by_expert", "linear", "penalise", "reference_ops", "route", "score"]
 
+LIMIT, STEEPNESS = 7.0, 1.702  # of gpt-oss
 LONG_S = 1e-3  # of a grammar: below, the clock of the processor's time, a system call, is not asked
 
 
@@ -46,6 +47,7 @@ def reference_ops() -> Ops:
         score=score,
         recorded=lambda forward, max_rows: forward,
         keeps=frozenset(Kind),
+        caches_fp8=True,
     )
 
 
@@ -74,9 +76,17 @@ def route(likings: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
     return choices, shares / shares.sum(dim=-1, keepdim=True) if routing.renormalised else shares
 
 
-def mix(x: Tensor, routed: tuple[Tensor, Tensor], gate_up: Matrices, down: Matrices, activation: Activation) -> Tensor:
+def mix(
+    x: Tensor,
+    routed: tuple[Tensor, Tensor],
+    gate_up: Matrices,
+    down: Matrices,
+    activation: Activation,
+    biases: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     def expert(rows: Tensor, number: int) -> Tensor:
-        return linear(gate(linear(rows, gate_up[number]), activation), down[number])
+        first, second = (None, None) if biases is None else (each[number] for each in biases)
+        return linear(gate(linear(rows, gate_up[number], first), activation), down[number], second)
 
     return expert_by_expert(expert, x, routed, len(gate_up))
 
@@ -111,11 +121,16 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tenso
 def activate(x: Tensor, activation: Activation) -> Tensor:
     if activation is Activation.SILU:
         return F.silu(x)
+    if activation is Activation.GPT_OSS:
+        low = x.clamp(max=LIMIT)
+        return low * torch.sigmoid(low * STEEPNESS)
     return F.gelu(x, approximate="tanh" if activation is Activation.GELU_TANH else "none")
 
 
 def gate(gate_up: Tensor, activation: Activation) -> Tensor:
     gates, up = gate_up.chunk(2, dim=-1)
+    if activation is Activation.GPT_OSS:
+        up = up.clamp(-LIMIT, LIMIT) + 1
     return activate(gates, activation) * up
 
 
@@ -140,21 +155,24 @@ def store_kv(qkv: Tensor, form: AttentionForm, cache: LayerCache, batch: Forward
     keys, values = cache
     block_size = keys.shape[2]
     block, row = batch.places // block_size, batch.places % block_size
-    keys[block, :, row] = k
-    values[block, :, row] = v
+    for stored, new in ((keys, k), (values, v)):
+        if stored.dtype is torch.float8_e4m3fn:  # torch stores it as bytes alone
+            stored.view(torch.uint8)[block, :, row] = (
+                new.clamp(-LARGEST_FP8, LARGEST_FP8).to(stored.dtype).view(torch.uint8)
+            )
+        else:
+            stored[block, :, row] = new
     return q
 
 
 def attention(query: Tensor, form: AttentionForm, cache: LayerCache, batch: ForwardBatch) -> Tensor:
     """One chunk after the other: gather its pages, then some rows at a time, which bounds the memory of their scores."""
-    keys, values = cache
-    block_size = keys.shape[2]
+    block_size = cache[0].shape[2]
     starts, contexts = batch.query_start.tolist(), batch.context_len.tolist()
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     for i, context in enumerate(contexts):
         pages = batch.block_tables[i, : -(-context // block_size)].long()
-        k = keys[pages].transpose(0, 1).flatten(1, 2)[:, None, :context].float()  # [kv_heads, 1, context, D]
-        v = values[pages].transpose(0, 1).flatten(1, 2)[:, None, :context].float()
+        k, v = (_read(each, pages)[:, None, :context] for each in cache)  # [kv_heads, 1, context, D]
         at_once = max(1, SCORES_AT_ONCE // (form.heads * context))
         for first in range(starts[i], starts[i + 1], at_once):
             rows = slice(first, min(first + at_once, starts[i + 1]))
@@ -163,6 +181,13 @@ def attention(query: Tensor, form: AttentionForm, cache: LayerCache, batch: Forw
 
 
 SCORES_AT_ONCE = 1 << 25  # numbers
+LARGEST_FP8 = 448.0
+
+
+def _read(cached: Tensor, pages: Tensor) -> Tensor:
+    """[blocks, kv_heads, block_size, D] -> [kv_heads, tokens, D] float32"""
+    raw = cached.view(torch.uint8) if cached.dtype is torch.float8_e4m3fn else cached
+    return raw[pages].view(cached.dtype).transpose(0, 1).flatten(1, 2).float()
 
 
 def _attend(query: Tensor, k: Tensor, v: Tensor, form: AttentionForm, position: int) -> Tensor:
@@ -174,6 +199,9 @@ def _attend(query: Tensor, k: Tensor, v: Tensor, form: AttentionForm, position: 
         scores = form.softcap * torch.tanh(scores / form.softcap)
     at = torch.arange(position, position + n, device=q.device)[:, None]
     key_at = torch.arange(context, device=q.device)
+    of_heads = (form.kv_heads, form.heads // form.kv_heads, 1, 1)
+    if form.slopes is not None:
+        scores = scores - form.slopes.view(of_heads) * (at - key_at).abs()
     hidden = torch.zeros(n, context, dtype=torch.bool, device=q.device)
     if form.causal:
         hidden |= key_at > at
@@ -181,7 +209,10 @@ def _attend(query: Tensor, k: Tensor, v: Tensor, form: AttentionForm, position: 
         hidden |= key_at <= at - form.window
         if not form.causal:
             hidden |= key_at >= at + form.window
-    weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+    scores = scores.masked_fill(hidden, float("-inf"))
+    if form.sinks is not None:
+        scores = torch.cat((scores, form.sinks.view(of_heads).expand(-1, -1, n, 1)), dim=-1)
+    weights = scores.softmax(dim=-1)[..., :context]
     return (weights @ v).flatten(0, 1).transpose(0, 1).to(query.dtype)
 
 

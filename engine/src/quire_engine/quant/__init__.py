@@ -17,6 +17,7 @@ from quire_engine.quant.compressed import compressed_tensors
 from quire_engine.quant.fp8 import fp8
 from quire_engine.quant.gguf import gguf
 from quire_engine.quant.gptq import gptq
+from quire_engine.quant.mxfp4 import mxfp4
 from quire_engine.quant.packed import KINDS, number
 from quire_engine.quant.stored import Scheme
 
@@ -28,6 +29,7 @@ SCHEMES: dict[str, Callable[[Mapping[str, Any]], Scheme]] = {
     "fp8": fp8,
     "compressed-tensors": compressed_tensors,
     "gguf": gguf,
+    "mxfp4": mxfp4,
 }
 
 

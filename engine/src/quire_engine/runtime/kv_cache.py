@@ -30,15 +30,17 @@ class KVCache:
         self.block_size = block_size
         self.nobodys_block = num_blocks
 
+        moved = torch.uint8 if dtype.itemsize == 1 else dtype  # torch moves numbers of 8 bits as bytes only
+
         def blocks(count: int, where: torch.device) -> Tensor:
             size = (shape.layers, 2, count, shape.kv_heads, block_size, shape.head_dim)
             if device.type == "cpu":
-                return zeros(size, dtype, areas=2 * shape.layers)
-            return torch.zeros(size, dtype=dtype, device=where, pin_memory=where != device)
+                return zeros(size, moved, areas=2 * shape.layers)
+            return torch.zeros(size, dtype=moved, device=where, pin_memory=where != device)
 
         self._data = blocks(num_blocks + 1, device)
         self._host = blocks(num_host_blocks, torch.device("cpu"))
-        self._layers: list[LayerCache] = [(layer[0], layer[1]) for layer in self._data]
+        self._layers: list[LayerCache] = [(layer[0].view(dtype), layer[1].view(dtype)) for layer in self._data]
 
     def layer(self, index: int) -> LayerCache:
         """Keys and values of a layer."""

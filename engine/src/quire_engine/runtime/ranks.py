@@ -56,7 +56,13 @@ class Part:
 
     @property
     def is_whole(self) -> bool:
-        return self.size == self.whole
+        """And in its own order."""
+        reached = 0
+        for start, stop in self.ranges:
+            if start != reached:
+                return False
+            reached = stop
+        return reached == self.whole
 
 
 class Ranks:

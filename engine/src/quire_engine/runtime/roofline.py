@@ -46,8 +46,15 @@ def limits_of(device: str) -> Limits | None:
     return Limits(read_bytes_per_s=read, flop_per_s=flop, name=device)
 
 
-def step_seconds(shape: ModelShape, dtype: str, chunks: Iterable[Chunk], limits: Limits, saved_bytes: int = 0) -> float:
-    """So many bytes of the plain matrices, of which every step reads all, are saved by what stays in few bits; no experts do."""
+def step_seconds(
+    shape: ModelShape,
+    dtype: str,
+    chunks: Iterable[Chunk],
+    limits: Limits,
+    saved_bytes: int = 0,
+    cache_dtype: str | None = None,
+) -> float:
+    """The cache may have a format of its own. So many bytes of the plain matrices, of which every step reads all, are saved by what stays in few bits; no experts do."""
     chunks = list(chunks)
     if not chunks:
         return 0.0
@@ -64,10 +71,13 @@ def step_seconds(shape: ModelShape, dtype: str, chunks: Iterable[Chunk], limits:
     for start, length, _ in chunks:
         looked_at = length * start + length * (length + 1) / 2
         products = 4.0 * shape.layers * shape.heads * shape.head_dim * looked_at
-        keys = (start + length) * shape.kv_bytes_per_token(dtype)
+        keys = (start + length) * shape.kv_bytes_per_token(cache_dtype or dtype)
         seconds += max(keys / limits.read_bytes_per_s, products / limits.flop_per_s)
     return seconds
 
 
-def seconds_of(plan: StepPlan, shape: ModelShape, dtype: str, limits: Limits, saved_bytes: int) -> float:
-    return step_seconds(shape, dtype, zip(plan.starts, plan.lengths, plan.samples, strict=True), limits, saved_bytes)
+def seconds_of(
+    plan: StepPlan, shape: ModelShape, dtype: str, limits: Limits, saved_bytes: int, cache_dtype: str
+) -> float:
+    chunks = zip(plan.starts, plan.lengths, plan.samples, strict=True)
+    return step_seconds(shape, dtype, chunks, limits, saved_bytes, cache_dtype)

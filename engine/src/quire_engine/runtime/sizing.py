@@ -38,6 +38,7 @@ class Sizes:
     num_host_blocks: int
     block_size: int
     max_model_len: int
+    cache_dtype: str
     kv_cache_bytes: int
     step_bytes: int  # activations, logits, workspace
 
@@ -46,6 +47,7 @@ def plan_sizes(
     shape: ModelShape,
     dtype: str,
     *,
+    cache_dtype: str,
     trained_len: int,
     max_model_len: int | None,
     block_size: int,
@@ -62,7 +64,7 @@ def plan_sizes(
         raise ConfigFailure(
             f"--max-model-len {max_model_len} is more than the {trained_len} tokens the model was trained for: lower it"
         )
-    block_bytes = shape.kv_bytes_per_token(dtype) * block_size
+    block_bytes = shape.kv_bytes_per_token(cache_dtype) * block_size
     wanted_len = max_model_len or trained_len
     step = step_bytes(shape, dtype, max_num_batched_tokens, max_num_seqs) + block_bytes  # nobody's (kv_cache.py)
     if workspace is not None:
@@ -82,7 +84,7 @@ def plan_sizes(
     num_blocks = budget // block_bytes
     held = num_blocks * block_size
     if num_blocks < 1 or (max_model_len is not None and held < max_model_len):
-        need = wanted_len * shape.kv_bytes_per_token(dtype) / GIB
+        need = wanted_len * shape.kv_bytes_per_token(cache_dtype) / GIB
         raise MemoryFailure(
             f"a KV cache of {budget / GIB:.3f} GiB holds {held} tokens, but one request may have {wanted_len} ({need:.3f} GiB): "
             "lower --max-model-len or raise --kv-cache-gib"
@@ -92,6 +94,7 @@ def plan_sizes(
         num_host_blocks=swap // block_bytes,
         block_size=block_size,
         max_model_len=min(wanted_len, held),
+        cache_dtype=cache_dtype,
         kv_cache_bytes=num_blocks * block_bytes,
         step_bytes=step,
     )
@@ -145,7 +148,7 @@ def graph_bytes(shape: ModelShape, dtype: str, max_num_seqs: int, max_len: int, 
     )  # none lies as it would alone
 
 
-def swap_cost(shape: ModelShape, dtype: str, device: str) -> float:
+def swap_cost(shape: ModelShape, cache_dtype: str, device: str) -> float:
     """Seconds to move a token's keys and values out and in again, for each second it takes to compute them again."""
-    move = 2 * shape.kv_bytes_per_token(dtype) / COPY_RATE[device]
+    move = 2 * shape.kv_bytes_per_token(cache_dtype) / COPY_RATE[device]
     return move / (2 * shape.parameters / COMPUTE_RATE[device])

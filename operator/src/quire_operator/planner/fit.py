@@ -8,7 +8,7 @@ numbers of the resolve Job, one machine with those of config.json.
 from dataclasses import dataclass
 
 from quire_api.engine import EngineOptions
-from quire_api.footprint import DTYPE_BYTES, Footprint
+from quire_api.footprint import CACHE_BYTES, DTYPE_BYTES, Footprint
 
 __all__ = ["GIB", "Need", "Room", "misfit", "need_of", "quantity_bytes"]
 
@@ -44,10 +44,11 @@ def need_of(engine: EngineOptions, footprint: Footprint | None, devices: int = 1
         weights = footprint.parameters * width
         if on_device and footprint.quantized_bytes is not None:
             weights = min(weights, footprint.quantized_bytes)
+    cached = CACHE_BYTES.get(engine.kv_cache_dtype, width)
     if engine.kv_cache_gib is not None:
         cache = int(engine.kv_cache_gib * GIB) * devices
     else:
-        cache = (engine.max_model_len or 0) * (footprint.kv_values_per_token if footprint else 0) * width
+        cache = (engine.max_model_len or 0) * (footprint.kv_values_per_token if footprint else 0) * cached
     return Need(weights=weights, cache=cache, swap=swap)
 
 

@@ -35,7 +35,7 @@ from quire_engine.runtime.batch import ForwardBatch
 
 __all__ = ["NoLibrary", "PackedMatrix", "native_ops"]
 
-_ACTIVATIONS = {Activation.SILU: 0, Activation.GELU: 1, Activation.GELU_TANH: 2}  # rows.c
+_ACTIVATIONS = {Activation.SILU: 0, Activation.GELU: 1, Activation.GELU_TANH: 2, Activation.GPT_OSS: 3}  # rows.c
 
 
 def native_ops(dtype: torch.dtype, processes: int = 1) -> Ops:
@@ -158,9 +158,11 @@ class _Kernels:
         gate_up: list[PackedMatrix],
         down: list[PackedMatrix],
         activation: Activation,
+        biases: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         def expert(rows: Tensor, number: int) -> Tensor:
-            return self.linear(self.gate(self.linear(rows, gate_up[number]), activation), down[number])
+            first, second = (None, None) if biases is None else (each[number] for each in biases)
+            return self.linear(self.gate(self.linear(rows, gate_up[number], first), activation), down[number], second)
 
         return expert_by_expert(expert, x, routed, len(gate_up))
 
@@ -271,6 +273,8 @@ class _Kernels:
                 rotary=_address(form.rotary),
                 q_norm=_address(form.q_norm),
                 k_norm=_address(form.k_norm),
+                slopes=_address(form.slopes),
+                sinks=_address(form.sinks),
             )
         return ctypes.addressof(struct)
 

@@ -34,6 +34,7 @@ def triton_ops() -> Ops:
         pack=pack,
         linear=linear,
         keeps=frozenset(Kind),
+        caches_fp8=True,
         route=route,
         mix=mix,
         rms_norm=rms_norm,

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from quire_engine.ops import AttentionForm, LayerCache
+from quire_engine.ops.triton.rounding import from_e4m3
 from quire_engine.ops.triton.rows import tanh
 from quire_engine.runtime.batch import ForwardBatch
 
@@ -35,6 +36,9 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 def attention(query: Tensor, form: AttentionForm, cache: LayerCache, batch: ForwardBatch) -> Tensor:
     query = query.contiguous()
     keys, values = cache
+    fp8 = keys.dtype is torch.float8_e4m3fn
+    if fp8:  # not every architecture has conversions for it
+        keys, values = keys.view(torch.int8), values.view(torch.int8)
     tokens, heads, dim = query.shape
     chunks = len(batch.block_tables)
     group = form.heads // form.kv_heads
@@ -46,9 +50,12 @@ def attention(query: Tensor, form: AttentionForm, cache: LayerCache, batch: Forw
     shape = {"HEADS": heads, "KV_HEADS": form.kv_heads, "GROUP": group, "DIM": dim, "BLOCK": block, "PAGE": page}
     flags = {
         "CAUSAL": form.causal, "WINDOW": form.window or 0, "CAPPED": form.softcap is not None,
+        "SLOPED": form.slopes is not None, "SINKS": form.sinks is not None, "FP8": fp8,
         "PRECISION": "ieee" if query.dtype is torch.float32 else "tf32",
     }  # fmt: skip
     numbers = (form.scale, form.softcap or 1.0)
+    nothing = query  # an address for what the form has not
+    slopes, sinks = (nothing if each is None else each for each in (form.slopes, form.sinks))
     wide = query.dtype is torch.float32
     columns = 64 // (1 + wide) // (1 + (block > 128))  # so that sums and scores stay in registers
 
@@ -56,19 +63,19 @@ def attention(query: Tensor, form: AttentionForm, cache: LayerCache, batch: Forw
         sums = query.new_empty((chunks, most, heads, dim) if most > 1 else 1, dtype=torch.float32)
         tops = query.new_empty((2, chunks, most, heads) if most > 1 else 1, dtype=torch.float32)
         _decode[(chunks, form.kv_heads, most)](
-            query, keys, values, out, sums, tops, *places, *numbers, chunks, most,
+            query, keys, values, out, sums, tops, *places, slopes, sinks, *numbers, chunks, most,
             **shape, **flags, SPLIT=SPLIT, ROWS=max(LEAST_ROWS, triton.next_power_of_2(group)),
             COLUMNS=columns, num_warps=4, num_stages=2,
         )  # fmt: skip
         if most > 1:
             _merge[(chunks, heads)](
-                sums, tops, out, batch.query_start, batch.context_len, chunks, most,
-                HEADS=heads, DIM=dim, BLOCK=block, SPLIT=SPLIT, WINDOW=form.window or 0, num_warps=2,
+                sums, tops, out, batch.query_start, batch.context_len, sinks, chunks, most,
+                HEADS=heads, DIM=dim, BLOCK=block, SPLIT=SPLIT, WINDOW=form.window or 0, SINKS=flags["SINKS"], num_warps=2,
             )  # fmt: skip
     if tokens > chunks:
         at_once = max(1, PREFILL_ROWS // (1 + wide) // triton.next_power_of_2(group))
         _prefill[(tokens // at_once + chunks, form.kv_heads)](
-            query, keys, values, out, *places, *numbers, chunks,
+            query, keys, values, out, *places, slopes, sinks, *numbers, chunks,
             **shape, **flags, TOKENS=at_once, ROWS=max(LEAST_ROWS, triton.next_power_of_2(at_once * group)),
             COLUMNS=columns, num_warps=4 if block < 64 else 8, num_stages=2,
         )  # fmt: skip
@@ -77,10 +84,10 @@ def attention(query: Tensor, form: AttentionForm, cache: LayerCache, batch: Forw
 
 @triton.jit
 def _attend(
-    query, keys_at, values_at, table, kv_head, positions, begin, end, scale, softcap,
+    query, keys_at, values_at, table, kv_head, positions, slopes, begin, end, scale, softcap,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, PAGE: tl.constexpr,
-    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr, FP8: tl.constexpr,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Rows at these positions over the tokens [begin, end): sums of values, and the largest score and sum of weights of
     each row, by powers of two."""
@@ -94,10 +101,14 @@ def _attend(
         page = tl.load(table + token // PAGE, mask=there, other=0).to(tl.int64)
         at = ((page * KV_HEADS + kv_head) * PAGE + token % PAGE) * DIM
         full = there[:, None] & (d < DIM)[None, :]
-        keys = tl.load(keys_at + at[:, None] + d[None, :], mask=full, other=0.0)
+        keys = tl.load(keys_at + at[:, None] + d[None, :], mask=full, other=0)
+        if FP8:
+            keys = from_e4m3(keys, query.dtype)
         scores = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale
         if CAPPED:
             scores = softcap * tanh(scores / softcap)
+        if SLOPED:
+            scores -= slopes[:, None] * tl.abs(positions[:, None] - token[None, :])
         seen = there[None, :] & (positions >= 0)[:, None]
         if CAUSAL:
             seen = seen & (token[None, :] <= positions[:, None])
@@ -111,7 +122,9 @@ def _attend(
         weights = tl.exp2(scores - base[:, None])
         before = tl.exp2(top - base)
         total = total * before + tl.sum(weights, 1)
-        values = tl.load(values_at + at[:, None] + d[None, :], mask=full, other=0.0)
+        values = tl.load(values_at + at[:, None] + d[None, :], mask=full, other=0)
+        if FP8:
+            values = from_e4m3(values, query.dtype)
         sums = sums * before[:, None] + tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
         top = higher
     return sums, top, total
@@ -120,9 +133,10 @@ def _attend(
 @triton.jit(do_not_specialize=["chunks", "most", "table_stride"])  # they change with every step
 def _decode(
     query_at, keys_at, values_at, out_at, sums_at, tops_at, query_start, context_len, tables, table_stride,
-    scale, softcap, chunks, most,
+    slopes_at, sinks_at, scale, softcap, chunks, most,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
-    PAGE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr,
+    PAGE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr,
+    SINKS: tl.constexpr, FP8: tl.constexpr, PRECISION: tl.constexpr,
     SPLIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     chunk, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -143,11 +157,16 @@ def _decode(
     at = (token * HEADS + head[:, None]) * DIM + d[None, :]
     query = tl.load(query_at + at, mask=full, other=0.0)
     positions = tl.where(row < GROUP, context - 1, -1)
+    slopes = tl.zeros([ROWS], tl.float32)
+    if SLOPED:
+        slopes = tl.load(slopes_at + head, mask=row < GROUP, other=0.0)
     sums, top, total = _attend(
-        query, keys_at, values_at, tables + chunk.to(tl.int64) * table_stride, kv_head, positions, begin, end,
-        scale, softcap, KV_HEADS, DIM, BLOCK, PAGE, CAUSAL, WINDOW, CAPPED, PRECISION, ROWS, COLUMNS,
+        query, keys_at, values_at, tables + chunk.to(tl.int64) * table_stride, kv_head, positions, slopes, begin, end,
+        scale, softcap, KV_HEADS, DIM, BLOCK, PAGE, CAUSAL, WINDOW, CAPPED, SLOPED, FP8, PRECISION, ROWS, COLUMNS,
     )  # fmt: skip
     if context <= SPLIT:
+        if SINKS:
+            total += tl.exp2(tl.load(sinks_at + head, mask=row < GROUP, other=0.0) * LOG2_E - top)
         tl.store(out_at + at, (sums / total[:, None]).to(out_at.dtype.element_ty), mask=full)
     else:
         place = (chunk.to(tl.int64) * most + split) * HEADS + head
@@ -158,8 +177,9 @@ def _decode(
 
 @triton.jit(do_not_specialize=["chunks", "most"])
 def _merge(
-    sums_at, tops_at, out_at, query_start, context_len, chunks, most,
+    sums_at, tops_at, out_at, query_start, context_len, sinks_at, chunks, most,
     HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr, WINDOW: tl.constexpr,
+    SINKS: tl.constexpr,
 ):  # fmt: skip
     chunk, head = tl.program_id(0), tl.program_id(1)
     token = tl.load(query_start + chunk).to(tl.int64)
@@ -187,15 +207,18 @@ def _merge(
         sums = sums * before + tl.sum(parts * now[:, None], 0)
         total = total * before + tl.sum(totals * now, 0)
         top = higher
+    if SINKS:
+        total += tl.exp2(tl.load(sinks_at + head) * LOG2_E - top)
     tl.store(out_at + (token * HEADS + head) * DIM + d, (sums / total).to(out_at.dtype.element_ty), mask=d < DIM)
 
 
 @triton.jit(do_not_specialize=["chunks", "table_stride"])
 def _prefill(
     query_at, keys_at, values_at, out_at, query_start, context_len, tables, table_stride,
-    scale, softcap, chunks,
+    slopes_at, sinks_at, scale, softcap, chunks,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
-    PAGE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr,
+    PAGE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr,
+    SINKS: tl.constexpr, FP8: tl.constexpr, PRECISION: tl.constexpr,
     TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     tile, kv_head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
@@ -217,7 +240,8 @@ def _prefill(
     local = first + row // GROUP
     there = (local < count) & (row < TOKENS * GROUP)
     positions = tl.where(there, context - count + local, -1)
-    at = ((start + local).to(tl.int64) * HEADS + kv_head * GROUP + row % GROUP)[:, None] * DIM + d[None, :]
+    head = kv_head * GROUP + row % GROUP
+    at = ((start + local).to(tl.int64) * HEADS + head)[:, None] * DIM + d[None, :]
     full = there[:, None] & (d < DIM)[None, :]
     query = tl.load(query_at + at, mask=full, other=0.0)
     lowest = context - count + first
@@ -230,8 +254,13 @@ def _prefill(
         begin = tl.maximum(0, lowest - WINDOW + 1)
         if not CAUSAL:
             end = tl.minimum(context, highest + WINDOW - 1)
-    sums, _, total = _attend(
-        query, keys_at, values_at, tables + chunk.to(tl.int64) * table_stride, kv_head, positions, begin, end,
-        scale, softcap, KV_HEADS, DIM, BLOCK, PAGE, CAUSAL, WINDOW, CAPPED, PRECISION, ROWS, COLUMNS,
+    slopes = tl.zeros([ROWS], tl.float32)
+    if SLOPED:
+        slopes = tl.load(slopes_at + head)
+    sums, top, total = _attend(
+        query, keys_at, values_at, tables + chunk.to(tl.int64) * table_stride, kv_head, positions, slopes, begin, end,
+        scale, softcap, KV_HEADS, DIM, BLOCK, PAGE, CAUSAL, WINDOW, CAPPED, SLOPED, FP8, PRECISION, ROWS, COLUMNS,
     )  # fmt: skip
+    if SINKS:
+        total += tl.exp2(tl.load(sinks_at + head) * LOG2_E - top)
     tl.store(out_at + at, (sums / total[:, None]).to(out_at.dtype.element_ty), mask=full)

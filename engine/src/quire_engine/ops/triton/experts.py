@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from quire_engine.ops import Activation
-from quire_engine.ops.triton.rows import KINDS, activated
+from quire_engine.ops.triton.rows import KINDS, activated, beside
 from quire_engine.spec import Routing
 
 __all__ = ["mix", "route"]
@@ -43,7 +43,14 @@ def route(likings: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
     return choices, shares
 
 
-def mix(x: Tensor, routed: tuple[Tensor, Tensor], gate_up: Tensor, down: Tensor, activation: Activation) -> Tensor:
+def mix(
+    x: Tensor,
+    routed: tuple[Tensor, Tensor],
+    gate_up: Tensor,
+    down: Tensor,
+    activation: Activation,
+    biases: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """`gate_up` [experts, 2 * inner, hidden], `down` [experts, hidden, inner]"""
     x = x.contiguous()
     choices, shares = routed
@@ -62,16 +69,18 @@ def mix(x: Tensor, routed: tuple[Tensor, Tensor], gate_up: Tensor, down: Tensor,
     columns, depth = 64 // (1 + wide), 64 // (1 + wide)
     flags = {
         "ROWS": ROWS, "DEPTH": depth, "KIND": KINDS[activation], "PRECISION": "ieee" if wide else "tf32",
+        "BIASED": biases is not None,
         "num_warps": 4, "num_stages": 3,
     }  # fmt: skip
+    gate_up_bias, down_bias = biases or (x, x)  # an address, where there are none
     between, made, y = x.new_empty(pairs, inner), x.new_empty(pairs, hidden), torch.empty_like(x)
     _multiply[(triton.cdiv(inner, columns), tiles)](
-        x, gate_up, between, listed, owners,
+        x, gate_up, gate_up_bias, between, listed, owners,
         HEIGHT=inner, WIDTH=hidden, SHARED=chosen, GATED=True, COLUMNS=columns, **flags,
     )  # fmt: skip
     columns *= 2  # there are two sums where there is a gate
     _multiply[(triton.cdiv(hidden, columns), tiles)](
-        between, down, made, listed, owners,
+        between, down, down_bias, made, listed, owners,
         HEIGHT=hidden, WIDTH=inner, SHARED=1, GATED=False, COLUMNS=columns, **flags,
     )  # fmt: skip
     _sum[(tokens, triton.cdiv(hidden, AT_ONCE))](made, shares, y, WIDTH=hidden, CHOSEN=chosen, BLOCK=AT_ONCE)
@@ -141,8 +150,8 @@ def _list(
 
 @triton.jit
 def _multiply(
-    x_at, weights_at, y_at, listed_at, owners_at,
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, SHARED: tl.constexpr, GATED: tl.constexpr, KIND: tl.constexpr,
+    x_at, weights_at, bias_at, y_at, listed_at, owners_at,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, SHARED: tl.constexpr, GATED: tl.constexpr, BIASED: tl.constexpr, KIND: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Of `x` so many pairs share a row; a weight is [HEIGHT, WIDTH], or two of these."""
@@ -164,8 +173,13 @@ def _multiply(
         if GATED:
             second = tl.load(weight + HEIGHT * WIDTH + at[:, None], mask=full, other=0.0)
             up = tl.dot(x, second, up, input_precision=PRECISION)
+    if BIASED:
+        bias = bias_at + expert * (HEIGHT * (1 + GATED)) + column
+        y += tl.load(bias, mask=column < HEIGHT, other=0.0)[None, :]
+        if GATED:
+            up += tl.load(bias + HEIGHT, mask=column < HEIGHT, other=0.0)[None, :]
     if GATED:  # rounded where the products, the activation and the gate would be
-        y = _rounded(activated(_rounded(y, y_at), KIND), y_at) * _rounded(up, y_at)
+        y = _rounded(activated(_rounded(y, y_at), KIND), y_at) * _rounded(beside(_rounded(up, y_at), KIND), y_at)
     full = (pair >= 0)[:, None] & (column < HEIGHT)[None, :]
     tl.store(y_at + pair.to(tl.int64)[:, None] * HEIGHT + column[None, :], y.to(y_at.dtype.element_ty), mask=full)
 

@@ -25,14 +25,13 @@ from torch import Tensor
 from quire_engine.ops import Matrix
 from quire_engine.ops.packed import STEPS, Kind, Packed
 from quire_engine.ops.reference import linear as by_torch
-from quire_engine.ops.triton.rounding import rounded_product, rounds_here
+from quire_engine.ops.triton.rounding import from_e4m3, rounded_product, rounds_here
 
 __all__ = ["linear", "pack"]
 
 FEW = 64  # rows
 PROGRAMS = 512  # that a GPU is kept busy with
 LEAST_STEPS = 4  # of a split
-WIDER = tl.constexpr(2.0**120)  # between the offsets of exponents of 8 bits and of 4
 INT4, INT8, FP8 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 KINDS = {Kind.INT4: 0, Kind.INT8: 1, Kind.FP8: 2}
 
@@ -167,12 +166,8 @@ def _byte(code, zero, KIND: tl.constexpr, ZEROS: tl.constexpr, dtype: tl.constex
         number = code.to(dtype)
         if ZEROS:
             number -= zero.to(dtype)[:, None]
-    elif dtype == tl.float16:
-        number = ((code.to(tl.int16) << 7) & -0x4080).to(dtype, bitcast=True) * 256.0
-    elif dtype == tl.bfloat16:
-        number = ((code.to(tl.int16) << 4) & -0x7810).to(dtype, bitcast=True) * WIDER
     else:
-        number = ((code.to(tl.int32) << 20) & -0x78100000).to(dtype, bitcast=True) * WIDER
+        number = from_e4m3(code, dtype)
     return number
 
 

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from quire_engine.ops.packed import Kind, Packed
 
-__all__ = ["round_rows", "rounded_product", "rounds_here"]
+__all__ = ["from_e4m3", "round_rows", "rounded_product", "rounds_here", "to_e4m3"]
 
 BLOCK = 1024
 FORMATS = {Kind.INT8: torch.int8, Kind.FP8: torch.float8_e4m3fn}
 LARGEST = {Kind.INT8: 127.0, Kind.FP8: 448.0}
 AT_ONCE = 1 << 25  # whole numbers of a product, which bounds what it takes beside its result
+WIDER = tl.constexpr(2.0**120)  # between the offsets of exponents of 8 bits and of 4
 ALIGNED = 16  # what the library's sides have to be multiples of
 
 
@@ -88,12 +89,24 @@ def _round(x_at, codes_at, scales_at, width, LARGEST: tl.constexpr, WHOLE: tl.co
         column = start + tl.arange(0, BLOCK)
         x = tl.load(x_at + row * width + column, mask=column < width, other=0.0).to(tl.float32) / scale
         x = tl.minimum(tl.maximum(x, -LARGEST), LARGEST)
-        code = tl.floor(x + 0.5).to(tl.int32) if WHOLE else _e4m3(x)
+        code = tl.floor(x + 0.5).to(tl.int32) if WHOLE else to_e4m3(x)
         tl.store(codes_at + row * width + column, code.to(tl.int8), mask=column < width)
 
 
 @triton.jit
-def _e4m3(x):
+def from_e4m3(code, dtype: tl.constexpr):
+    """Codes, as signed bytes -> their numbers, exact in each format; of what is no number, something (products.py)."""
+    if dtype == tl.float16:
+        number = ((code.to(tl.int16) << 7) & -0x4080).to(dtype, bitcast=True) * 256.0
+    elif dtype == tl.bfloat16:
+        number = ((code.to(tl.int16) << 4) & -0x7810).to(dtype, bitcast=True) * WIDER
+    else:
+        number = ((code.to(tl.int32) << 20) & -0x78100000).to(dtype, bitcast=True) * WIDER
+    return number
+
+
+@triton.jit
+def to_e4m3(x):
     """The bits of the nearest, of two the even one. By hand: Triton's interpreter loses a carry where it converts."""
     bits = x.to(tl.int32, bitcast=True)
     size = bits & 0x7FFFFFFF

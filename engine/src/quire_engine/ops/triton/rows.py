@@ -8,11 +8,12 @@ from torch import Tensor
 
 from quire_engine.ops import Activation
 
-__all__ = ["KINDS", "activate", "activated", "add_rms_norm", "gate", "layer_norm", "rms_norm", "tanh"]
+__all__ = ["KINDS", "activate", "activated", "add_rms_norm", "beside", "gate", "layer_norm", "rms_norm", "tanh"]
 
 BLOCK = 1024
-SILU, GELU, GELU_TANH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-KINDS = {Activation.SILU: 0, Activation.GELU: 1, Activation.GELU_TANH: 2}
+SILU, GELU, GELU_TANH, GPT_OSS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+KINDS = {Activation.SILU: 0, Activation.GELU: 1, Activation.GELU_TANH: 2, Activation.GPT_OSS: 3}
+LIMIT, STEEPNESS = tl.constexpr(7.0), tl.constexpr(1.702)  # of gpt-oss
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -91,7 +92,18 @@ def activated(x, KIND: tl.constexpr):
         return x / (1 + tl.exp(-x))
     if KIND == GELU:
         return 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
+    if KIND == GPT_OSS:
+        low = tl.where(x > LIMIT, LIMIT, x)  # what is no number stays that
+        return low / (1 + tl.exp(-STEEPNESS * low))
     return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+
+
+@triton.jit
+def beside(up, KIND: tl.constexpr):
+    """What a gate is multiplied with."""
+    if KIND == GPT_OSS:
+        up = tl.where(up > LIMIT, LIMIT, tl.where(up < -LIMIT, -LIMIT, up)) + 1
+    return up
 
 
 @triton.jit
@@ -102,5 +114,5 @@ def _activate(x_at, y_at, width, stride, KIND: tl.constexpr, GATED: tl.constexpr
     y = activated(tl.load(x_at + row * stride + column, mask=there, other=0.0).to(tl.float32), KIND)
     if GATED:
         up = tl.load(x_at + row * stride + width + column, mask=there, other=0.0)
-        y = y.to(up.dtype).to(tl.float32) * up.to(tl.float32)
+        y = y.to(up.dtype).to(tl.float32) * beside(up.to(tl.float32), KIND).to(up.dtype).to(tl.float32)
     tl.store(y_at + row * width + column, y.to(y_at.dtype.element_ty), mask=there)

@@ -10,14 +10,20 @@ import triton.language as tl
 from torch import Tensor
 
 from quire_engine.ops import AttentionForm, LayerCache
+from quire_engine.ops.triton.rounding import to_e4m3
 from quire_engine.runtime.batch import ForwardBatch
 
 __all__ = ["store_kv"]
+
+MOST = tl.constexpr(448.0)  # of E4M3
 
 
 def store_kv(qkv: Tensor, form: AttentionForm, cache: LayerCache, batch: ForwardBatch) -> Tensor:
     qkv = qkv.contiguous()
     keys, values = cache
+    fp8 = keys.dtype is torch.float8_e4m3fn
+    if fp8:  # not every architecture has conversions for it
+        keys, values = keys.view(torch.int8), values.view(torch.int8)
     tokens = len(qkv)
     q = torch.empty(tokens, form.heads, form.head_dim, dtype=qkv.dtype, device=qkv.device)
     nothing = qkv  # an address for what the form has not
@@ -29,7 +35,7 @@ def store_kv(qkv: Tensor, form: AttentionForm, cache: LayerCache, batch: Forward
         form.epsilon,
         HEADS=form.heads, KV_HEADS=form.kv_heads, DIM=form.head_dim, BLOCK=triton.next_power_of_2(form.head_dim),
         PAGE=keys.shape[2], ROTARY=0 if form.rotary is None else form.rotary.shape[1],
-        Q_NORM=form.q_norm is not None, K_NORM=form.k_norm is not None,
+        Q_NORM=form.q_norm is not None, K_NORM=form.k_norm is not None, FP8=fp8,
         num_warps=1,
     )  # fmt: skip
     return q
@@ -39,7 +45,7 @@ def store_kv(qkv: Tensor, form: AttentionForm, cache: LayerCache, batch: Forward
 def _store(
     qkv_at, q_at, keys_at, values_at, positions_at, places_at, rotary_at, q_norm_at, k_norm_at, epsilon,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
-    PAGE: tl.constexpr, ROTARY: tl.constexpr, Q_NORM: tl.constexpr, K_NORM: tl.constexpr,
+    PAGE: tl.constexpr, ROTARY: tl.constexpr, Q_NORM: tl.constexpr, K_NORM: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     d = tl.arange(0, BLOCK)
@@ -52,7 +58,7 @@ def _store(
     kv_head = tl.where(head < HEADS + KV_HEADS, head - HEADS, head - HEADS - KV_HEADS)
     stored_at = ((place // PAGE * KV_HEADS + kv_head) * PAGE + place % PAGE) * DIM
     if head >= HEADS + KV_HEADS:
-        tl.store(values_at + stored_at + d, raw, mask=there)
+        tl.store(values_at + stored_at + d, _as_cached(raw, FP8), mask=there)
         return
     x, across = raw.to(tl.float32), tl.load(from_at + other, mask=there, other=0.0).to(tl.float32)
     is_query = head < HEADS
@@ -73,4 +79,11 @@ def _store(
     if is_query:
         tl.store(q_at + (token * HEADS + head) * DIM + d, x.to(q_at.dtype.element_ty), mask=there)
     else:
-        tl.store(keys_at + stored_at + d, x.to(keys_at.dtype.element_ty), mask=there)
+        tl.store(keys_at + stored_at + d, _as_cached(x.to(raw.dtype), FP8), mask=there)
+
+
+@triton.jit
+def _as_cached(x, FP8: tl.constexpr):
+    if FP8:
+        x = to_e4m3(tl.minimum(tl.maximum(x.to(tl.float32), -MOST), MOST)).to(tl.int8)
+    return x

@@ -36,7 +36,7 @@ struct attending {
 struct piece {
     const struct form *form;
     long rows, shaped, block_size, filled, padded; /* D, filled up to whole STEPs, and to whole PANELs */
-    long lo[PIECE], hi[PIECE];
+    long lo[PIECE], hi[PIECE], position[PIECE], head[PIECE];
     float top[PIECE];      /* largest score, in powers of two */
     vec weight_sum[PIECE]; /* lane by lane */
     vec products[ROWS * STRETCH / LANES];
@@ -71,12 +71,21 @@ static void score(struct piece *p, const struct stretch *t, const struct ahead *
     }
 }
 
+/* How far LANES tokens are from one which is so much after the first of them. */
+INLINE vec apart(long after) {
+    vec distance;
+    for (int i = 0; i < LANES; i++)
+        distance[i] = after > i ? after - i : i - after;
+    return distance;
+}
+
 /* Products of a row, in a stretch, to weights; what the row has so far is scaled to them. */
 static void soften(struct piece *p, const struct stretch *t, long row, vec *products, operand *weights) {
     const struct form *f = p->form;
     long lo = p->lo[row] - t->start, hi = p->hi[row] - t->start;
     long first = most(lo, 0) / LANES, last = ceil_div(least(hi, STRETCH), LANES); /* vectors of which it sees some */
-    float unit = LOG2_E * (f->softcap ? f->softcap : f->scale);
+    float base = f->softcap ? f->softcap : f->scale, unit = LOG2_E * base;
+    float slope = f->slopes ? f->slopes[p->head[row]] / base : 0;
     ints lane;
     for (int i = 0; i < LANES; i++)
         lane[i] = i;
@@ -84,6 +93,8 @@ static void soften(struct piece *p, const struct stretch *t, long row, vec *prod
     for (long v = first; v < last; v++) {
         if (f->softcap)
             products[v] = tanh_of(products[v] * (f->scale / f->softcap));
+        if (f->slopes)
+            products[v] -= slope * apart(p->position[row] - t->start - v * LANES);
         int from = (int)(lo - v * LANES), to = (int)(hi - v * LANES);
         if (from > 0 || to < LANES)
             products[v] = choose((lane >= from) & (lane < to), products[v], all(-INFINITY));
@@ -195,6 +206,8 @@ static void prepare(struct piece *p, const struct attending *a, const struct row
         operand *query = p->queries + row * p->filled;
         to_operands(query, a->q + element_of(a, r, row), f->dim);
         memset(query + f->dim, 0, (p->filled - f->dim) * sizeof(operand));
+        p->position[row] = r->position + (r->first + row) / r->group;
+        p->head[row] = r->kv_head * r->group + (r->first + row) % r->group;
         p->lo[row] = lo_of(f, r, row);
         p->hi[row] = hi_of(f, r, row);
         p->top[row] = -INFINITY;
@@ -215,7 +228,10 @@ static void begin(struct stretch *t, const struct attending *a, const struct row
 static void write(const struct piece *p, const struct attending *a, const struct rows *r) {
     for (long row = 0; row < r->count; row++) {
         element *out = a->out + element_of(a, r, row);
-        float factor = 1 / sum(p->weight_sum[row]);
+        float total = sum(p->weight_sum[row]);
+        if (p->form->sinks)
+            total += exp2_of(all(p->form->sinks[p->head[row]] * LOG2_E - p->top[row]))[0];
+        float factor = 1 / total;
         for (long d = 0; d < p->form->dim; d += LANES)
             store_some(out + d, p->sums[(row * p->padded + d) / LANES] * factor, p->form->dim - d);
     }

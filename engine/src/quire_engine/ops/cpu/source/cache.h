@@ -16,7 +16,8 @@ struct form {
     long window;     /* 0: none */
     long rotary_dim; /* 0: none */
     float scale /* above 0 */, softcap /* 0: none */, epsilon;
-    const float *rotary, *q_norm, *k_norm; /* [positions, rotary_dim], [D], [D]; may be null */
+    /* [positions, rotary_dim], [D], [D], [heads], [heads]; may be null */
+    const float *rotary, *q_norm, *k_norm, *slopes, *sinks;
 };
 
 struct batch {

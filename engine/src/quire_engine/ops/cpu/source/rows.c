@@ -81,10 +81,22 @@ void layer_norm(element *x, const float *weight, const float *bias, element *y, 
     in_parts(rows, 4 * rows * width, layer_norm_row, &job);
 }
 
-enum activation { SILU, GELU, GELU_TANH };
+enum activation { SILU, GELU, GELU_TANH, GPT_OSS };
+
+#define LIMIT 7 /* of gpt-oss */
+#define STEEPNESS 1.702f
 
 INLINE vec activated(vec x, enum activation kind) {
+    if (kind == GPT_OSS)
+        return silu_of(choose(x > LIMIT, all(LIMIT), x) * STEEPNESS) / STEEPNESS;
     return kind == SILU ? silu_of(x) : kind == GELU ? gelu_of(x) : gelu_tanh_of(x);
+}
+
+/* What a gate is multiplied with. */
+INLINE vec beside(vec up, enum activation kind) {
+    if (kind == GPT_OSS)
+        up = choose(up > LIMIT, all(LIMIT), choose(up < -LIMIT, all(-LIMIT), up)) + 1;
+    return up;
 }
 
 struct activating {
@@ -106,7 +118,7 @@ static void gate_row(const void *job, long row) {
     const element *gate = a->x + row * 2 * a->width, *up = gate + a->width;
     for (long i = 0; i < a->width; i += LANES) {
         long rest = a->width - i;
-        vec y = activated(load_some(gate + i, rest), a->kind) * load_some(up + i, rest);
+        vec y = activated(load_some(gate + i, rest), a->kind) * beside(load_some(up + i, rest), a->kind);
         store_some(a->y + row * a->width + i, y, rest);
     }
 }
