@@ -15,6 +15,7 @@ from torch import Tensor
 
 from quire_engine.ops import Activation, AttentionForm, Ops
 from quire_engine.ops.reference import reference_ops
+from quire_engine.spec import Routing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
@@ -84,6 +85,8 @@ def _cases() -> Iterator[tuple[str, Case]]:
     for width in (1, 5000, 151936):
         yield f"best {width}", lambda ops, dtype, n=width: [ops.best(random(torch.float32, 12, n))]
     yield "store_kv", _store
+    for activation in (Activation.SILU, Activation.GPT_OSS):
+        yield f"mix {activation}", lambda ops, dtype, a=activation: [_mix(ops, dtype, a)]
     for name, form in ATTENTION_FORMS.items():
         for what, chunks in CHUNKS.items():
             yield (
@@ -105,6 +108,15 @@ def _scene(form: AttentionForm, cached: torch.dtype | None = None) -> Scene:
         scene = Scene(replace(form, slopes=slopes, sinks=sinks), 16, cached)
     scene.qkv = [each.to(torch.bfloat16).float().to(device) for each in scene.qkv]
     return scene
+
+
+def _mix(ops: Ops, dtype: torch.dtype, activation: Activation) -> Tensor:
+    torch.manual_seed(0)
+    gate_up, down, x = (torch.randn(size).to(torch.bfloat16) for size in ((4, 256, 128), (4, 128, 128), (70, 128)))
+    packed = [ops.pack_experts(iter((each / 12).to(dtype)), 4) for each in (gate_up, down)]
+    routed = reference_ops().route(torch.randn(70, 4), Routing(chosen=2, renormalised=True))
+    biases = (torch.randn(4, 256), torch.randn(4, 128)) if activation is Activation.GPT_OSS else None
+    return ops.mix(x.to(dtype), routed, packed[0], packed[1], activation, biases)
 
 
 def _store(ops: Ops, dtype: torch.dtype) -> list[Tensor]:

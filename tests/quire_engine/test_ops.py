@@ -430,6 +430,8 @@ def test_other_cores_walk_until_a_kernel_needs_them() -> None:
         assert walker.masks[slots].any(axis=1).all()
         assert not np.delete(walker.masks, slots, axis=0).any()
 
+        walker.begin(slots[:0], slots[:0])
+        assert not walker.end()
         walker.begin(slots, np.full(rows, 1))  # which none allows
         assert walker.end()
         assert not walker.masks.any()

@@ -146,6 +146,42 @@ def test_a_spoiled_checkpoint_is_refused_in_a_sentence(case: str, tmp_path: Path
         load(tmp_path)
 
 
+GPT_OSS: dict[str, Any] = {  # what config.json of the 20 B model says, in its own words; smaller
+    "architectures": ["GptOssForCausalLM"], "attention_bias": True, "eos_token_id": 200002, "experts_per_token": 4, "head_dim": 64,
+    "hidden_act": "silu", "hidden_size": 64, "initial_context_length": 4096, "intermediate_size": 96,
+    "layer_types": ["sliding_attention", "full_attention"], "max_position_embeddings": 131072, "model_type": "gpt_oss",
+    "num_attention_heads": 8, "num_experts_per_tok": 4, "num_hidden_layers": 2, "num_key_value_heads": 2, "num_local_experts": 8,
+    "output_router_logits": False, "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]},
+    "rms_norm_eps": 1e-5, "rope_theta": 150000, "router_aux_loss_coef": 0.9, "sliding_window": 128, "swiglu_limit": 7.0,
+    "rope_scaling": {
+        "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 4096, "rope_type": "yarn",
+        "truncate": False,
+    },
+    "tie_word_embeddings": False, "use_cache": True, "vocab_size": 512,
+}  # fmt: skip
+BLOOM: dict[str, Any] = {  # the same of the 560 M one
+    "apply_residual_connection_post_layernorm": False, "architectures": ["BloomForCausalLM"], "attention_softmax_in_fp32": True,
+    "bias_dropout_fusion": True, "bos_token_id": 1, "eos_token_id": 2, "hidden_size": 64, "layer_norm_epsilon": 1e-5,
+    "masked_softmax_fusion": True, "model_type": "bloom", "n_head": 4, "n_inner": None, "n_layer": 2, "offset_alibi": 100,
+    "pad_token_id": 3, "pretraining_tp": 1, "seq_length": 2048, "skip_bias_add": True, "slow_but_exact": False, "vocab_size": 512,
+}  # fmt: skip
+
+
+def test_configs_are_understood_as_they_were_published(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(GPT_OSS))
+
+    oss = read_spec(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(BLOOM))
+    save_file({"word_embeddings.weight": torch.zeros(2, 2, dtype=torch.float16)}, tmp_path / "model.safetensors")
+    bloom = read_spec(tmp_path)
+
+    assert (oss.dtype, oss.windows, oss.activation) == ("bfloat16", (128, None), "gpt_oss")
+    assert (oss.trained_len, oss.shape.kv_heads, oss.shape.experts) == (131072, 2, 8)
+    assert oss.ropes[0] is not None
+    assert (oss.ropes[0].kind, oss.ropes[0].theta, oss.ropes[0].truncate) == ("yarn", 150000, False)
+    assert (bloom.dtype, bloom.trained_len, bloom.shape.heads) == ("float16", 2048, 4)  # no dtype but the tensors' own
+
+
 @pytest.mark.parametrize(
     ("case", "changes", "says"),
     [
@@ -154,6 +190,12 @@ def test_a_spoiled_checkpoint_is_refused_in_a_sentence(case: str, tmp_path: Path
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention is True"),
         ("bert", {"is_decoder": True}, "is_decoder is True"),
         ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
+        ("gpt-oss", {"swiglu_limit": 5.0}, "swiglu_limit is 5.0"),
+        (
+            "bloom",
+            {"apply_residual_connection_post_layernorm": True},
+            "apply_residual_connection_post_layernorm is True",
+        ),
         ("phi3", {"rope_parameters": {"rope_type": "longrope"}}, "'longrope' of a phi3 is not supported yet"),
     ],
 )

@@ -589,6 +589,12 @@ def test_quantized_weights_may_stay_as_they_are_on_a_gpu() -> None:
     assert quantized == replace(BIG, quantized_bytes=600)
     assert need_of(EngineOptions(), quantized, on_device=True).weights == 600
     assert need_of(EngineOptions(), quantized).weights == 2000
+    for method, bytes_there in (("awq", 600), ("mxfp4", None)):  # of which no kernel takes any
+        status = ModelStatus(
+            source="x", revision="1", bytes=600, parameters=1000, dtype="bfloat16", quantization=method
+        )
+        assert status.footprint is not None
+        assert status.footprint.quantized_bytes == bytes_there
     assert need_of(EngineOptions(), BIG, on_device=True).weights == 2000
 
 

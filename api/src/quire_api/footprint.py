@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-__all__ = ["CACHE_BYTES", "DTYPE_BYTES", "FAMILIES", "Footprint", "ModelShape"]
+__all__ = ["CACHE_BYTES", "DTYPE_BYTES", "FAMILIES", "KEPT", "Footprint", "ModelShape", "stated_dtype"]
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CACHE_BYTES = DTYPE_BYTES | {"fp8": 1}  # of a number in the KV cache
+
+KEPT = ("awq", "gptq", "fp8", "compressed-tensors", "gguf")  # methods whose weights may stay in few bits on a GPU
 
 # model_type -> what its config.json does not say, because every model of the family has it or because it is the default.
 FAMILIES: dict[str, Mapping[str, Any]] = {
@@ -21,7 +23,7 @@ FAMILIES: dict[str, Mapping[str, Any]] = {
     "qwen2": {"qkv_bias": True},
     "qwen3": {"qk_norm": True, "head_dim": 128},
     "qwen3_moe": {"qk_norm": True},
-    "gpt_oss": {"head_dim": 64, "attention_bias": True, "sinks": True, "expert_bias": True},
+    "gpt_oss": {"head_dim": 64, "kv_heads": 8, "attention_bias": True, "sinks": True, "expert_bias": True},
     "gemma2": {"norms": 4, "tied": True, "head_dim": 256},
     "gemma3_text": {"norms": 4, "tied": True, "head_dim": 256, "qk_norm": True},
     "gpt2": {"tied": True, "gated": False, "biased": True, "learned_positions": True, "inner": 4},
@@ -47,6 +49,15 @@ NAMES = {  # what families call a size, where they do
     },
     "bloom": {"hidden_size": "n_embed", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"},
 }
+
+
+def stated_dtype(config: Mapping[str, Any]) -> str | None:
+    """The format of the plain weights, as far as config.json says."""
+    said = config.get("dtype") or config.get("torch_dtype")
+    quantized = config.get("quantization_config")
+    if not said and isinstance(quantized, Mapping) and quantized.get("quant_method") == "mxfp4":
+        return "bfloat16"  # gpt-oss as it was published says nothing else
+    return str(said).removeprefix("torch.") if said else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +110,7 @@ class ModelShape:
             return value
 
         heads, hidden = size("num_attention_heads"), size("hidden_size")
-        kv_heads = size("num_key_value_heads", heads)
+        kv_heads = size("num_key_value_heads", traits.get("kv_heads", heads))
         if heads % kv_heads:
             raise ValueError(f"{heads} attention heads cannot share {kv_heads} key-value heads evenly")
         biased = traits.get("biased", False)
@@ -190,7 +201,7 @@ class Footprint:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self | None:
         """None where config.json does not tell; the engine says what is wrong with it."""
-        dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+        dtype = stated_dtype(config) or "float32"
         try:
             shape = ModelShape.from_config(config)
         except (KeyError, TypeError, ValueError):

@@ -7,7 +7,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError
 
 from quire_api.base import Strict
-from quire_api.footprint import DTYPE_BYTES, Footprint
+from quire_api.footprint import DTYPE_BYTES, KEPT, Footprint
 
 __all__ = ["ModelStatus"]
 
@@ -74,5 +74,5 @@ class ModelStatus(Strict):
             parameters=self.parameters,
             kv_values_per_token=values,
             dtype=self.dtype,
-            quantized_bytes=self.bytes if self.quantization else None,
+            quantized_bytes=self.bytes if self.quantization in KEPT else None,
         )

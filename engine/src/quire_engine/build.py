@@ -176,6 +176,8 @@ def build_embedder(config: EngineConfig, *, ops: Ops | None = None, with_tokeniz
         raise ConfigFailure(
             "embeddings are made by one rank: leave out --tensor-parallel-size and --pipeline-parallel-size"
         )
+    if config.kv_cache_dtype != "auto":
+        raise ConfigFailure("embeddings keep nothing in a cache: leave out --kv-cache-dtype")
     loaded = load_model(config, {**GENERATORS, **ENCODERS}, ops, with_tokenizer)
     with memory_is_named():
         embedder = Embedder(
@@ -302,7 +304,7 @@ def _cache_dtype(config: EngineConfig, loaded: LoadedModel[CausalLM]) -> str:
     if config.kv_cache_dtype == "auto":
         return loaded.dtype
     if not loaded.ops.caches_fp8:
-        raise ConfigFailure("--kv-cache-dtype fp8: the kernels for CPUs keep the model's own format: leave it out")
+        raise ConfigFailure("--kv-cache-dtype fp8 needs Triton's kernels, and so a GPU: leave it out")
     return config.kv_cache_dtype
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quire_api.footprint import DTYPE_BYTES, FAMILIES, ModelShape
+from quire_api.footprint import DTYPE_BYTES, FAMILIES, ModelShape, stated_dtype
 from quire_engine.errors import ConfigFailure, WeightsFailure
+from quire_engine.files import stored_dtype
 from quire_engine.gguf.config import config_of
 from quire_engine.gguf.container import gguf_file
 
@@ -34,6 +35,7 @@ ACTIVATION_OF = {  # family -> what config.json calls it, and which it is if it 
     "gemma2": ("hidden_activation", "gelu_pytorch_tanh"),
     "gemma3_text": ("hidden_activation", "gelu_pytorch_tanh"),
 }
+WINDOWS = {"mixtral": None, "phi3": None, "gpt_oss": 128}  # where config.json has none
 THETAS = {"mixtral": 1e6, "gemma3_text": 1e6, "gpt_oss": 150_000.0}  # where config.json has none
 EPSILON_NAMES = {"gpt2": "layer_norm_epsilon", "bloom": "layer_norm_epsilon", "bert": "layer_norm_eps"}
 
@@ -146,13 +148,13 @@ def _spec(config: Config, generation: Config, folder: Path) -> ModelSpec:
     types = _layer_types(config, family, shape.layers)
     by_type = _ropes(config, family, shape)
     gemma = family in ("gemma2", "gemma3_text")
-    window = config.get("sliding_window", None if family in ("mixtral", "phi3") else 4096)
+    window = config.get("sliding_window", WINDOWS.get(family, 4096))
     ends = generation.get("eos_token_id", config.get("eos_token_id"))
     ropes = tuple(by_type.get(kind) for kind in types)
     return ModelSpec(
         architecture=architecture,
         shape=shape,
-        dtype=_dtype(config),
+        dtype=_dtype(config, folder),
         activation=_activation(config, family),
         norm_epsilon=config[EPSILON_NAMES.get(family, "rms_norm_eps")],
         windows=tuple(window if kind == "sliding_attention" else None for kind in types),
@@ -199,18 +201,18 @@ def _number(value: Any, kind: type[int] | type[float]) -> Any:
     return value if kind is int and value % 1 else kind(value)
 
 
-def _dtype(config: Config) -> str:
-    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+def _dtype(config: Config, folder: Path) -> str:
+    dtype = stated_dtype(config) or stored_dtype(folder) or "float32"
     if dtype not in DTYPE_BYTES:
         raise ConfigFailure(f"weights of type {dtype!r} are not supported yet, only {', '.join(DTYPE_BYTES)}")
-    return str(dtype)
+    return dtype
 
 
 def _activation(config: Config, family: str) -> str:
     name, default = ACTIVATION_OF.get(family, ("hidden_act", "silu"))
     activation = config.get(name) or default
-    if family == "gpt_oss" and activation == "silu":
-        return family  # it has a gate of its own
+    if family == "gpt_oss":
+        return family  # it has a gate of its own, whatever hidden_act says
     if activation not in ACTIVATIONS:
         raise ConfigFailure(f"activation {activation!r} is not supported yet, only {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[activation]

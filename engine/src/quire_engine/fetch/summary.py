@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quire_api.footprint import DTYPE_BYTES, ModelShape
+from quire_api.footprint import DTYPE_BYTES, ModelShape, stated_dtype
 
 __all__ = ["LARGEST", "footprint", "summary_line"]
 
@@ -22,7 +22,7 @@ def footprint(config: Mapping[str, Any] | None) -> dict[str, Any]:
     named = str(architectures[0])[:100] if isinstance(architectures, list) and architectures else "not named"
     inner = config.get("text_config") if config.get("model_type") == "gemma3" else None
     sizes = inner if isinstance(inner, dict) else config
-    dtype = str(sizes.get("dtype") or sizes.get("torch_dtype") or "float32").removeprefix("torch.")
+    dtype = stated_dtype(sizes) or "float32"
     longest = sizes.get("max_position_embeddings") or sizes.get("n_positions")
     try:
         shape = ModelShape.from_config(sizes)

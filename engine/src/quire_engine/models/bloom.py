@@ -85,7 +85,8 @@ def _regrouped(heads: Part, dim: int) -> Part:
 
 
 def slopes_of(heads: int) -> Tensor:
-    """[heads]: 2^(-8 / n), 2^(-16 / n), ... for n heads, a power of two; the others lie between, as those of 2n do (Press et al.)."""
+    """[heads]: 2^(-8 / n), 2^(-16 / n), ... for n heads, a power of two; the others lie between, as those of 2n do (Press
+    and others, 2021)."""
     n = 1 << int(math.log2(heads))
     between = [2 ** (-4 * i / n) for i in range(1, 2 * (heads - n), 2)]
     return torch.tensor([2 ** (-8 * i / n) for i in range(1, n + 1)] + between)

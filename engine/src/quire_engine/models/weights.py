@@ -6,7 +6,6 @@ of a quantized checkpoint a scheme (quant/) makes plain tensors, which are dequa
 kernels take them, matrices in few bits.
 """
 
-import json
 import math
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from quire_engine.errors import WeightsFailure
+from quire_engine.files import FLOATS, files_of
 from quire_engine.gguf.container import gguf_file
 from quire_engine.ops.packed import Kind, Packed, packed_bytes, regular
 from quire_engine.quant.gguf import stored_tensors
@@ -29,8 +29,13 @@ __all__ = ["DummyWeights", "Weights", "saved_bytes"]
 DERIVED = (".rotary_emb.inv_freq", ".position_ids")  # older checkpoints keep what follows from config.json
 SPREAD = {Kind.INT4: 3.0, Kind.INT8: 40.0, Kind.FP8: 64.0}  # deviation of made up numbers, which their scale makes 0.02
 RANGE = {Kind.INT4: (-8, 7), Kind.INT8: (-128, 127)}
-PLAIN = ("embed_tokens.", ".experts.", ".gate.")  # in names of matrices which no layer takes in few bits
-FORMATS = {"F32", "BF16", "F16"}  # as safetensors calls them
+PLAIN = (
+    "embed_tokens.",
+    "word_embeddings.",
+    ".experts.",
+    ".gate.",
+    ".router.",
+)  # in names of matrices which no layer takes in few bits
 
 
 class Weights:
@@ -164,9 +169,9 @@ class Weights:
     ) -> Iterator[Tensor]:
         """What is at each of the indices, which are those of the first dimensions."""
         found = self._found(name, shape)
-        if found.get_dtype() not in FORMATS:
+        if found.get_dtype() not in FLOATS:
             raise WeightsFailure(
-                f"{name} is {found.get_dtype()} in {self._folder}, and only {', '.join(sorted(FORMATS))} can be read"
+                f"{name} is {found.get_dtype()} in {self._folder}, and only {', '.join(sorted(FLOATS))} can be read"
             )
         self._taken.add(name)
         if part is not None and not part.size:  # a stage without the vocabulary
@@ -289,7 +294,7 @@ def _stored(folder: Path) -> dict[str, Stored]:
     if file is not None:
         return stored_tensors(file)
     stored: dict[str, Stored] = {}
-    for path in _files_of(folder):
+    for path in files_of(folder):
         try:
             opened: Any = safe_open(path, framework="pt")
             names: list[str] = opened.keys()
@@ -297,19 +302,3 @@ def _stored(folder: Path) -> dict[str, Stored]:
         except (SafetensorError, OSError) as error:
             raise WeightsFailure(f"{path} is damaged or cut short: {error}") from None
     return stored
-
-
-def _files_of(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise WeightsFailure(f"{index} cannot be read: {error}") from None
-    else:
-        names = ["model.safetensors"]
-    files = [folder / name for name in names]
-    for file in files:
-        if not file.exists():
-            raise WeightsFailure(f"no weights in {folder}: {file.name} is missing")
-    return files

@@ -35,4 +35,5 @@ def best_ops(device: torch.device, dtype: torch.dtype, processes: int) -> Ops:
         except Exception as error:
             why = (str(error).splitlines() or [type(error).__name__])[0]
             log.warning("no Triton (%s): plain torch computes, several times slower", why)
-    return replace(reference_ops(), keeps=frozenset())  # else it would dequantise for every product
+    # With weights in few bits it would dequantise for every product; a small cache is not what a slow engine lacks.
+    return replace(reference_ops(), keeps=frozenset(), caches_fp8=False)

@@ -54,7 +54,8 @@ def step_seconds(
     saved_bytes: int = 0,
     cache_dtype: str | None = None,
 ) -> float:
-    """The cache may have a format of its own. So many bytes of the plain matrices, of which every step reads all, are saved by what stays in few bits; no experts do."""
+    """The cache may have a format of its own. So many bytes of the plain matrices, of which every step reads all, are saved by
+    what stays in few bits; no experts do."""
     chunks = list(chunks)
     if not chunks:
         return 0.0

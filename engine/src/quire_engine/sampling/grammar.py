@@ -11,6 +11,7 @@ request before it holds up those of others.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ class GrammarMask:
         self._device = device
         self._rule_out = ops.rule_out
         self._walker = ops.walker(max_num_seqs, -(-len(token_bytes) // 32))  # no matcher: it has ended
+        self._matched: set[int] = set()  # slots
         self._walking: NDArray[np.int64] | None = None  # slots
         self._noted: tuple[NDArray[np.int64], Tensor, torch.cuda.Event] | None = None  # slots, tokens on their way
         self._new: set[int] = set()  # slots whose masks are not there yet
@@ -55,7 +57,8 @@ class GrammarMask:
 
     def place(self, placed: Placement) -> bool:
         slot, params = placed.slot, placed.params
-        self._finish()
+        if slot in self._matched:
+            self._put(slot, None)
         self._clashing.discard(slot)
         self._new.discard(slot)
         if params.grammar is None:
@@ -68,7 +71,7 @@ class GrammarMask:
         self._ends[slot] = [token for token in stops if not self._token_bytes[token]] or stops
         matcher = self._grammars.matcher(params.grammar, self._ends[slot])
         goes_on = all(matcher.accept_token(token, False) for token in placed.tokens[placed.num_prompt :])
-        self._walker.put(slot, matcher if goes_on else None)
+        self._put(slot, matcher if goes_on else None)
         return True
 
     def apply(self, logits: Tensor, rows: Rows) -> None:
@@ -113,8 +116,13 @@ class GrammarMask:
         self._begin(slots[still], tokens.numpy()[still])
 
     def _begin(self, slots: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
-        self._walker.begin(slots, tokens)
         self._walking = slots
+        self._walker.begin(slots, tokens)
+
+    def _put(self, slot: int, matcher: Any) -> None:
+        self._finish()
+        self._walker.put(slot, matcher)
+        (self._matched.discard if matcher is None else self._matched.add)(slot)
 
     def _finish(self) -> None:
         """What was begun; who took too long does not go on."""
@@ -125,8 +133,8 @@ class GrammarMask:
             return
         self._spent[slots] = np.maximum(0.0, self._spent[slots] + self._walker.seconds[slots] - FREE_S)
         self._somebody_spent = bool(self._spent.any())
-        for slot in slots[self._spent[slots] > PATIENCE_S].tolist():
-            self._walker.put(slot, None)
+        for slot in slots[(self._walker.seconds[slots] < 0) | (self._spent[slots] > PATIENCE_S)].tolist():
+            self._put(slot, None)
             self._walker.masks[slot] = 0
 
 

@@ -8,6 +8,7 @@ kernels take no longer than the way to them: hence what is remembered here, and 
 """
 
 import ctypes
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -90,6 +91,7 @@ class _Walker:
         arrays = (self._addresses, self.masks, self.seconds, self._slots, self._tokens)
         self._job = WalkStruct(ctypes.addressof(self._grammars), *(each.ctypes.data for each in arrays), words)
         self._at = ctypes.addressof(self._job)
+        weakref.finalize(self, _end, library, self._job, (*arrays, self._grammars), self._matchers)
 
     def put(self, slot: int, matcher: Any) -> None:
         self.end()
@@ -108,8 +110,10 @@ class _Walker:
     def end(self) -> bool:
         return bool(self._library.end_walk(self._at))
 
-    def __del__(self) -> None:
-        self.end()
+
+def _end(library: ctypes.CDLL, job: WalkStruct, *kept: Any) -> None:
+    """What is under way needs all of this, though nobody needs it."""
+    library.end_walk(ctypes.addressof(job))
 
 
 class _Kernels:

@@ -83,6 +83,11 @@ def attention(query: Tensor, form: AttentionForm, cache: LayerCache, batch: Forw
 
 
 @triton.jit
+def _from_cache(code, dtype: tl.constexpr):
+    return tl.where((code & 127) == 127, float("nan"), from_e4m3(code, dtype)).to(dtype)
+
+
+@triton.jit
 def _attend(
     query, keys_at, values_at, table, kv_head, positions, slopes, begin, end, scale, softcap,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, PAGE: tl.constexpr,
@@ -103,7 +108,7 @@ def _attend(
         full = there[:, None] & (d < DIM)[None, :]
         keys = tl.load(keys_at + at[:, None] + d[None, :], mask=full, other=0)
         if FP8:
-            keys = from_e4m3(keys, query.dtype)
+            keys = _from_cache(keys, query.dtype)
         scores = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale
         if CAPPED:
             scores = softcap * tanh(scores / softcap)
@@ -124,7 +129,7 @@ def _attend(
         total = total * before + tl.sum(weights, 1)
         values = tl.load(values_at + at[:, None] + d[None, :], mask=full, other=0)
         if FP8:
-            values = from_e4m3(values, query.dtype)
+            values = _from_cache(values, query.dtype)
         sums = sums * before[:, None] + tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
         top = higher
     return sums, top, total

@@ -15,7 +15,7 @@ from quire_engine.runtime.batch import ForwardBatch
 
 __all__ = ["store_kv"]
 
-MOST = tl.constexpr(448.0)  # of E4M3
+MOST, NO_NUMBER = tl.constexpr(448.0), tl.constexpr(127)  # of E4M3
 
 
 def store_kv(qkv: Tensor, form: AttentionForm, cache: LayerCache, batch: ForwardBatch) -> Tensor:
@@ -85,5 +85,7 @@ def _store(
 @triton.jit
 def _as_cached(x, FP8: tl.constexpr):
     if FP8:
-        x = to_e4m3(tl.minimum(tl.maximum(x.to(tl.float32), -MOST), MOST)).to(tl.int8)
+        wide = x.to(tl.float32)
+        code = to_e4m3(tl.minimum(tl.maximum(wide, -MOST), MOST))
+        x = tl.where(wide == wide, code, NO_NUMBER).to(tl.int8)
     return x

@@ -142,7 +142,7 @@ void in_parts(long parts, double cost, part_of *do_part, const void *job) {
 
 void begin_parts(long parts, part_of *do_part, const void *job) {
     complete_ahead();
-    if (atomic_load(&team) < 2 || atomic_flag_test_and_set(&busy)) {
+    if (parts < 1 || atomic_load(&team) < 2 || atomic_flag_test_and_set(&busy)) {
         all_here(parts, do_part, job);
         return;
     }
