@@ -38,7 +38,7 @@ CONFINED: dict[str, set[str]] = {
     "tokenizers": {"quire_engine/text/tokenizer.py"},
     "xgrammar": {"quire_engine/grammars/binding.py"},
     "tvm_ffi": {"quire_engine/grammars/binding.py"},
-    "safetensors": {"quire_engine/models/weights.py"},
+    "safetensors": {"quire_engine/files.py"},
     "httptools": {"quire_router/client.py", "quire_engine/bench/client.py", "quire_engine/server/wire.py"},
     "botocore": {"quire_engine/fetch/s3.py"},
     "transformers": set(),  # the oracle of tests, and the training script

@@ -172,6 +172,12 @@ def compile_all(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
         ops.attention(query, form, cache, alone)
         query = ops.store_kv(torch.zeros(21, heads * form.head_dim, dtype=dtype), form, cache, batch)
         ops.attention(query, form, cache, batch)
+    assert ops.invariance is not None
+    ops.invariance.asked = True
+    form = ATTENTION_FORMS["128"]
+    cache, alone = empty_cache(80, 16, form, dtype), batch_of(16, ([*range(70)], 900, 1))
+    ops.attention(torch.zeros(1, form.heads, 128, dtype=dtype), form, cache, alone)
+    ops.invariance.asked = False
     form, batch = ATTENTION_FORMS["128"], batch_of(16, ([*range(70)], 900, 1), ([70, 71], 0, 20))
     cache = empty_cache(80, 16, form, torch.float8_e4m3fn)
     heads = form.heads + 2 * form.kv_heads
@@ -194,6 +200,12 @@ def compile_products(ops: Ops, dtype: torch.dtype) -> None:
     for weight in map(ops.pack, kinds):
         for rows in (1, 33, 300):
             ops.linear(torch.zeros(rows, 1024, dtype=dtype), weight, bias)
+    assert ops.invariance is not None
+    ops.invariance.asked = True
+    for width in (1024, 1000):
+        ops.linear(torch.zeros(3, width, dtype=dtype), torch.zeros(256, width, dtype=dtype), bias)
+    ops.linear(torch.zeros(3, 1024, dtype=dtype), kinds[0], bias, wide=True)
+    ops.invariance.asked = False
     ops.linear(torch.zeros(300, 64, dtype=dtype), ops.pack(packed_of(Kind.INT8, 48, 64, 64, rounds=True)), bias[:48])
     round_rows(torch.zeros(3, 1024, dtype=dtype), Kind.FP8)
 

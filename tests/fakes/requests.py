@@ -53,6 +53,7 @@ SAMPLED: dict[str, list[Any]] = {
     "structured_outputs": GRAMMARS,
     "priority": [-3, 9],
     "cache_salt": ["one", "other"],
+    "batch_invariant": [True, False],
     "return_token_ids": [True],
     "return_tokens_as_token_ids": [True],
     "stream_options": [{"include_usage": True}, {"include_usage": True, "continuous_usage_stats": True}],

@@ -65,6 +65,21 @@ def test_a_cache_of_eight_bits_holds_as_much_again_and_gives_nearly_the_same() -
     assert 0 < differences[0] < 0.3
 
 
+def test_who_wants_the_same_bits_shares_prefixes_with_its_like_alone() -> None:
+    built = build()
+    cached = [
+        run(built.engine, [greedy(number, SHARED, 2, batch_invariant=asks)])[number].cached
+        for number, asks in enumerate((False, True, True, False))
+    ]
+
+    assert [bool(count) for count in cached] == [False, False, True, True]
+
+
+def test_plain_torch_cannot_give_the_same_bits_in_any_batch() -> None:
+    with pytest.raises(RequestRejected, match="batch_invariant cannot be had of plain torch"):
+        build("reference").engine.add(greedy(0, SHARED, 2, batch_invariant=True))
+
+
 def test_a_cache_of_eight_bits_is_copied_and_swapped() -> None:
     shape = read_spec(tiny_folder()).shape
     cache = KVCache(shape, 4, 2, BLOCK, torch.float8_e4m3fn, torch.device("cpu"))

@@ -24,6 +24,7 @@ from quire_engine.ops.reference import reference_ops
 from quire_engine.ops.triton import triton_ops
 from quire_engine.ops.triton.graphs import Graphs
 from quire_engine.runtime.buckets import Bucket, bucket_of, buckets
+from quire_engine.runtime.invariance import Invariance
 from quire_engine.runtime.padding import PaddedBatch, has_single_tokens
 from quire_engine.runtime.sizing import Sizes, Workspace, graph_bytes, plan_sizes, split_bytes
 from quire_engine.spec import read_spec
@@ -121,7 +122,9 @@ def test_recorded_steps_give_the_tokens_and_logprobs_of_others_to_the_bit(case: 
     save_case(case, tmp_path)
     ops, graph = by_rows(reference_ops()), Again()
 
-    seen = outcomes(tmp_path, replace(ops, recorded=lambda forward, rows: Graphs(forward, graph)), requests())
+    seen = outcomes(
+        tmp_path, replace(ops, recorded=lambda forward, rows: Graphs(forward, graph, Invariance())), requests()
+    )
 
     assert seen == outcomes(tmp_path, ops, requests())
     assert graph.recorded >= 3
@@ -131,7 +134,7 @@ def test_recorded_steps_give_the_tokens_and_logprobs_of_others_to_the_bit(case: 
 def test_steps_are_recorded_when_their_size_comes_again_and_prompts_never(tmp_path: Path) -> None:
     save_case("llama", tmp_path)
     graph = Again()
-    ops = replace(reference_ops(), recorded=lambda forward, rows: Graphs(forward, graph))
+    ops = replace(reference_ops(), recorded=lambda forward, rows: Graphs(forward, graph, Invariance()))
 
     outcomes(tmp_path, ops, [greedy(0, range(40), 2)])
     after_one = graph.recorded
@@ -150,7 +153,9 @@ def test_a_pass_that_cannot_be_recorded_runs_as_it_is(tmp_path: Path, caplog: py
         raise RuntimeError("called a synchronizing CUDA operation\nand more")
 
     seen = outcomes(
-        tmp_path, replace(reference_ops(), recorded=lambda forward, rows: Graphs(forward, refuse)), requests()
+        tmp_path,
+        replace(reference_ops(), recorded=lambda forward, rows: Graphs(forward, refuse, Invariance())),
+        requests(),
     )
 
     assert seen == outcomes(tmp_path, reference_ops(), requests())
@@ -168,7 +173,7 @@ def test_a_size_that_there_is_no_memory_for_leaves_the_others(tmp_path: Path) ->
             raise torch.OutOfMemoryError("CUDA out of memory")
         return graph(run)
 
-    recorded = replace(reference_ops(), recorded=lambda forward, rows: Graphs(forward, sometimes))
+    recorded = replace(reference_ops(), recorded=lambda forward, rows: Graphs(forward, sometimes, Invariance()))
     seen = outcomes(tmp_path, recorded, requests())
 
     assert seen == outcomes(tmp_path, reference_ops(), requests())
@@ -183,7 +188,7 @@ def test_what_fails_for_another_reason_is_not_hidden(tmp_path: Path) -> None:
     def fail(run: Callable[[], Tensor]) -> Any:
         raise RuntimeError("an illegal memory access was encountered")
 
-    broken = replace(reference_ops(), recorded=lambda forward, rows: Graphs(forward, fail))
+    broken = replace(reference_ops(), recorded=lambda forward, rows: Graphs(forward, fail, Invariance()))
     with pytest.raises(RuntimeError, match="illegal memory access"):
         outcomes(tmp_path, broken, requests())
 

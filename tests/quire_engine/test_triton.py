@@ -17,13 +17,16 @@ import torch
 from fakes.attending import ATTENTION_FORMS, Scene, batch_of, empty_cache, form_of
 from fakes.checkpoints import save_case
 from fakes.compiling import SHARED_BYTES, faults
-from fakes.interpreting import scalars_are_numbers
+from fakes.interpreting import products_know_no_place, scalars_are_numbers
 from fakes.kernels import KERNELS
 from fakes.logits import logits_of
 from fakes.packing import packed_of
 from fakes.quantized import save_quantized
+from fakes.running import greedy, run
 from torch import Tensor
 
+from quire_api import EngineConfig
+from quire_engine.build import build_engine
 from quire_engine.core.request import TokenParams
 from quire_engine.core.step import Placement
 from quire_engine.models import ARCHITECTURES, GENERATORS
@@ -345,6 +348,68 @@ def test_attention_of_a_row_does_not_depend_on_its_company(monkeypatch: pytest.M
 
     assert torch.equal(scene.attend(OURS, torch.float16, (0, 149, 150), (2, 76, 77))[1:], alone)
     assert torch.equal(scene.attend(OURS, torch.float16, (0, 3, 150), (1, 0, 1), (2, 76, 77))[-1:], alone)
+
+
+@pytest.fixture
+def alike(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in a step with a request that wants the same bits in any batch."""
+    products_know_no_place(monkeypatch)
+    assert OURS.invariance is not None
+    OURS.invariance.asked = True
+    yield
+    OURS.invariance.asked = False
+
+
+@pytest.mark.parametrize("kind", [None, Kind.INT4, Kind.INT8])
+def test_a_row_of_a_product_has_the_same_bits_in_any_batch(dtype: torch.dtype, kind: Kind | None, alike: None) -> None:
+    height, width = 100, 160
+    made = torch.randn(height, width).to(dtype) if kind is None else packed_of(kind, height, width, 32)
+    weight, bias, x = OURS.pack(made), torch.randn(height), torch.randn(130, width).to(dtype)
+
+    together = OURS.linear(x, weight, bias)
+
+    assert_close(together, REFERENCE.linear(x, REFERENCE.pack(made), bias))
+    for rows in (slice(0, 1), slice(63, 66), slice(129, 130)):
+        assert torch.equal(OURS.linear(x[rows], weight, bias), together[rows])
+    assert OURS.linear(x[:3], weight, wide=True).dtype is torch.float32
+
+
+def test_attention_of_a_token_has_the_same_bits_in_a_piece_of_a_prompt(
+    dtype: torch.dtype, alike: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attend, "SPLIT", 64)
+    scene = Scene(ATTENTION_FORMS["grouped"], 16)
+
+    whole = scene.attend(OURS, dtype, (0, 100, 150))
+
+    assert_close(whole, scene.attend(REFERENCE, dtype, (0, 100, 150)))
+    assert torch.equal(
+        scene.attend(OURS, dtype, (0, 149, 150), (1, 0, 1)),
+        torch.cat((whole[-1:], scene.attend(OURS, dtype, (1, 0, 1)))),
+    )
+    assert torch.equal(scene.attend(OURS, dtype, (0, 100, 117)), whole[:17])
+
+
+def test_a_request_that_asks_gets_the_same_bits_alone_and_among_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the whole engine: its prompt in other pieces, and beside others, who need not have asked."""
+    products_know_no_place(monkeypatch)
+    save_case("llama", tmp_path)
+
+    def outcome(number: int, budget: int, *others: int) -> tuple[list[int], list[Any]]:
+        config = EngineConfig(
+            model=str(tmp_path), device="cpu", dtype="float32", kv_cache_gib=0.001, max_num_seqs=4, max_num_batched_tokens=budget,
+            enforce_eager=True,
+        )  # fmt: skip
+        built = build_engine(config, ops=triton_ops(), with_tokenizer=False)
+        asking = greedy(number, tuple(range(5, 24)), 3, logprobs=2, batch_invariant=True)
+        found = run(built.engine, [greedy(other, (7, 9) * other, 4, logprobs=2) for other in others] + [asking])
+        return found[number].tokens, found[number].logprobs
+
+    alone = outcome(1, 64)
+
+    assert outcome(1, 9, 2, 3) == alone
 
 
 def test_penalise() -> None:

@@ -158,7 +158,8 @@ class BuiltRank:
         with memory_is_named():
             builder = BatchBuilder(self.max_num_seqs, sizes.max_model_len, sizes.block_size, loaded.device)
             row = torch.empty(loaded.spec.shape.hidden, dtype=getattr(torch, loaded.dtype), device=loaded.device)
-            return Follower(loaded.model, loaded.ops.ranks, _cache(loaded, sizes), builder, row)
+            ops = loaded.ops
+            return Follower(loaded.model, ops.ranks, _cache(loaded, sizes), builder, row, ops.invariance)
 
 
 def build_follower(config: EngineConfig, rank: int, port: int) -> BuiltRank:
@@ -266,6 +267,7 @@ def _assemble(
         Sampler(vocabulary, config.max_num_seqs, device, loaded.ops, mask),
         config.max_num_seqs,
         device,
+        loaded.ops.invariance,
     )
     if crew:
         crew.hear(Pong)
@@ -279,6 +281,7 @@ def _assemble(
         depth or (2 if device.type == "cuda" else 1),
         grammars if tokenizer else None,
         _least_seconds(loaded, sizes.cache_dtype),
+        invariant=loaded.ops.invariance is not None,
     )
     return BuiltEngine(
         engine=engine,

@@ -56,8 +56,12 @@ class Engine:
         depth: int = 1,
         grammars: Grammars | None = None,
         least_seconds: Callable[[StepPlan], float] | None = None,
+        *,
+        invariant: bool = True,
     ) -> None:
-        """`least_seconds` says what a step would take at the device's limits, where these are known."""
+        """`least_seconds` says what a step would take at the device's limits, where these are known; `invariant` whether
+        the kernels can give a row the same bits in any batch."""
+        self._invariant = invariant
         self._scheduler = scheduler
         self._runner = runner
         self._depth = depth
@@ -81,6 +85,10 @@ class Engine:
         return replace(load, waiting=load.waiting + len(self._preparing)) if self._preparing else load
 
     def add(self, request: Request) -> None:
+        if request.params.batch_invariant and not self._invariant:
+            raise RequestRejected(
+                "batch_invariant cannot be had of plain torch, which computes here", "batch_invariant"
+            )
         grammar = request.params.grammar
         if grammar is None:
             self._scheduler.add(request)

@@ -1,6 +1,7 @@
 """The files of a checkpoint in safetensors, and what can be known of them without reading a tensor."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from quire_engine.errors import WeightsFailure
 
-__all__ = ["FLOATS", "files_of", "stored_dtype"]
+__all__ = ["FLOATS", "files_of", "slices_of", "stored_dtype"]
 
 FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as safetensors calls them, and torch
 
@@ -29,15 +30,21 @@ def files_of(folder: Path) -> list[Path]:
     return files
 
 
+def slices_of(path: Path) -> dict[str, Any]:
+    """The tensors of a file by name, none of them read: safetensors' own slices."""
+    try:
+        opened: Any = safe_open(path, framework="pt")
+        names: list[str] = opened.keys()
+        return {name: opened.get_slice(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise WeightsFailure(f"{path} is damaged or cut short: {error}") from None
+
+
 def stored_dtype(folder: Path) -> str | None:
     """The format of the first tensor that has a usual one; None where there is no such file yet."""
-    try:
+    with suppress(WeightsFailure):  # whoever reads them says what is wrong
         for path in files_of(folder):
-            opened: Any = safe_open(path, framework="np")
-            names: list[str] = opened.keys()
-            for name in names:
-                if (dtype := FLOATS.get(opened.get_slice(name).get_dtype())) is not None:
+            for tensor in slices_of(path).values():
+                if (dtype := FLOATS.get(tensor.get_dtype())) is not None:
                     return dtype
-    except (WeightsFailure, SafetensorError, OSError):
-        pass  # whoever reads them says what is wrong
     return None

@@ -88,7 +88,14 @@ def load_model(
         address = own_address(nodes)
         ranks = meet(
             partial(
-                Together, address=address, tensor=tensor, stages=stages, hidden=hidden, dtype=torch_dtype, device=device
+                Together,
+                address=address,
+                tensor=tensor,
+                stages=stages,
+                hidden=hidden,
+                dtype=torch_dtype,
+                device=device,
+                invariance=ops.invariance,
             )
         )
     with memory_is_named():

@@ -73,6 +73,7 @@ class SamplingParams:
     spaces_between_special_tokens: bool = True  # there is no other way: a token's text has its spaces
     truncate_prompt_tokens: int | None = None  # keep the last so many; -1: as many as fit with the output
     structured_outputs: StructuredOutputs | None = None  # what the answer must match
+    batch_invariant: bool = False  # the same tokens and log probabilities, to the bit, whatever else is computed
 
     def __post_init__(self) -> None:
         for name, bounds in NUMBERS.items():
@@ -191,6 +192,7 @@ def resolve(
         grammar=grammar,
         logprobs=params.logprobs,
         prompt_logprobs=params.prompt_logprobs,
+        batch_invariant=params.batch_invariant,
     )
 
 

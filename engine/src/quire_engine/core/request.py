@@ -48,6 +48,7 @@ class TokenParams:
     grammar: Grammar | None = None  # with one, there is a stop token at least: it is chosen where the grammar may end
     logprobs: int | None = None  # with each token its log probability, and this many of the likeliest
     prompt_logprobs: int | None = None  # the same for the tokens of the prompt but the first
+    batch_invariant: bool = False  # the same bits whatever else is computed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,3 +59,8 @@ class Request:
     priority: int = 0  # lower runs first, under the priority policy
     leader: RequestId | None = None  # added before this one, with the same prompt: its blocks are shared
     domain: tuple[str, ...] = ()  # only requests of the same domain share cached prefixes (adapter, tenant's salt)
+
+    @property
+    def prefix_domain(self) -> tuple[str, ...]:
+        """What others have computed may have other bits."""
+        return (*self.domain, "batch invariant") if self.params.batch_invariant else self.domain

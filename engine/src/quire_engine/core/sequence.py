@@ -55,7 +55,7 @@ class Sequence:
         self.host_blocks: list[int] = []  # what was computed before it was swapped out
         self.refused_at = -1  # free blocks when it was last refused admission: with no more, it need not be asked again
 
-        self.root = self.prefix = Prefix(None, request.domain)
+        self.root = self.prefix = Prefix(None, request.prefix_domain)
         self.num_registered = 0  # of its blocks; `prefix` is the chain of these
         self.num_found: int | None = None  # tokens which the prefix cache had at the first admission
         self.has_begun = False  # a step of it was committed

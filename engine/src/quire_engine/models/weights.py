@@ -13,11 +13,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from quire_engine.errors import WeightsFailure
-from quire_engine.files import FLOATS, files_of
+from quire_engine.files import FLOATS, files_of, slices_of
 from quire_engine.gguf.container import gguf_file
 from quire_engine.ops.packed import Kind, Packed, packed_bytes, regular
 from quire_engine.quant.gguf import stored_tensors
@@ -295,10 +294,5 @@ def _stored(folder: Path) -> dict[str, Stored]:
         return stored_tensors(file)
     stored: dict[str, Stored] = {}
     for path in files_of(folder):
-        try:
-            opened: Any = safe_open(path, framework="pt")
-            names: list[str] = opened.keys()
-            stored.update({name: opened.get_slice(name) for name in names})
-        except (SafetensorError, OSError) as error:
-            raise WeightsFailure(f"{path} is damaged or cut short: {error}") from None
+        stored.update(slices_of(path))
     return stored

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from quire_engine.ops.packed import Kind
 from quire_engine.runtime.batch import ForwardBatch
+from quire_engine.runtime.invariance import Invariance
 from quire_engine.runtime.ranks import ALONE, Ranks
 from quire_engine.spec import Routing
 
@@ -198,6 +199,9 @@ class Ops:
 
     caches_fp8: bool = False
     """No kernel: the KV cache may be float8_e4m3fn. What is beyond 448 becomes 448 there"""
+
+    invariance: Invariance | None = None
+    """No kernel: where steps say whether rows must get the same bits in any batch; None: these kernels cannot"""
 
     ranks: Ranks = field(default=ALONE)
     """No kernel: who computes the model together, which part this one has, and how they put theirs together"""

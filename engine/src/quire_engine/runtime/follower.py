@@ -13,6 +13,7 @@ from quire_engine.core.step import StepPlan
 from quire_engine.layers.attention import Cache
 from quire_engine.models import CausalLM
 from quire_engine.runtime.batch import BatchBuilder, ForwardBatch
+from quire_engine.runtime.invariance import Invariance
 from quire_engine.runtime.kv_cache import KVCache
 from quire_engine.runtime.ranks import Ranks
 
@@ -39,8 +40,17 @@ class Leader:
 
 
 class Follower:
-    def __init__(self, model: CausalLM, ranks: Ranks, cache: KVCache, builder: BatchBuilder, row: Tensor) -> None:
+    def __init__(
+        self,
+        model: CausalLM,
+        ranks: Ranks,
+        cache: KVCache,
+        builder: BatchBuilder,
+        row: Tensor,
+        invariance: Invariance | None,
+    ) -> None:
         """`row` is one of hidden states, of whatever numbers."""
+        self._follow = None if invariance is None else invariance.follow
         self._model = model
         self._ranks = ranks
         self._cache = cache
@@ -53,6 +63,8 @@ class Follower:
         self._cache.copy(plan.copies)
         self._cache.swap_in(plan.swap_in)
         self._builder.take_in(plan)
+        if self._follow is not None:
+            self._follow(plan)
         if plan.ids:
             batch = self._builder.build(plan)
             self._ranks.hand_out(batch.tokens)

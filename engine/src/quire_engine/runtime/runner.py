@@ -13,6 +13,7 @@ from torch import Tensor
 from quire_engine.core.step import StepPlan, StepResult, TokenLogprob
 from quire_engine.ops import Forward
 from quire_engine.runtime.batch import BatchBuilder
+from quire_engine.runtime.invariance import Invariance
 from quire_engine.runtime.kv_cache import KVCache
 from quire_engine.runtime.sizing import SCORED_AT_ONCE
 from quire_engine.sampling.rows import upload
@@ -56,7 +57,9 @@ class ModelRunner:
         sampler: Sampler,
         max_num_seqs: int,
         device: torch.device,
+        invariance: Invariance | None = None,
     ) -> None:
+        self._follow = None if invariance is None else invariance.follow
         self._forward = forward
         self._logits = logits
         self._cache = cache
@@ -74,6 +77,8 @@ class ModelRunner:
         self._cache.copy(plan.copies)
         self._cache.swap_in(plan.swap_in)
         self._builder.take_in(plan)
+        if self._follow is not None:
+            self._follow(plan)
         for placed in plan.placements:
             self._sampler.place(placed)
             self._prompts.pop(placed.slot, None)

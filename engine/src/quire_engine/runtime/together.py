@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from quire_engine.runtime.invariance import Invariance
 from quire_engine.runtime.ranks import Ranks
 
 __all__ = ["Join", "RankGone", "Together", "open_store"]
@@ -54,11 +55,13 @@ class Together(Ranks):
         hidden: int,
         dtype: torch.dtype,
         device: torch.device,
+        invariance: Invariance | None = None,
     ) -> None:
         """Every rank has to call this; returns when all have. `hidden` and `dtype` are what stages send each other; `address` is
         ours, where other ranks reach us."""
         super().__init__(tensor, rank % tensor, stages, rank // tensor)
         self._hidden, self._dtype, self._device = hidden, dtype, device
+        self._invariance = invariance
 
         def group(name: str, rank: int, size: int) -> Any:
             return _group(dist.PrefixStore(name, store), rank, size, device, address)
@@ -70,7 +73,7 @@ class Together(Ranks):
         if self.tensor == 1:
             return x
         x = x.contiguous()
-        if x.is_cuda:
+        if x.is_cuda and not (self._invariance and self._invariance.asked):  # the library adds in an order of its own
             _wait(self._stage.allreduce([x]))
             return x
         parts = [torch.empty_like(x) for _ in range(self.tensor)]

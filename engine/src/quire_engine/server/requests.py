@@ -128,6 +128,7 @@ class Sampled(Request):
     structured_outputs: dict[str, Any] | None = None
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    batch_invariant: bool = False
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
     stream: bool = False

@@ -33,6 +33,7 @@ from quire_engine.ops.cpu.tape import Memory, Recorder, Tape
 from quire_engine.ops.drawing import draw
 from quire_engine.ops.reference import expert_by_expert, penalise, route, score
 from quire_engine.runtime.batch import ForwardBatch
+from quire_engine.runtime.invariance import Invariance
 
 __all__ = ["NoLibrary", "PackedMatrix", "native_ops"]
 
@@ -64,6 +65,7 @@ def native_ops(dtype: torch.dtype, processes: int = 1) -> Ops:
         draw=draw,
         score=score,
         recorded=kernels.recorded,
+        invariance=Invariance(),  # rows always do (decision 9)
     )
 
 

@@ -10,9 +10,14 @@ their order (grid: chunk, query head).
 query_start[i] // TOKENS + i, which leaves some numbers to nobody and needs no count on the host; the last tiles, which
 see most, begin first.
 
+A request that wants the same bits in any batch has single tokens done as the others are: which it is of a piece of a prompt
+depends on the batch.
+
 Both are launched for every chunk and return at once where the other one works. The longest context of a single token
 is known to the host, so that nothing has to be read back from the device.
 """
+
+from collections.abc import Callable
 
 import torch
 import triton
@@ -23,8 +28,9 @@ from quire_engine.ops import AttentionForm, LayerCache
 from quire_engine.ops.triton.rounding import from_e4m3
 from quire_engine.ops.triton.rows import tanh
 from quire_engine.runtime.batch import ForwardBatch
+from quire_engine.runtime.invariance import Invariance
 
-__all__ = ["attention"]
+__all__ = ["attention_by"]
 
 SPLIT = 512  # tokens of a context; a result depends on it
 LEAST_ROWS = 16  # of a tile: what a tensor core takes
@@ -33,7 +39,15 @@ AT_ONCE = tl.constexpr(16)  # splits that are merged
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
-def attention(query: Tensor, form: AttentionForm, cache: LayerCache, batch: ForwardBatch) -> Tensor:
+def attention_by(invariance: Invariance) -> Callable[[Tensor, AttentionForm, LayerCache, ForwardBatch], Tensor]:
+    def attention(query: Tensor, form: AttentionForm, cache: LayerCache, batch: ForwardBatch) -> Tensor:
+        return _attention(query, form, cache, batch, alike=invariance.asked)
+
+    return attention
+
+
+def _attention(query: Tensor, form: AttentionForm, cache: LayerCache, batch: ForwardBatch, *, alike: bool) -> Tensor:
+    """`alike`: of a single token as of others."""
     query = query.contiguous()
     keys, values = cache
     fp8 = keys.dtype is torch.float8_e4m3fn
@@ -45,7 +59,7 @@ def attention(query: Tensor, form: AttentionForm, cache: LayerCache, batch: Forw
     out = torch.empty_like(query)
     page = keys.shape[2]
     block = max(16, triton.next_power_of_2(dim))  # what a tensor core takes
-    most = triton.cdiv(batch.longest_single, SPLIT)
+    most = 0 if alike else triton.cdiv(batch.longest_single, SPLIT)
     places = (batch.query_start, batch.context_len, batch.block_tables, batch.block_tables.stride(0))
     shape = {"HEADS": heads, "KV_HEADS": form.kv_heads, "GROUP": group, "DIM": dim, "BLOCK": block, "PAGE": page}
     flags = {
@@ -72,11 +86,11 @@ def attention(query: Tensor, form: AttentionForm, cache: LayerCache, batch: Forw
                 sums, tops, out, batch.query_start, batch.context_len, sinks, chunks, most,
                 HEADS=heads, DIM=dim, BLOCK=block, SPLIT=SPLIT, WINDOW=form.window or 0, SINKS=flags["SINKS"], num_warps=2,
             )  # fmt: skip
-    if tokens > chunks:
+    if tokens > chunks or alike:
         at_once = max(1, PREFILL_ROWS // (1 + wide) // triton.next_power_of_2(group))
         _prefill[(tokens // at_once + chunks, form.kv_heads)](
             query, keys, values, out, *places, slopes, sinks, *numbers, chunks,
-            **shape, **flags, TOKENS=at_once, ROWS=max(LEAST_ROWS, triton.next_power_of_2(at_once * group)),
+            **shape, **flags, SINGLES=alike, TOKENS=at_once, ROWS=max(LEAST_ROWS, triton.next_power_of_2(at_once * group)),
             COLUMNS=columns, num_warps=4 if block < 64 else 8, num_stages=2,
         )  # fmt: skip
     return out
@@ -224,7 +238,7 @@ def _prefill(
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
     PAGE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr,
     SINKS: tl.constexpr, FP8: tl.constexpr, PRECISION: tl.constexpr,
-    TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    SINGLES: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     tile, kv_head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
     chunk = 0
@@ -239,7 +253,7 @@ def _prefill(
     count = tl.load(query_start + chunk + 1) - start
     context = tl.load(context_len + chunk)
     first = (tile - (start // TOKENS + chunk)) * TOKENS
-    if count == 1 or first >= count:
+    if (count == 1 and not SINGLES) or first >= count:
         return
     row, d = tl.arange(0, ROWS), tl.arange(0, BLOCK)
     local = first + row // GROUP

@@ -2,7 +2,8 @@
 
 A step in which every sequence writes one token launches some hundred kernels of a few microseconds each; from Python that
 takes longer than they do. Such steps are recorded bucket by bucket (runtime/buckets.py), each when it comes for the
-second time: the first token waits for none of them. All others run as they are.
+second time: the first token waits for none of them. All others run as they are, and so do those of a request that wants
+the same bits in any batch.
 """
 
 import logging
@@ -16,9 +17,10 @@ from torch import Tensor
 from quire_engine.ops import Forward
 from quire_engine.runtime.batch import ForwardBatch
 from quire_engine.runtime.buckets import Bucket, bucket_of
+from quire_engine.runtime.invariance import Invariance
 from quire_engine.runtime.padding import PaddedBatch, has_single_tokens
 
-__all__ = ["Capture", "CudaCapture", "Graphs", "recorded"]
+__all__ = ["Capture", "CudaCapture", "Graphs", "recorded_by"]
 
 log = logging.getLogger("quire.engine")
 
@@ -32,9 +34,12 @@ class Capture(Protocol):
         ...
 
 
-def recorded(forward: Forward, max_rows: int) -> Forward:
-    """Steps have as few rows as buckets: that a pass may have `max_rows` says nothing here."""
-    return Graphs(forward, CudaCapture())
+def recorded_by(invariance: Invariance) -> Callable[[Forward, int], Forward]:
+    def recorded(forward: Forward, max_rows: int) -> Forward:
+        """Steps have as few rows as buckets: that a pass may have `max_rows` says nothing here."""
+        return Graphs(forward, CudaCapture(), invariance)
+
+    return recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +52,10 @@ class _Recording:
 class Graphs:
     """A forward pass over one cache. What it returns may be overwritten by the next one."""
 
-    def __init__(self, forward: Forward, capture: Capture) -> None:
+    def __init__(self, forward: Forward, capture: Capture, invariance: Invariance) -> None:
         self._forward = forward
         self._capture = capture
+        self._invariance = invariance
         self._cache: Any = None
         self._seen: set[Bucket] = set()
         self._recordings: dict[Bucket, _Recording] = {}
@@ -58,7 +64,7 @@ class Graphs:
     def __call__(self, batch: ForwardBatch, cache: Any) -> Tensor:
         bucket = bucket_of(len(batch.tokens), batch.longest_single) if has_single_tokens(batch) else None
         self._cache = self._cache or cache
-        if bucket is None or bucket in self._refused or cache is not self._cache:
+        if bucket is None or bucket in self._refused or cache is not self._cache or self._invariance.asked:
             return self._forward(batch, cache)
         recording = self._recordings.get(bucket)
         if recording is None:

@@ -1,4 +1,5 @@
-"""Products with weights in few bits (ops/packed.py), which become numbers in registers. Other weights are torch's.
+"""Products with weights in few bits (ops/packed.py), which become numbers in registers. Plain weights are torch's, unless a
+request wants the same bits in any batch: then all rows are computed as few ones, FEW at a time.
 
     y[m, n] = sum over groups g of  scale[n, g] * sum over k of g of  (code[n, k] - zero[n, g]) * x[m, k]
 
@@ -15,25 +16,28 @@ How a code becomes a number of 16 bits without a conversion, which is four times
            of the signs one is left, and what lies between the exponents' offsets is multiplied
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire_engine.ops import Matrix
+from quire_engine.ops import Linear, Matrix
 from quire_engine.ops.packed import STEPS, Kind, Packed
 from quire_engine.ops.reference import linear as by_torch
 from quire_engine.ops.triton.rounding import from_e4m3, rounded_product, rounds_here
+from quire_engine.runtime.invariance import Invariance
 
-__all__ = ["linear", "pack"]
+__all__ = ["linear_by", "pack"]
 
 FEW = 64  # rows
 PROGRAMS = 512  # that a GPU is kept busy with
 LEAST_STEPS = 4  # of a split
-INT4, INT8, FP8 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+INT4, INT8, FP8, PLAIN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 KINDS = {Kind.INT4: 0, Kind.INT8: 1, Kind.FP8: 2}
+KIND_OF_PLAIN = 3
 
 
 def pack(weight: Tensor | Packed) -> Matrix:
@@ -45,43 +49,85 @@ def pack(weight: Tensor | Packed) -> Matrix:
     return replace(weight, scales=scales.T.contiguous().T, zeros=zeros)
 
 
-def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None, *, wide: bool = False) -> Tensor:
-    if not isinstance(weight, Packed):
-        return by_torch(x, weight, bias, wide=wide)
-    if weight.order is not None:
-        x = x[:, weight.order]
-    if len(x) > FEW and not wide and rounds_here(x, weight):
-        return rounded_product(x, weight, bias)
-    return _product_of(x.contiguous(), weight, bias, torch.float32 if wide else x.dtype)
+def linear_by(invariance: Invariance) -> Linear:
+    def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None, *, wide: bool = False) -> Tensor:
+        if not isinstance(weight, Packed):
+            return _alike(x, weight, bias, wide) if invariance.asked else by_torch(x, weight, bias, wide=wide)
+        if weight.order is not None:
+            x = x[:, weight.order]
+        if invariance.asked:
+            return _alike(x, weight, bias, wide)
+        if len(x) > FEW and not wide and rounds_here(x, weight):
+            return rounded_product(x, weight, bias)
+        return _product_of(x.contiguous(), weight, bias, torch.float32 if wide else x.dtype)
+
+    return linear
 
 
-def _product_of(x: Tensor, weight: Packed, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    rows, height = len(x), weight.height
+def _alike(x: Tensor, weight: Tensor | Packed, bias: Tensor | None, wide: bool) -> Tensor:
+    """Every row as one of FEW, whatever there are."""
+    dtype = torch.float32 if wide else x.dtype
+    pieces = [_product_of(piece, weight, bias, dtype, block_m=FEW) for piece in x.contiguous().split(FEW)]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """A weight, as the kernel takes it."""
+
+    kind: int
+    codes: Tensor
+    scales: Tensor | None
+    zeros: Tensor | None
+    height: int
+    width: int
+    group: int
+    step: int
+
+    @classmethod
+    def of(cls, weight: Tensor | Packed) -> Self:
+        if isinstance(weight, Tensor):
+            height, width = weight.shape
+            step = 128 // weight.itemsize
+            return cls(KIND_OF_PLAIN, weight.contiguous(), None, None, height, width, group=width, step=step)
+        step = weight.step if weight.kind is Kind.INT4 else min(weight.step, 64)
+        return cls(
+            KINDS[weight.kind], weight.codes, weight.scales, weight.zeros, weight.height, weight.width, weight.group, step
+        )  # fmt: skip
+
+
+def _product_of(
+    x: Tensor, weight: Tensor | Packed, bias: Tensor | None, dtype: torch.dtype, block_m: int | None = None
+) -> Tensor:
+    """Few rows in a block of so many; None: of as many as they fill."""
+    side, rows = _Side.of(weight), len(x)
     few, precise = rows <= FEW, x.dtype is torch.float32
     # Tiles, steps and stages are what fits the registers of 8.0 and the 99 KiB that a program has on 8.9.
     tile = 64 if precise else 128
-    block_m, block_n = (max(16, triton.next_power_of_2(rows)), 64) if few else (tile, tile)
-    step = weight.step if weight.kind is Kind.INT4 else min(weight.step, 64)
-    across, steps = triton.cdiv(height, block_n), triton.cdiv(weight.width, step)
+    block_m, block_n = (block_m or max(16, triton.next_power_of_2(rows)), 64) if few else (tile, tile)
+    across, steps = triton.cdiv(side.height, block_n), triton.cdiv(side.width, side.step)
     splits = max(1, min(PROGRAMS // across, steps // LEAST_STEPS)) if few else 1
     each = triton.cdiv(steps, splits)
     splits = triton.cdiv(steps, each)
-    y = torch.empty(rows, height, dtype=dtype, device=x.device)
-    parts = torch.empty(splits, rows, height, dtype=torch.float32, device=x.device) if splits > 1 else y
-    stages = 4 if few and not precise else 2 if step == STEPS[0] else 3
+    y = torch.empty(rows, side.height, dtype=dtype, device=x.device)
+    parts = torch.empty(splits, rows, side.height, dtype=torch.float32, device=x.device) if splits > 1 else y
+    stages = 4 if few and not precise else 2 if side.step == STEPS[0] else 3
     nothing = x  # an address for what there is not
     _product[(across, triton.cdiv(rows, block_m), splits)](
-        x, weight.codes, weight.scales,
-        nothing if weight.zeros is None else weight.zeros,
+        x, side.codes,
+        nothing if side.scales is None else side.scales,
+        nothing if side.zeros is None else side.zeros,
         nothing if bias is None or splits > 1 else bias,
-        parts, rows, height,
-        WIDTH=weight.width, GROUP=weight.group, EACH=each, STEP=step, BLOCK_M=block_m, BLOCK_N=block_n,
-        KIND=KINDS[weight.kind], ZEROS=weight.zeros is not None, BIAS=bias is not None and splits == 1, FEW=few,
+        parts, rows, side.height,
+        WIDTH=side.width, GROUP=side.group, EACH=each, STEP=side.step, BLOCK_M=block_m, BLOCK_N=block_n,
+        KIND=side.kind, ZEROS=side.zeros is not None, BIAS=bias is not None and splits == 1, FEW=few,
         num_warps=4 if few else 8, num_stages=stages,
     )  # fmt: skip
     if splits > 1:
-        grid = (rows, triton.cdiv(height, 1024))
-        _add_up[grid](parts, nothing if bias is None else bias, y, rows, height, SPLITS=splits, BIAS=bias is not None)
+        grid = (rows, triton.cdiv(side.height, 1024))
+        _add_up[grid](
+            parts, nothing if bias is None else bias, y, rows, side.height, SPLITS=splits, BIAS=bias is not None
+        )
     return y
 
 
@@ -108,7 +154,9 @@ def _product(
         zero = tl.zeros([BLOCK_N], dtype=tl.int32)
         if ZEROS:
             zero = tl.load(zeros_at + group * height + own).to(tl.int32)
-        scale = tl.load(scales_at + group * height + own).to(tl.float32)
+        scale = tl.full([BLOCK_N], 1.0, tl.float32)
+        if KIND != PLAIN:
+            scale = tl.load(scales_at + group * height + own).to(tl.float32)
         if KIND == INT4 or WIDTH % STEP == 0:
             code = tl.load(codes_at + step * SIZE + k[None, :])
         else:
@@ -130,7 +178,7 @@ def _product(
             else:
                 whole = (_byte(code, zero, KIND, ZEROS, dtype) * scale[:, None]).to(dtype)
                 total = _add(total, whole, x_at, step * STEP + k, WIDTH, STEP)
-    if GROUP == WIDTH:
+    if GROUP == WIDTH and KIND != PLAIN:
         total *= tl.load(scales_at + own).to(tl.float32)[:, None]
     if BIAS:
         total += tl.load(bias_at + own)[:, None]
@@ -162,7 +210,9 @@ def _nibble(code, zero, dtype: tl.constexpr):
 
 @triton.jit
 def _byte(code, zero, KIND: tl.constexpr, ZEROS: tl.constexpr, dtype: tl.constexpr):
-    if KIND == INT8:
+    if KIND == PLAIN:
+        number = code
+    elif KIND == INT8:
         number = code.to(dtype)
         if ZEROS:
             number -= zero.to(dtype)[:, None]
