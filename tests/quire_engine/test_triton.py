@@ -374,11 +374,12 @@ def test_a_row_of_a_product_has_the_same_bits_in_any_batch(dtype: torch.dtype, k
     assert OURS.linear(x[:3], weight, wide=True).dtype is torch.float32
 
 
+@pytest.mark.parametrize("form", [ATTENTION_FORMS["grouped"], form_of(4, 2, 32, window=90)], ids=["whole", "window"])
 def test_attention_of_a_token_has_the_same_bits_in_a_piece_of_a_prompt(
-    dtype: torch.dtype, alike: None, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, form: AttentionForm, alike: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attend, "SPLIT", 64)
-    scene = Scene(ATTENTION_FORMS["grouped"], 16)
+    scene = Scene(form, 16)
 
     whole = scene.attend(OURS, dtype, (0, 100, 150))
 

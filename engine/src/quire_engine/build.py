@@ -33,7 +33,7 @@ from quire_engine.process.nodes import nodes_of
 from quire_engine.runtime.batch import BatchBuilder
 from quire_engine.runtime.embedder import Embedder
 from quire_engine.runtime.follower import Follower, Leader
-from quire_engine.runtime.forecast import Forecaster, operations_of
+from quire_engine.runtime.forecast import SLOWER, Forecaster, operations_of
 from quire_engine.runtime.kv_cache import KVCache
 from quire_engine.runtime.ranks import ALONE, Ranks
 from quire_engine.runtime.roofline import limits_of, seconds_of
@@ -69,6 +69,7 @@ class BuiltEngine:
     dtype: str
     device: torch.device
     crew: Crew | None  # the other ranks, if there are any
+    invariant: bool  # a request may have the same bits in any batch
 
     @property
     def max_model_len(self) -> int:
@@ -77,11 +78,14 @@ class BuiltEngine:
     def warm_up(self) -> None:
         """Real requests through all of it, two steps each: what is ready has computed tokens, and knows how long it takes.
 
-        On a GPU one more draws, for kernels are compiled when they are first launched, which may take a second each.
+        On a GPU one more draws, and one wants the same bits in any batch, for kernels are compiled when they are first
+        launched, which may take a second each.
         """
         self._try(TokenParams(max_tokens=2, min_tokens=2, temperature=0.0))
         if self.device.type != "cpu":
             self._try(TokenParams(max_tokens=2, min_tokens=2, top_k=20, top_p=0.9, repetition_penalty=1.1, logprobs=2))
+            if self.invariant:
+                self._try(TokenParams(max_tokens=2, min_tokens=2, batch_invariant=True))
 
     def _try(self, params: TokenParams) -> None:
         length = 1 if self.device.type == "cpu" else max(1, min(COMPILES_ALL, self.max_model_len - 2))
@@ -274,7 +278,8 @@ def _assemble(
         runner = LedRunner(runner, crew)
         weakref.finalize(runner, crew.close)
     if announce is not None:
-        runner = Forecaster(runner, partial(operations_of, spec.shape), announce)
+        slower = 1 if device.type == "cpu" else SLOWER
+        runner = Forecaster(runner, partial(operations_of, spec.shape, slower=slower), announce)
     engine = Engine(
         Scheduler(memory, limits, token_bytes, special_bytes),
         runner,
@@ -292,6 +297,7 @@ def _assemble(
         dtype=dtype,
         device=device,
         crew=crew,
+        invariant=loaded.ops.invariance is not None,
     )
 
 

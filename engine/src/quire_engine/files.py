@@ -19,7 +19,7 @@ def files_of(folder: Path) -> list[Path]:
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise WeightsFailure(f"{index} cannot be read: {error}") from None
     else:
         names = ["model.safetensors"]
@@ -30,10 +30,10 @@ def files_of(folder: Path) -> list[Path]:
     return files
 
 
-def slices_of(path: Path) -> dict[str, Any]:
-    """The tensors of a file by name, none of them read: safetensors' own slices."""
+def slices_of(path: Path, framework: str = "pt") -> dict[str, Any]:
+    """The tensors of a file by name, none of them read: safetensors' own slices. Only `pt` needs torch."""
     try:
-        opened: Any = safe_open(path, framework="pt")
+        opened: Any = safe_open(path, framework=framework)
         names: list[str] = opened.keys()
         return {name: opened.get_slice(name) for name in names}
     except (SafetensorError, OSError) as error:
@@ -44,7 +44,7 @@ def stored_dtype(folder: Path) -> str | None:
     """The format of the first tensor that has a usual one; None where there is no such file yet."""
     with suppress(WeightsFailure):  # whoever reads them says what is wrong
         for path in files_of(folder):
-            for tensor in slices_of(path).values():
+            for tensor in slices_of(path, "np").values():
                 if (dtype := FLOATS.get(tensor.get_dtype())) is not None:
                     return dtype
     return None

@@ -294,6 +294,7 @@ class Scheduler:
         plan.starts.append(start)
         plan.lengths.append(length)
         plan.samples.append(samples)
+        plan.batch_invariant |= sequence.request.params.batch_invariant
 
     # ------------------------------------------------------------------ the steps of `commit`
 

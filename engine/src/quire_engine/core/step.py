@@ -61,6 +61,8 @@ class StepPlan:
     lengths: list[int] = field(default_factory=list)
     samples: list[bool] = field(default_factory=list)
 
+    batch_invariant: bool = False  # one of these sequences is to get the same bits whatever else is computed
+
     @property
     def num_tokens(self) -> int:
         return sum(self.lengths)

@@ -50,7 +50,7 @@ class Follower:
         invariance: Invariance | None,
     ) -> None:
         """`row` is one of hidden states, of whatever numbers."""
-        self._follow = None if invariance is None else invariance.follow
+        self._invariance = invariance
         self._model = model
         self._ranks = ranks
         self._cache = cache
@@ -63,8 +63,8 @@ class Follower:
         self._cache.copy(plan.copies)
         self._cache.swap_in(plan.swap_in)
         self._builder.take_in(plan)
-        if self._follow is not None:
-            self._follow(plan)
+        if self._invariance is not None:
+            self._invariance.asked = plan.batch_invariant
         if plan.ids:
             batch = self._builder.build(plan)
             self._ranks.hand_out(batch.tokens)

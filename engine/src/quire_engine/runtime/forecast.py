@@ -12,9 +12,10 @@ from quire_api.footprint import ModelShape
 from quire_engine.core.step import StepPlan, StepResult
 from quire_engine.engine import Launched, Runner
 
-__all__ = ["Forecaster", "Pace", "operations", "operations_of"]
+__all__ = ["SLOWER", "Forecaster", "Pace", "operations", "operations_of"]
 
 LEAST_TOKENS = 8  # so many cost no more than one: the weights have to be read all the same
+SLOWER = 8.0  # times, on a GPU and at the most, are the kernels whose rows get the same bits in any batch; no more than a guess
 FORGETTING = 0.97  # of the worst pace, a step
 
 Clock = Callable[[], float]
@@ -26,9 +27,10 @@ def operations(shape: ModelShape, tokens: int, looked_at: int) -> float:
     return 2.0 * shape.parameters * max(tokens, LEAST_TOKENS) + attention
 
 
-def operations_of(shape: ModelShape, plan: StepPlan) -> float:
+def operations_of(shape: ModelShape, plan: StepPlan, slower: float = 1) -> float:
+    """`slower` is what kernels whose rows get the same bits in any batch take."""
     looked_at = sum(length * (start + length) for start, length in zip(plan.starts, plan.lengths, strict=True))
-    return operations(shape, plan.num_tokens, looked_at)
+    return operations(shape, plan.num_tokens, looked_at) * (slower if plan.batch_invariant else 1)
 
 
 class Pace:

@@ -59,7 +59,7 @@ class ModelRunner:
         device: torch.device,
         invariance: Invariance | None = None,
     ) -> None:
-        self._follow = None if invariance is None else invariance.follow
+        self._invariance = invariance
         self._forward = forward
         self._logits = logits
         self._cache = cache
@@ -77,8 +77,8 @@ class ModelRunner:
         self._cache.copy(plan.copies)
         self._cache.swap_in(plan.swap_in)
         self._builder.take_in(plan)
-        if self._follow is not None:
-            self._follow(plan)
+        if self._invariance is not None:
+            self._invariance.asked = plan.batch_invariant
         for placed in plan.placements:
             self._sampler.place(placed)
             self._prompts.pop(placed.slot, None)

@@ -2,7 +2,7 @@
 
 Its groups are made here by hand and handed down, so that nothing of the process's own torch.distributed is touched. On
 CPUs a sum is gathered and added up in the order of the ranks: the collective's own order depends on how much is summed, and
-a row would depend on the batch (decision 9). On GPUs NCCL sums as it likes.
+a row would depend on the batch (decision 9). On GPUs NCCL sums as it likes, unless a request wants the same bits in any batch.
 """
 
 import socket
@@ -24,6 +24,7 @@ dist: Any = distributed
 # Far more than a step takes: who hangs is found out by the pulse, who is lost by its pipe. Only somebody who ends while the
 # ranks meet, and has no pulse yet, is waited for so long.
 PATIENCE = timedelta(minutes=10)
+AT_ONCE = 256  # rows that are gathered on a GPU, whose memory is planned
 
 
 Join = Callable[[int, Store], "Together"]  # with its rank
@@ -73,15 +74,16 @@ class Together(Ranks):
         if self.tensor == 1:
             return x
         x = x.contiguous()
-        if x.is_cuda and not (self._invariance and self._invariance.asked):  # the library adds in an order of its own
+        if x.is_cuda and not (self._invariance and self._invariance.asked):
             _wait(self._stage.allreduce([x]))
             return x
-        parts = [torch.empty_like(x) for _ in range(self.tensor)]
-        _wait(self._stage.allgather([parts], [x]))
-        total = parts[0]
-        for part in parts[1:]:
-            total = total.add_(part)
-        return total
+        for some in torch.split(x, AT_ONCE if x.is_cuda else len(x)):
+            parts = [torch.empty_like(some) for _ in range(self.tensor)]
+            _wait(self._stage.allgather([parts], [some]))
+            some.copy_(parts[0])
+            for part in parts[1:]:
+                some.add_(part)
+        return x
 
     def gather(self, x: Tensor, width: int) -> Tensor:
         if self.tensor == 1:

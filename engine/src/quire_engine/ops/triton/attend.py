@@ -13,7 +13,7 @@ see most, begin first.
 A request that wants the same bits in any batch has single tokens done as the others are: which it is of a piece of a prompt
 depends on the batch.
 
-Both are launched for every chunk and return at once where the other one works. The longest context of a single token
+Otherwise both are launched for every chunk and return at once where the other one works. The longest context of a single token
 is known to the host, so that nothing has to be read back from the device.
 """
 
@@ -270,7 +270,7 @@ def _prefill(
     if CAUSAL:
         end = highest
     if WINDOW > 0:
-        begin = tl.maximum(0, lowest - WINDOW + 1)
+        begin = tl.maximum(0, lowest - WINDOW + 1) // COLUMNS * COLUMNS  # where it would begin for any other tile, too
         if not CAUSAL:
             end = tl.minimum(context, highest + WINDOW - 1)
     slopes = tl.zeros([ROWS], tl.float32)
