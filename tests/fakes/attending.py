@@ -83,8 +83,15 @@ class Scene:
         queries = ops.store_kv(torch.cat(self.qkv).to(dtype), self.form, cache, batch_of(self.block_size, *chunks))
         return list(queries.split(self.lengths)), cache
 
-    def attend(self, ops: Ops, dtype: torch.dtype, *chunks: tuple[int, int, int]) -> Tensor:
-        """Each chunk is a sequence, where it starts and ends; as if what follows were not there yet."""
-        queries, cache = self.filled(ops, dtype)
+    def attend(
+        self,
+        ops: Ops,
+        dtype: torch.dtype,
+        *chunks: tuple[int, int, int],
+        filled: tuple[list[Tensor], LayerCache] | None = None,
+    ) -> Tensor:
+        """Each chunk is a sequence, where it starts and ends; as if what follows were not there yet. What `filled` has returned
+        may be used again."""
+        queries, cache = filled or self.filled(ops, dtype)
         batch = batch_of(self.block_size, *((self.blocks[i], start, end - start) for i, start, end in chunks))
         return ops.attention(torch.cat([queries[i][start:end] for i, start, end in chunks]), self.form, cache, batch)

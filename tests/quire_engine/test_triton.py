@@ -327,11 +327,13 @@ def test_a_cache_of_eight_bits(
     scene.qkv[0][:, :64] *= 1e3
     scene.qkv[2][:, 64:] *= 1e-3
     scene.qkv[0][3, -1] = torch.nan  # in a value, which all that follows looks at
-    caches = [scene.filled(ops, dtype)[1] for ops in (OURS, REFERENCE)]
+    filled = [scene.filled(ops, dtype) for ops in (OURS, REFERENCE)]
 
-    ours, theirs = (scene.attend(ops, dtype, *chunks) for ops in (OURS, REFERENCE))
+    ours, theirs = (
+        scene.attend(ops, dtype, *chunks, filled=each) for ops, each in zip((OURS, REFERENCE), filled, strict=True)
+    )
 
-    for mine, other in zip(*caches, strict=True):
+    for mine, other in zip(*(cache for _, cache in filled), strict=True):
         assert torch.equal(mine.view(torch.uint8), other.view(torch.uint8))
     assert theirs.isnan().any()
     whole = float(theirs.nan_to_num().abs().max())
@@ -380,15 +382,19 @@ def test_attention_of_a_token_has_the_same_bits_in_a_piece_of_a_prompt(
 ) -> None:
     monkeypatch.setattr(attend, "SPLIT", 64)
     scene = Scene(form, 16)
+    filled = scene.filled(REFERENCE, dtype)
 
-    whole = scene.attend(OURS, dtype, (0, 100, 150))
+    whole, single, other, both, piece = (
+        scene.attend(OURS, dtype, *chunks, filled=filled)
+        for chunks in (
+            [(0, 100, 150)], [(0, 149, 150)], [(1, 0, 1)], [(0, 149, 150), (1, 0, 1)], [(0, 100, 117)]
+        )
+    )  # fmt: skip
 
-    assert_close(whole, scene.attend(REFERENCE, dtype, (0, 100, 150)))
-    assert torch.equal(
-        scene.attend(OURS, dtype, (0, 149, 150), (1, 0, 1)),
-        torch.cat((whole[-1:], scene.attend(OURS, dtype, (1, 0, 1)))),
-    )
-    assert torch.equal(scene.attend(OURS, dtype, (0, 100, 117)), whole[:17])
+    assert_close(whole, scene.attend(REFERENCE, dtype, (0, 100, 150), filled=filled))
+    assert torch.equal(single, whole[-1:])
+    assert torch.equal(both, torch.cat((single, other)))
+    assert torch.equal(piece, whole[:17])
 
 
 def test_a_request_that_asks_gets_the_same_bits_alone_and_among_others(
