@@ -173,7 +173,7 @@ def test_only_the_composition_root_reads_the_config() -> None:
         "quire_engine/server/serve.py",  # the address, and how long to drain
         "quire_engine/server/generation.py",  # the seed
         "quire_engine/text/tokenizer.py", "quire_engine/text/chat.py",  # the tokenizer's own, tokenizer_config.json
-        "quire_engine/spec.py", "quire_engine/locate.py", "quire_engine/models/weights.py",  # the checkpoint's config.json
+        "quire_engine/spec.py", "quire_engine/ropes.py", "quire_engine/locate.py", "quire_engine/models/weights.py",  # the checkpoint's config.json
         "quire_engine/fetch/choose.py", "quire_engine/fetch/resolving.py", "quire_engine/fetch/store.py",  # the same
         "quire_engine/fetch/summary.py",
         "quire_engine/gguf/config.py", "quire_engine/quant/__init__.py", "quire_engine/quant/gguf.py",

@@ -12,7 +12,7 @@ from quire_engine.ops.triton import triton_ops
 TESTS = Path("tests/quire_engine/test_triton.py")
 
 # Who computes, and what is read and said: no kernels.
-KERNELS = {field.name for field in fields(Ops)} - {"ranks", "keeps", "caches_fp8", "invariance"}
+KERNELS = {field.name for field in fields(Ops)} - {"ranks", "keeps", "caches_fp8", "finds_values_in_keys", "invariance"}
 
 # Field of `Ops` -> the test that compares its values in Triton's interpreter, and by what name it calls it.
 PARITY = {
@@ -32,6 +32,7 @@ PARITY = {
         "pack",
     ),  # plain matrices are torch's: its library is at the hardware's limit
     "linear": ("test_products_with_few_bits", "linear"),
+    "per_head": ("test_products_per_head", "per_head"),
     "penalise": ("test_penalise", "penalise"),
     "draw": ("test_draw", "draw"),
     "score": ("test_score", "score"),

@@ -37,8 +37,10 @@ def form_of(heads: int = 4, kv_heads: int = 2, head_dim: int = 64, **rest: objec
 
 
 def empty_cache(blocks: int, block_size: int, form: AttentionForm, dtype: torch.dtype, fill: float = 0.0) -> LayerCache:
-    full = torch.full((blocks, form.kv_heads, block_size, form.head_dim), fill).to(dtype)
-    return full, full.clone()
+    keys, values = (
+        torch.full((blocks, form.kv_heads, block_size, dim), fill) for dim in (form.head_dim, form.value_dim)
+    )
+    return keys.to(dtype), values.to(dtype)
 
 
 ATTENTION_FORMS = {
@@ -56,6 +58,9 @@ ATTENTION_FORMS = {
     "slopes and a soft cap": form_of(4, 4, 32, slopes=torch.tensor([0.5, 0.02, 0.0, 1.3]), softcap=3.0),
     "sinks": form_of(4, 2, 64, sinks=torch.tensor([-2.0, 0.0, 3.0, 40.0])),
     "sinks and a window": form_of(14, 2, 64, window=13, sinks=torch.linspace(-3, 5, 14)),
+    "latent": form_of(6, 1, 48, latent=32),
+    "latent, odd": form_of(3, 1, 28, latent=18, softcap=2.0),
+    "latent, wide": form_of(20, 1, 320, latent=288),
     "both ways": form_of(4, 2, 64, causal=False),
     "both ways by slopes": form_of(4, 2, 64, causal=False, slopes=torch.tensor([0.5, 0.02, 0.0, 1.3])),
     "both ways in a window": form_of(4, 2, 64, causal=False, window=7),
@@ -74,7 +79,7 @@ class Scene:
         self.num_blocks = sum(counts) + 1
         order = torch.randperm(self.num_blocks).tolist()
         self.blocks = [order[sum(counts[:i]) : sum(counts[: i + 1])] for i in range(len(counts))]
-        self.qkv = [torch.randn(n, (form.heads + 2 * form.kv_heads) * form.head_dim) for n in self.lengths]
+        self.qkv = [torch.randn(n, form.given_heads * form.head_dim) for n in self.lengths]
 
     def filled(self, ops: Ops, dtype: torch.dtype) -> tuple[list[Tensor], LayerCache]:
         """The queries of each sequence, and the cache with all of them."""

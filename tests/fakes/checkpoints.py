@@ -33,6 +33,19 @@ SMALL: dict[str, Any] = {
 DECODER = {**SMALL, "intermediate_size": 96, "num_key_value_heads": 2, "tie_word_embeddings": True}
 GEMMA = {**DECODER, "num_hidden_layers": 4, "head_dim": 24, "sliding_window": WINDOW, "query_pre_attn_scalar": 20}
 MOE = {**DECODER, "head_dim": 24, "moe_intermediate_size": 40, "tie_word_embeddings": False}
+LATENT = {
+    **DECODER,
+    "num_key_value_heads": 4,
+    "tie_word_embeddings": False,
+    "moe_intermediate_size": 40,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 9,
+    "num_experts_per_tok": 3,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 20,
+}
 BLOOM = {name: value for name, value in SMALL.items() if name != "max_position_embeddings"}
 BERT = {**SMALL, "intermediate_size": 96}
 
@@ -53,6 +66,7 @@ def rope(kind: str, **settings: Any) -> dict[str, Any]:
 
 
 LLAMA3 = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+LONGROPE = {"short_factor": [1.0 + i / 10 for i in range(8)], "long_factor": [1.5 + i for i in range(8)]}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 24}
 YARN_MORE = {"beta_fast": 4.0, "beta_slow": 1.5, "mscale": 0.7, "mscale_all_dim": 1.2, "truncate": False}
 
@@ -84,6 +98,14 @@ CASES: dict[str, Case] = {
     "phi3": Case(
         "Phi3ForCausalLM", "q, k, v in one tensor, gate and up in another, half of a head rotated",
         {**DECODER, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+    ),
+    "phi3-longrope": Case(
+        "Phi3ForCausalLM", "rope longrope, of texts that may be longer than the original length",
+        {**rope("longrope", factor=4.0, attention_factor=1.2, **LONGROPE), "original_max_position_embeddings": 0},
+    ),
+    "phi3-longrope-short": Case(
+        "Phi3ForCausalLM", "rope longrope, of texts that may not (`--max-model-len`)",
+        {**rope("longrope", factor=4.0, **LONGROPE), "original_max_position_embeddings": 256},
     ),
     "gemma2": Case(
         "Gemma2ForCausalLM", "softcaps, windows in every other layer",
@@ -121,6 +143,28 @@ CASES: dict[str, Case] = {
         "GptOssForCausalLM", "sinks, windows in every other layer, experts with biases",
         {**MOE, "intermediate_size": 40, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": WINDOW},
     ),
+    "deepseek-v2": Case(
+        "DeepseekV2ForCausalLM", "latent keys and values (MLA), a dense layer, experts of the best groups, one for all",
+        {**LATENT, "q_lora_rank": 40, "topk_method": "group_limited_greedy", "n_group": 3, "topk_group": 2,
+         "routed_scaling_factor": 1.7, "n_shared_experts": 2},
+    ),
+    "deepseek-v2-lite": Case(
+        "DeepseekV2ForCausalLM", "queries that are not latent, all experts to choose from, rope yarn",
+        {**LATENT, "q_lora_rank": None, "topk_method": "greedy", "n_shared_experts": 1, "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 24,
+            "mscale": 0.7, "mscale_all_dim": 0.9,
+        }},
+    ),
+    "deepseek-v3": Case(
+        "DeepseekV3ForCausalLM", "experts by their own likelihood and a preference, biases",
+        {**LATENT, "q_lora_rank": 40, "n_group": 3, "topk_group": 2, "norm_topk_prob": True, "routed_scaling_factor": 2.5,
+         "n_shared_experts": 1, "attention_bias": True},
+    ),
+    "deepseek-v3-halves": Case(
+        "DeepseekV3ForCausalLM", "rotation in halves, shares as they are",
+        {**LATENT, "q_lora_rank": None, "n_group": 1, "topk_group": 1, "norm_topk_prob": False, "rope_interleave": False,
+         "n_shared_experts": 1},
+    ),
     "gpt2": Case("GPT2LMHeadModel", "learned positions", SMALL),
     "gpt2-narrow": Case(
         "GPT2LMHeadModel", "an inner size of its own, exact gelu", {**SMALL, "n_inner": 80, "activation_function": "gelu"}
@@ -152,7 +196,8 @@ def save_model(architecture: str, settings: dict[str, Any], folder: Path, shards
     model = model_class(model_class.config_class(**settings)).eval()
     model.set_attn_implementation("eager")
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        biases = ((name, buffer) for name, buffer in model.named_buffers() if name.endswith("bias"))
+        for name, parameter in (*model.named_parameters(), *biases):
             if parameter.ndim == 1 or name.endswith("bias"):
                 parameter += torch.randn_like(parameter) * (0.2 if name.endswith("bias") else 0.3)
     model.save_pretrained(folder, max_shard_size=shards)

@@ -148,6 +148,8 @@ def compile_all(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
             torch.zeros(1, dtype=dtype).expand(experts, *size) for size in ((2 * inner, hidden), (hidden, inner))
         )
         ops.mix(torch.zeros(5, hidden, dtype=dtype), routed, *matrices, Activation.SILU)
+    by_groups = Routing(chosen=8, renormalised=True, sigmoid=True, groups=8, chosen_groups=4, judged_by=2, scale=2.5)
+    ops.route(torch.zeros(5, 256), by_groups, torch.zeros(256))
     routed = ops.route(torch.zeros(5, 32), Routing(chosen=4, renormalised=True))
     matrices = [torch.zeros(1, dtype=dtype).expand(32, *size) for size in ((5760, 2880), (2880, 2880))]
     biases = (torch.zeros(32, 5760), torch.zeros(32, 2880))
@@ -163,9 +165,11 @@ def compile_all(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
         form_of(4, 2, 128, rotary=turn),
         form_of(4, 2, 128, rotary=turn, q_norm=norm, k_norm=norm),
         form_of(4, 2, 128, q_norm=norm),
+        form_of(16, 1, 576, rotary=turn, latent=512),
+        form_of(128, 1, 576, rotary=turn, latent=512),
     ]
     for form in (*ATTENTION_FORMS.values(), *turned):
-        heads = form.heads + 2 * form.kv_heads
+        heads = form.given_heads
         cache, batch = empty_cache(80, 16, form, dtype), batch_of(16, ([*range(70)], 900, 1), ([70, 71], 0, 20))
         alone = batch_of(16, ([*range(70)], 900, 1))
         query = ops.store_kv(torch.zeros(1, heads * form.head_dim, dtype=dtype), form, cache, alone)
@@ -180,7 +184,7 @@ def compile_all(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
     ops.invariance.asked = False
     form, batch = ATTENTION_FORMS["128"], batch_of(16, ([*range(70)], 900, 1), ([70, 71], 0, 20))
     cache = empty_cache(80, 16, form, torch.float8_e4m3fn)
-    heads = form.heads + 2 * form.kv_heads
+    heads = form.given_heads
     ops.attention(ops.store_kv(torch.zeros(21, heads * 128, dtype=dtype), form, cache, batch), form, cache, batch)
     compile_products(ops, dtype)
     return compiler.rows

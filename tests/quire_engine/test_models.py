@@ -360,7 +360,7 @@ def test_the_older_dialect_of_a_config_says_the_same(case: str, saved: Any, tmp_
     if "_sliding_window_pattern" in config:
         config["sliding_window_pattern"] = config.pop("_sliding_window_pattern")
     config.pop("layer_types", None)
-    if "moe_intermediate_size" in config:
+    if "num_local_experts" in config and "moe_intermediate_size" in config:
         config["num_experts"] = config.pop("num_local_experts")
     (tmp_path / "config.json").write_text(json.dumps(config))
 

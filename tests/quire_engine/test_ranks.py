@@ -80,6 +80,7 @@ def save(case: str, folder: Path) -> None:
 SHAPES = [
     ("llama", 2, 1), ("llama", 1, 2), ("uneven", 4, 1), ("qwen3", 2, 1), ("gemma2", 2, 2), ("mixtral", 2, 1), ("qwen3-moe", 2, 2),
     ("gpt2", 2, 1), ("bloom", 2, 2), ("gpt-oss", 2, 1), ("awq", 2, 1),
+    ("deepseek-v2", 2, 2), ("deepseek-v3", 2, 1),
 ]  # fmt: skip
 
 
@@ -99,7 +100,7 @@ def test_ranks_give_the_tokens_of_one_process(case: str, tensor: int, stages: in
     assert any(outcome.cached for outcome in again.values())
     for ours, theirs in zip(together[3].prompt_logprobs, expected[3].prompt_logprobs, strict=True):
         assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-3)
-    if tensor > 1:
+    if tensor > 1 and not case.startswith("deepseek"):  # of which every rank has all that is cached
         assert several.sizes.num_blocks > one.sizes.num_blocks  # of the same memory each
 
 

@@ -99,6 +99,31 @@ def test_route(experts: int, chosen: int, renormalised: bool) -> None:
     assert_close(shares, expected_shares)
 
 
+BY_GROUPS = [
+    Routing(chosen=3, renormalised=False, groups=4, chosen_groups=2, scale=2.5),
+    Routing(chosen=6, renormalised=True, groups=8, chosen_groups=3, judged_by=2, sigmoid=True, scale=1.5),
+    Routing(chosen=2, renormalised=True, groups=1, chosen_groups=1, sigmoid=True),
+]
+
+
+@pytest.mark.parametrize("routing", BY_GROUPS, ids=["the best of a group", "the best two of a group", "no groups"])
+@pytest.mark.parametrize("prefers", [False, True])
+def test_route_by_groups(routing: Routing, prefers: bool) -> None:
+    likings, preference = torch.randn(9, 40), torch.randn(40) / 2 if prefers else None
+    likings[3] = 0.0
+    likings[4] = torch.nan
+
+    choices, shares = OURS.route(likings, routing, preference)
+
+    numbers = torch.arange(9) != 4
+    expected_choices, expected_shares = REFERENCE.route(likings, routing, preference)
+    assert torch.equal(choices[numbers], expected_choices[numbers])
+    assert_close(shares[numbers], expected_shares[numbers])
+    assert len(set(choices[4].tolist()) & set(range(40))) == routing.chosen
+    of_groups = {choice // (40 // routing.groups) for choice in choices[0].tolist()}
+    assert len(of_groups) <= routing.chosen_groups
+
+
 def test_a_row_that_is_no_numbers_is_routed_to_experts() -> None:
     """Whatever they make of it: it must not be written where nobody looks."""
     choices, _ = OURS.route(torch.full((1, 6), torch.nan), Routing(chosen=3, renormalised=True))
@@ -176,12 +201,13 @@ def test_rule_out(width: int) -> None:
         form_of(3, 1, 48, rotary=torch.randn(60, 32)),
         form_of(2, 2, 10, rotary=torch.randn(60, 10), q_norm=torch.randn(10), k_norm=torch.randn(10)),
         form_of(2, 1, 32, q_norm=torch.randn(32)),
+        form_of(5, 1, 40, rotary=torch.randn(60, 8), latent=32),
     ],
-    ids=["as they are", "part of a head turns", "odd, normed and turned", "queries alone are normed"],
+    ids=["as they are", "part of a head turns", "odd, normed and turned", "queries alone are normed", "latent"],
 )
 def test_store_kv(dtype: torch.dtype, form: AttentionForm) -> None:
     batch = batch_of(8, ([3, 1], 5, 7), ([2], 0, 1), ([4, 5, 6, 0, 9], 33, 6))
-    qkv = torch.randn(14, (form.heads + 2 * form.kv_heads) * form.head_dim).to(dtype)
+    qkv = torch.randn(14, form.given_heads * form.head_dim).to(dtype)
     ours, theirs = empty_cache(10, 8, form, dtype), empty_cache(10, 8, form, dtype)
 
     queries = OURS.store_kv(qkv, form, ours, batch)
@@ -227,6 +253,20 @@ def test_products_with_few_bits(
     assert float((ours - theirs).abs().max() / theirs.abs().max()) < error
     assert float((wide - theirs).abs().max() / theirs.abs().max()) < error
     assert wide.dtype is torch.float32
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_products_per_head(dtype: torch.dtype, alike: bool) -> None:
+    x, weights = torch.randn(3, 5, 48).to(dtype), torch.randn(5, 33, 48).to(dtype)
+    assert OURS.invariance is not None
+
+    OURS.invariance.asked = alike
+    ours = OURS.per_head(x, OURS.pack_experts(iter(weights), 5))
+    OURS.invariance.asked = False
+
+    theirs = torch.einsum("thi,hoi->tho", x.float(), weights.float())
+    torch.testing.assert_close(ours.float(), theirs, rtol=4e-3, atol=2e-2)
+    torch.testing.assert_close(ours, REFERENCE.per_head(x, weights), rtol=4e-3, atol=2e-2)
 
 
 def test_a_product_with_few_bits_does_not_depend_on_the_rows_beside_it(dtype: torch.dtype) -> None:
@@ -303,6 +343,9 @@ SINGLE = [(0, 149, 150), (1, 0, 1), (2, 63, 64)]
         ("slopes", SINGLE, 64),
         ("sinks", SINGLE, 64),
         ("sinks and a window", PIECES, 64),
+        ("latent", PIECES, 64),
+        ("latent, odd", SINGLE, 64),
+        ("latent, wide", [(0, 140, 150), (1, 0, 1), (2, 76, 77)], 64),
         ("both ways by slopes", PIECES, 64),
         ("both ways in a window", PIECES, 64),
     ],

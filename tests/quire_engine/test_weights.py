@@ -1,6 +1,7 @@
 """A checkpoint that is not whole is never loaded, one that we would run differently neither; the message says why."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from quire_engine.locate import locate_model
 from quire_engine.models import ARCHITECTURES
 from quire_engine.models.weights import DummyWeights, Weights
 from quire_engine.ops.reference import reference_ops
-from quire_engine.spec import read_spec
+from quire_engine.spec import Routing, read_spec
 
 CPU = torch.device("cpu")
 
@@ -166,6 +167,41 @@ BLOOM: dict[str, Any] = {  # the same of the 560 M one
     "pad_token_id": 3, "pretraining_tp": 1, "seq_length": 2048, "skip_bias_add": True, "slow_but_exact": False, "vocab_size": 512,
 }  # fmt: skip
 
+DEEPSEEK_V3: dict[str, Any] = {  # at its own size
+    "architectures": ["DeepseekV3ForCausalLM"], "attention_bias": False, "aux_loss_alpha": 0.001, "bos_token_id": 0,
+    "eos_token_id": 1, "ep_size": 1, "first_k_dense_replace": 3, "hidden_act": "silu", "hidden_size": 7168,
+    "intermediate_size": 18432, "kv_lora_rank": 512, "max_position_embeddings": 163840, "model_type": "deepseek_v3",
+    "moe_intermediate_size": 2048, "moe_layer_freq": 1, "n_group": 8, "n_routed_experts": 256, "n_shared_experts": 1,
+    "norm_topk_prob": True, "num_attention_heads": 128, "num_experts_per_tok": 8, "num_hidden_layers": 61,
+    "num_key_value_heads": 128, "num_nextn_predict_layers": 1, "q_lora_rank": 1536, "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64, "rms_norm_eps": 1e-6, "rope_theta": 10000, "routed_scaling_factor": 2.5, "scoring_func": "sigmoid",
+    "quantization_config": {
+        "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128],
+    },
+    "rope_scaling": {
+        "beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 4096, "type": "yarn",
+    },
+    "seq_aux": True, "tie_word_embeddings": False, "topk_group": 4, "topk_method": "noaux_tc", "torch_dtype": "bfloat16",
+    "v_head_dim": 128, "vocab_size": 129280,
+}  # fmt: skip
+
+
+def test_deepseek_v3_is_understood_as_it_was_published(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(DEEPSEEK_V3))
+
+    spec = read_spec(tmp_path)
+
+    assert spec.shape.parameters == 671_026_404_352
+    assert spec.shape.kv_bytes_per_token("bfloat16") == 61 * 576 * 2
+    assert spec.routing == Routing(
+        chosen=8, renormalised=True, sigmoid=True, groups=8, chosen_groups=4, judged_by=2, scale=2.5
+    )
+    assert spec.attention_scale == pytest.approx(192**-0.5 * (1 + 0.1 * math.log(40)) ** 2)
+    assert spec.ropes[0] is not None
+    assert (spec.ropes[0].dim, spec.ropes[0].interleaved, spec.ropes[0].attention_factor) == (64, True, 1.0)
+    assert spec.trained_len == 163840
+
 
 def test_configs_are_understood_as_they_were_published(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(GPT_OSS))
@@ -196,7 +232,23 @@ def test_configs_are_understood_as_they_were_published(tmp_path: Path) -> None:
             {"apply_residual_connection_post_layernorm": True},
             "apply_residual_connection_post_layernorm is True",
         ),
-        ("phi3", {"rope_parameters": {"rope_type": "longrope"}}, "'longrope' of a phi3 is not supported yet"),
+        (
+            "phi3",
+            {"rope_parameters": {"rope_type": "yarn"}},
+            "'yarn' of a phi3 is not supported yet, only default, longrope",
+        ),
+        (
+            "deepseek-v2",
+            {"topk_method": "noaux_tc"},
+            "routing of a deepseek_v2 by 'noaux_tc' of 'softmax' is not supported",
+        ),
+        ("deepseek-v2", {"norm_topk_prob": True}, "norm_topk_prob of a deepseek_v2 is not supported"),
+        (
+            "deepseek-v3",
+            {"scoring_func": "softmax"},
+            "by 'noaux_tc' of 'softmax' is not supported yet, only by noaux_tc of sig",
+        ),
+        ("deepseek-v3", {"moe_layer_freq": 2}, "moe_layer_freq is 2, which is not supported yet, only 1"),
     ],
 )
 def test_what_a_family_may_say_and_we_do_not_compute_is_refused(
@@ -207,6 +259,24 @@ def test_what_a_family_may_say_and_we_do_not_compute_is_refused(
 
     with pytest.raises(ConfigFailure, match=says):
         load(tmp_path)
+
+
+def test_longrope_is_for_texts_as_long_as_they_may_become(tmp_path: Path) -> None:
+    save_case("phi3-longrope", tmp_path)
+    edit_config(tmp_path, original_max_position_embeddings=64)
+
+    divisors = [
+        rope.divisors[0] for rope in (read_spec(tmp_path, longest).ropes[0] for longest in (64, 65, None)) if rope
+    ]
+
+    assert divisors == [1.0, 1.5, 1.5]
+    edit_config(tmp_path, original_max_position_embeddings=256, max_position_embeddings=512)
+    rope = read_spec(tmp_path, 10).ropes[0]
+    assert rope is not None
+    assert (rope.divisors[0], rope.attention_factor) == (1.0, 1.2)
+    edit_config(tmp_path, rope_parameters={"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]})
+    with pytest.raises(WeightsFailure, match="long_factor has 1 numbers, and should have 8"):
+        read_spec(tmp_path)
 
 
 @pytest.mark.parametrize(

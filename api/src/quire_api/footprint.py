@@ -23,6 +23,8 @@ FAMILIES: dict[str, Mapping[str, Any]] = {
     "qwen2": {"qkv_bias": True},
     "qwen3": {"qk_norm": True, "head_dim": 128},
     "qwen3_moe": {"qk_norm": True},
+    "deepseek_v2": {"latent": True},
+    "deepseek_v3": {"latent": True},
     "gpt_oss": {"head_dim": 64, "kv_heads": 8, "attention_bias": True, "sinks": True, "expert_bias": True},
     "gemma2": {"norms": 4, "tied": True, "head_dim": 256},
     "gemma3_text": {"norms": 4, "tied": True, "head_dim": 256, "qk_norm": True},
@@ -31,11 +33,15 @@ FAMILIES: dict[str, Mapping[str, Any]] = {
     "bert": {"tied": True, "gated": False, "biased": True, "learned_positions": True},
 }
 
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")  # what families call it
+
 HEADLESS = ("BertModel", "BertForMaskedLM", "Qwen3Model")  # architectures that the engine reads without an output head
 
 EXPERT_WIDTHS = {
     "mixtral": "intermediate_size",
     "qwen3_moe": "moe_intermediate_size",
+    "deepseek_v2": "moe_intermediate_size",
+    "deepseek_v3": "moe_intermediate_size",
     "gpt_oss": "intermediate_size",
 }  # families that have experts
 
@@ -74,6 +80,16 @@ class ModelShape:
     tied: bool  # one matrix is both the embedding and the output head
     headless: bool = False  # there is no output head
 
+    latent: int = (
+        0  # numbers of a token that the keys and values of all heads are made of (MLA); 0: it has keys and values
+    )
+    latent_query: int = 0  # numbers of a token that its queries are made of; 0: they are made of its hidden state
+    rotary: int = (
+        0  # of a key's `head_dim` numbers, those that are not made of the latent ones, but the same for all heads
+    )
+    value_dim: int = 0  # numbers of a value that is made of latent ones
+    values_beside: bool = False  # the cache has latent numbers twice, as keys and as values
+
     qkv_bias: bool = False
     out_bias: bool = False  # of the attention's output
     qk_norm: bool = False  # an RMS norm of each query and key head
@@ -83,6 +99,7 @@ class ModelShape:
     experts: int = 0  # feed-forwards to choose from in each sparse layer
     experts_per_token: int = 0
     expert_intermediate: int = 0
+    shared_intermediate: int = 0  # of one feed-forward more, which is for every token
     expert_bias: bool = False  # of experts and of their router
     sparse: tuple[int, ...] = ()  # layers that have experts; the others have one feed-forward
     norms: int = 2  # of a layer
@@ -110,7 +127,9 @@ class ModelShape:
             return value
 
         heads, hidden = size("num_attention_heads"), size("hidden_size")
-        kv_heads = size("num_key_value_heads", traits.get("kv_heads", heads))
+        latent = size("kv_lora_rank") if traits.get("latent") else 0
+        rotary = size("qk_rope_head_dim") if latent else 0
+        kv_heads = 1 if latent else size("num_key_value_heads", traits.get("kv_heads", heads))
         if heads % kv_heads:
             raise ValueError(f"{heads} attention heads cannot share {kv_heads} key-value heads evenly")
         biased = traits.get("biased", False)
@@ -123,7 +142,13 @@ class ModelShape:
             intermediate=size("intermediate_size", traits["inner"] * hidden if "inner" in traits else None),
             heads=heads,
             kv_heads=kv_heads,
-            head_dim=size("head_dim", traits.get("head_dim", hidden // heads)),
+            head_dim=rotary + size("qk_nope_head_dim")
+            if latent
+            else size("head_dim", traits.get("head_dim", hidden // heads)),
+            latent=latent,
+            latent_query=size("q_lora_rank", 0) if latent else 0,
+            rotary=rotary,
+            value_dim=size("v_head_dim") if latent else 0,
             vocabulary=size("vocab_size"),
             tied=config.get("tie_word_embeddings", traits.get("tied", False)),
             headless=(config.get("architectures") or [""])[0] in HEADLESS,
@@ -132,9 +157,10 @@ class ModelShape:
             qk_norm=traits.get("qk_norm", False),
             gated=traits.get("gated", True),
             mlp_bias=bool(config.get("mlp_bias", biased)),
-            experts=size("num_experts" if "num_experts" in config else "num_local_experts") if sparse else 0,
+            experts=size(next((name for name in EXPERT_COUNTS if name in config), EXPERT_COUNTS[0])) if sparse else 0,
             experts_per_token=size("num_experts_per_tok") if sparse else 0,
             expert_intermediate=size(EXPERT_WIDTHS[family]) if sparse else 0,
+            shared_intermediate=size("n_shared_experts", 0) * size(EXPERT_WIDTHS[family]) if sparse and latent else 0,
             expert_bias=traits.get("expert_bias", False),
             sinks=traits.get("sinks", False),
             sparse=sparse,
@@ -148,37 +174,62 @@ class ModelShape:
     @property
     def parameters(self) -> int:
         """What the engine computes with: of BERT neither pooler nor heads."""
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        attention = self.hidden * (q + 2 * kv) + q * self.hidden
-        attention += (q + 2 * kv) * self.qkv_bias + self.hidden * self.out_bias + 2 * self.head_dim * self.qk_norm
-        attention += self.heads * self.sinks
         inner = self.intermediate * (2 if self.gated else 1)
         mlp = self.hidden * (inner + self.intermediate) + (inner + self.hidden) * self.mlp_bias
         experts = self.experts * self.hidden * (3 * self.expert_intermediate + 1)  # and a row of the router each
         experts += self.experts * (2 * self.expert_intermediate + self.hidden + 1) * self.expert_bias
+        experts += 3 * self.hidden * self.shared_intermediate
         norm = self.hidden * (2 if self.norm_bias else 1)
         matrices = 1 if self.tied or self.headless else 2
         rows = self.vocabulary * matrices + self.positions + self.token_types
         feed_forwards = (self.layers - len(self.sparse)) * mlp + len(self.sparse) * experts
         return (
-            self.layers * (attention + self.norms * norm)
+            self.layers * (self._attention + self.norms * norm)
             + feed_forwards
             + rows * self.hidden
             + norm * (1 + self.embedding_norm)
         )
 
     @property
+    def _attention(self) -> int:
+        """Parameters of one layer's."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        if self.latent:
+            query, made = self.latent_query, self.head_dim - self.rotary + self.value_dim
+            down = (
+                (self.hidden + self.qkv_bias) * (query + self.latent + self.rotary) + query + self.latent
+            )  # and norms
+            up = (query or self.hidden) * q + self.latent * self.heads * made
+            return down + up + (self.heads * self.value_dim + self.out_bias) * self.hidden
+        parameters = self.hidden * (q + 2 * kv) + q * self.hidden
+        parameters += (q + 2 * kv) * self.qkv_bias + self.hidden * self.out_bias + 2 * self.head_dim * self.qk_norm
+        return parameters + self.heads * self.sinks
+
+    @property
+    def cached(self) -> tuple[int, int]:
+        """Numbers of a key, and of a value, as attention is computed of them and the cache has them."""
+        if self.latent:
+            return self.rotary + self.latent, self.latent if self.values_beside else 0
+        return self.head_dim, self.head_dim
+
+    @property
+    def per_pair(self) -> int:
+        """Multiplications of attention for each pair of a query head and a token."""
+        return self.rotary + 2 * self.latent if self.latent else 2 * self.head_dim
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """How many columns the feed-forwards have inside."""
         dense = (self.intermediate,) if len(self.sparse) < self.layers else ()
-        return dense + ((self.expert_intermediate,) if self.sparse else ())
+        shared = (self.shared_intermediate,) if self.shared_intermediate else ()
+        return dense + shared + ((self.expert_intermediate,) if self.sparse else ())
 
     def weight_bytes(self, dtype: str) -> int:
         """As a file; in memory norms and biases are float32, which of a real model adds next to nothing."""
         return self.parameters * DTYPE_BYTES[dtype]
 
     def kv_bytes_per_token(self, dtype: str) -> int:
-        return 2 * self.layers * self.kv_heads * self.head_dim * CACHE_BYTES[dtype]
+        return self.layers * self.kv_heads * sum(self.cached) * CACHE_BYTES[dtype]
 
 
 def _sparse(family: str, config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
@@ -186,7 +237,8 @@ def _sparse(family: str, config: Mapping[str, Any], layers: int) -> tuple[int, .
     if family not in EXPERT_WIDTHS:
         return ()
     dense, every = config.get("mlp_only_layers") or (), config.get("decoder_sparse_step") or 1
-    return tuple(i for i in range(layers) if i not in dense and (i + 1) % every == 0)
+    first = config.get("first_k_dense_replace", 3 if family == "deepseek_v3" else 0)
+    return tuple(i for i in range(first, layers) if i not in dense and (i + 1) % every == 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

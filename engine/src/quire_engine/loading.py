@@ -62,7 +62,7 @@ def load_model(
     first = rank % nodes.each == 0  # of this machine
     if config.verify_weights == "always" and first:
         check_hashes(folder)
-    spec = read_spec(folder)
+    spec = read_spec(folder, config.max_model_len)
     if spec.architecture not in table:
         hint = "it makes embeddings, no text" if spec.architecture in ENCODERS else f"only {', '.join(sorted(table))}"
         raise ConfigFailure(f"architecture {spec.architecture} is not supported here: {hint}")
@@ -74,6 +74,7 @@ def load_model(
     scheme = None if dummy else said
     with memory_is_named():
         ops = ops or best_ops(device, torch_dtype, nodes.each)
+    spec = replace(spec, shape=replace(spec.shape, values_beside=not ops.finds_values_in_keys))
     saved = saved_bytes(folder, torch_dtype, scheme, ops.keeps) if scheme is not None and ops.keeps else 0
     if first or device.type == "cuda":  # who comes later finds memory in use by those who came before
         check_room(

@@ -5,7 +5,6 @@ computed, and that no model here computes, is a ConfigFailure which names it: no
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ from quire_engine.errors import ConfigFailure, WeightsFailure
 from quire_engine.files import stored_dtype
 from quire_engine.gguf.config import config_of
 from quire_engine.gguf.container import gguf_file
+from quire_engine.ropes import Rope, latent_factor, ropes_of, stretched_len
 
-__all__ = ["ModelSpec", "Pooling", "Rope", "Routing", "read_spec"]
+__all__ = ["ModelSpec", "Pooling", "Routing", "read_spec"]
 
 Config = Mapping[str, Any]
 
@@ -36,7 +36,6 @@ ACTIVATION_OF = {  # family -> what config.json calls it, and which it is if it 
     "gemma3_text": ("hidden_activation", "gelu_pytorch_tanh"),
 }
 WINDOWS = {"mixtral": None, "phi3": None, "gpt_oss": 128}  # where config.json has none
-THETAS = {"mixtral": 1e6, "gemma3_text": 1e6, "gpt_oss": 150_000.0}  # where config.json has none
 EPSILON_NAMES = {"gpt2": "layer_norm_epsilon", "bloom": "layer_norm_epsilon", "bert": "layer_norm_eps"}
 
 # What must be so, if it is there at all.
@@ -44,6 +43,7 @@ ONLY: dict[str, Any] = {
     "add_cross_attention": False,
     "apply_residual_connection_post_layernorm": False,
     "is_decoder": False,
+    "moe_layer_freq": 1,
     "position_embedding_type": "absolute",
     "scale_attn_by_inverse_layer_idx": False,
     "scale_attn_weights": True,
@@ -51,41 +51,18 @@ ONLY: dict[str, Any] = {
     "use_bidirectional_attention": False,
 }
 
-ROPE_KEYS: dict[str, set[str]] = {  # kind -> what it is made of, besides ROPE_COMMON
-    "default": set(),
-    "linear": {"factor"},
-    "dynamic": {"factor"},
-    "yarn": {"factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"},
-    "llama3": {"factor", "low_freq_factor", "high_freq_factor"},
-    "divided": {"divisors"},  # GGUF's, in which llama3 is worked out
-}
-ROPE_COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rope:
-    """Rotary position embedding; layers/rotary.py makes the table of it."""
-
-    kind: str = "default"
-    dim: int  # how much of a head is rotated
-    theta: float = 10000.0
-    factor: float = 1.0
-    original_len: int = 0  # positions before they were stretched
-    low_freq_factor: float = 1.0  # of llama3
-    high_freq_factor: float = 4.0
-    attention_factor: float = 1.0  # of yarn, as are the rest
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
-    divisors: tuple[float, ...] = ()  # of divided: one for each pair
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routing:
-    """Which experts a token goes to, and by what shares: the likeliest by the softmax of the router's logits."""
+    """Which experts a token goes to, and by what shares: the likeliest ones, their shares being how likely they are."""
 
     chosen: int
     renormalised: bool  # the shares of those chosen add up to 1
+    sigmoid: bool = False  # how likely an expert is does not depend on the others
+    groups: int = 1  # of experts that stand side by side
+    chosen_groups: int = 1  # those chosen are of so many groups
+    judged_by: int = 1  # of a group, so many of its likeliest: groups are chosen by their sum
+    scale: float = 1.0  # of the shares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,8 +93,9 @@ class ModelSpec:
     quantization: Mapping[str, Any] | None = None  # quantization_config; quant/ reads what is below quant_method
 
 
-def read_spec(folder: Path) -> ModelSpec:
-    """WeightsFailure if there is no readable model, ConfigFailure if it is one that we do not run."""
+def read_spec(folder: Path, longest: int | None = None) -> ModelSpec:
+    """WeightsFailure if there is no readable model, ConfigFailure if it is one that we do not run. Texts have so many tokens at
+    most; None: as many as it was trained for."""
     file = gguf_file(folder)
     config = _read_json(folder / "config.json", dict) if file is None else config_of(file)
     if config is None:
@@ -125,7 +103,7 @@ def read_spec(folder: Path) -> ModelSpec:
     folder = folder if file is None else file.parent
     generation = _read_json(folder / "generation_config.json", dict) or {}
     try:
-        return _spec(config, generation, folder)
+        return _spec(config, generation, folder, longest)
     except KeyError as error:
         path = folder / "config.json"
         raise WeightsFailure(f"{path} has no {error.args[0]}: is it the config of a language model?") from None
@@ -133,7 +111,7 @@ def read_spec(folder: Path) -> ModelSpec:
         raise WeightsFailure(f"{folder / 'config.json'} has a value of the wrong kind: {error}") from None
 
 
-def _spec(config: Config, generation: Config, folder: Path) -> ModelSpec:
+def _spec(config: Config, generation: Config, folder: Path, longest: int | None) -> ModelSpec:
     architecture: str = config["architectures"][0]
     family = config.get("model_type", "llama")
     if family not in FAMILIES:
@@ -146,7 +124,7 @@ def _spec(config: Config, generation: Config, folder: Path) -> ModelSpec:
             raise ConfigFailure(f"{name} is {config[name]!r}, which is not supported yet, only {allowed!r}")
     shape = ModelShape.from_config(config)
     types = _layer_types(config, family, shape.layers)
-    by_type = _ropes(config, family, shape)
+    by_type = ropes_of(config, family, shape, _positions(config), longest)
     gemma = family in ("gemma2", "gemma3_text")
     window = config.get("sliding_window", WINDOWS.get(family, 4096))
     ends = generation.get("eos_token_id", config.get("eos_token_id"))
@@ -159,10 +137,11 @@ def _spec(config: Config, generation: Config, folder: Path) -> ModelSpec:
         norm_epsilon=config[EPSILON_NAMES.get(family, "rms_norm_eps")],
         windows=tuple(window if kind == "sliding_attention" else None for kind in types),
         ropes=ropes,
-        attention_scale=(config.get("query_pre_attn_scalar", 256) if gemma else shape.head_dim) ** -0.5,
+        attention_scale=(config.get("query_pre_attn_scalar", 256) if gemma else shape.head_dim) ** -0.5
+        * (latent_factor(config) if shape.latent else 1.0),
         attention_softcap=config.get("attn_logit_softcapping", 50.0 if family == "gemma2" else None) if gemma else None,
         logit_softcap=config.get("final_logit_softcapping", 30.0 if family == "gemma2" else None) if gemma else None,
-        trained_len=max(_positions(config), *(_stretched_len(rope) for rope in ropes)),
+        trained_len=max(_positions(config), *(stretched_len(rope) for rope in ropes)),
         end_tokens=frozenset([ends] if isinstance(ends, int) else ends or []),
         sampling={
             name: _number(value, kind) for name, kind in SAMPLING.items() if (value := generation.get(name)) is not None
@@ -176,8 +155,40 @@ def _spec(config: Config, generation: Config, folder: Path) -> ModelSpec:
 def _routing(config: Config, family: str, shape: ModelShape) -> Routing:
     if not 0 < shape.experts_per_token <= shape.experts:
         raise ValueError(f"num_experts_per_tok is {shape.experts_per_token}, and there are {shape.experts} experts")
+    if family in ("deepseek_v2", "deepseek_v3"):
+        return _routing_by_groups(config, family, shape)
     renormalised = family in ("mixtral", "gpt_oss") or bool(config.get("norm_topk_prob", False))
     return Routing(chosen=shape.experts_per_token, renormalised=renormalised)
+
+
+def _routing_by_groups(config: Config, family: str, shape: ModelShape) -> Routing:
+    third = family == "deepseek_v3"
+    method = config.get("topk_method") or ("noaux_tc" if third else "greedy")
+    known = ("noaux_tc",) if third else ("greedy", "group_limited_greedy")
+    scoring = "sigmoid" if third else "softmax"
+    if method not in known or config.get("scoring_func", scoring) != scoring:
+        raise ConfigFailure(
+            f"routing of a {family} by {method!r} of {config.get('scoring_func', scoring)!r} is not supported yet, only by "
+            f"{' or '.join(known)} of {scoring}"
+        )
+    if not third and config.get("norm_topk_prob"):
+        raise ConfigFailure(f"norm_topk_prob of a {family} is not supported yet")  # transformers leaves it out, too
+    groups, chosen_groups = (
+        (config.get("n_group") or 1, config.get("topk_group") or 1) if method != "greedy" else (1, 1)
+    )
+    if shape.experts % groups or not 0 < chosen_groups <= groups:
+        raise ValueError(f"{shape.experts} experts in {groups} groups (n_group), of which {chosen_groups} (topk_group)")
+    if shape.experts_per_token > shape.experts // groups * chosen_groups:
+        raise ValueError(f"num_experts_per_tok is {shape.experts_per_token}, more than {chosen_groups} groups have")
+    return Routing(
+        chosen=shape.experts_per_token,
+        renormalised=third and bool(config.get("norm_topk_prob", True)),
+        sigmoid=third,
+        groups=groups,
+        chosen_groups=chosen_groups,
+        judged_by=2 if third else 1,
+        scale=config.get("routed_scaling_factor", 2.5 if third else 1.0),
+    )
 
 
 def _quantization(config: Config, family: str) -> Mapping[str, Any] | None:
@@ -250,64 +261,6 @@ def _layer_types(config: Config, family: str, layers: int) -> list[str]:
                 f"a layer of type {kind!r} is not supported yet, only full_attention and sliding_attention"
             )
     return [kind if windowed else "full_attention" for kind in types]
-
-
-def _ropes(config: Config, family: str, shape: ModelShape) -> dict[str, Rope]:
-    """Type of layer -> its rotary embedding."""
-    if shape.positions or family == "bloom":
-        return {}
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}  # transformers 5 renamed it
-    theta = config.get("rope_theta") or THETAS.get(family, 1e4)
-    if not given.keys() & {"full_attention", "sliding_attention"}:
-        local = {"rope_theta": config.get("rope_local_base_freq")} if family == "gemma3_text" else given
-        given = {"full_attention": given, "sliding_attention": local}
-    thetas = {"full_attention": theta, "sliding_attention": 1e4 if family == "gemma3_text" else theta}
-    positions, outer = _positions(config), config.get("partial_rotary_factor")
-    return {
-        kind: _rope(given.get(kind) or {}, family, thetas[kind], shape.head_dim, positions, outer) for kind in thetas
-    }
-
-
-def _rope(given: Config, family: str, theta: float, head_dim: int, positions: int, outer: float | None) -> Rope:
-    kind = given.get("rope_type") or given.get("type") or "default"
-    if kind not in ROPE_KEYS or (family == "phi3" and kind != "default"):
-        known = "default" if family == "phi3" else ", ".join(ROPE_KEYS)
-        raise ConfigFailure(f"rotary embedding {kind!r} of a {family} is not supported yet, only {known}")
-    said = {name for name, value in given.items() if value is not None}
-    for name in sorted(said - ROPE_COMMON - ROPE_KEYS[kind]):
-        raise ConfigFailure(f"rotary embedding {kind!r} with {name} is not supported yet")
-    share = given.get("partial_rotary_factor") or outer or 1.0
-    if share != 1.0 and family != "phi3":
-        raise ConfigFailure(f"partial_rotary_factor {share} of a {family} is not supported yet, only 1")
-    original = given.get("original_max_position_embeddings") or positions
-    numbers = {name: given[name] for name in ROPE_KEYS[kind] if name in said or kind != "yarn"}
-    if kind == "divided":
-        numbers["divisors"] = tuple(numbers["divisors"])
-    if kind == "yarn":
-        factor = numbers.setdefault("factor", positions / original)
-        scales = [numbers.pop(name, 0.0) for name in ("mscale", "mscale_all_dim")]
-        numbers.setdefault("attention_factor", _yarn_attention(factor, *scales))
-    return Rope(
-        kind=kind,
-        dim=int(head_dim * share),
-        theta=given.get("rope_theta") or theta,
-        original_len=original,
-        **numbers,
-    )
-
-
-def _yarn_attention(factor: float, scale: float, scale_all: float) -> float:
-    """What cosines and sines are multiplied by, as transformers derives it."""
-    if factor <= 1:
-        return 1.0
-    grown = 0.1 * math.log(factor)
-    return (grown * scale + 1) / (grown * scale_all + 1) if scale and scale_all else grown + 1
-
-
-def _stretched_len(rope: Rope | None) -> int:
-    """yarn is trained for more positions than config.json counts. `dynamic` would have its angles change with every
-    position beyond the trained ones, under keys that are stored already: there the trained length is the end."""
-    return int(rope.factor * rope.original_len) if rope is not None and rope.kind == "yarn" else 0
 
 
 def _pooling(folder: Path, default: Pooling) -> Pooling:

@@ -29,16 +29,20 @@ def attention_form(
     k_norm: Tensor | None = None,
     slopes: Tensor | None = None,
     sinks: Tensor | None = None,
+    heads: int | None = None,
+    latent: int | None = None,
 ) -> AttentionForm:
+    """Of all heads, if it is not said of how many."""
     return AttentionForm(
-        heads=spec.shape.heads,
+        heads=heads or spec.shape.heads,
         kv_heads=spec.shape.kv_heads,
-        head_dim=spec.shape.head_dim,
+        head_dim=spec.shape.cached[0],
         scale=spec.attention_scale,
         causal=causal,
         window=spec.windows[layer],
         softcap=spec.attention_softcap,
         slopes=slopes,
+        latent=latent,
         sinks=sinks,
         rotary=rotary,
         q_norm=q_norm,

@@ -1,4 +1,4 @@
-"""Feed-forwards: plain, gated, or a choice of experts."""
+"""Feed-forwards: plain, gated, a choice of experts, or two together."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -9,7 +9,7 @@ from quire_engine.layers.linear import Linear
 from quire_engine.ops import Activation, Ops
 from quire_engine.spec import Routing
 
-__all__ = ["Experts", "FeedForward", "Gated", "Plain"]
+__all__ = ["Experts", "FeedForward", "Gated", "Plain", "Together"]
 
 
 class FeedForward(Protocol):
@@ -55,8 +55,9 @@ class Experts:
         routing: Routing,
         activation: str,
         biases: tuple[Tensor, Tensor] | None = None,
+        preference: Tensor | None = None,
     ) -> None:
-        """The router's matrix [experts, hidden] and bias; of each expert, one after the other, gate|up [2 * inner, hidden] and
+        """The router's matrix [experts, hidden] and bias, and its preference, as `ops.route` takes it; of each expert, one after the other, gate|up [2 * inner, hidden] and
         down [hidden, inner]; their biases, as `ops.mix` takes them."""
         self._ops = ops
         self._routing = routing
@@ -65,8 +66,20 @@ class Experts:
         self._gate_up = ops.pack_experts(gate_up, count)
         self._down = ops.pack_experts(down, count)
         self._biases = biases
+        self._preference = preference
 
     def __call__(self, x: Tensor) -> Tensor:
         ops = self._ops
-        routed = ops.route(ops.linear(x, self._router, self._router_bias, wide=True), self._routing)
+        likings = ops.linear(x, self._router, self._router_bias, wide=True)
+        routed = ops.route(likings, self._routing, self._preference)
         return ops.ranks.sum(ops.mix(x, routed, self._gate_up, self._down, self._activation, self._biases))
+
+
+class Together:
+    """What both make of a token, added: experts to choose from, and one for all."""
+
+    def __init__(self, first: FeedForward, second: FeedForward) -> None:
+        self._first, self._second = first, second
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._first(x) + self._second(x)

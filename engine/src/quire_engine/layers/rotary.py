@@ -9,7 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-from quire_engine.spec import ModelSpec, Rope
+from quire_engine.ropes import Rope
+from quire_engine.spec import ModelSpec
 
 __all__ = ["rotary_table", "rotary_tables"]
 
@@ -32,7 +33,7 @@ def _frequencies(rope: Rope) -> Tensor:
     plain = 1.0 / rope.theta ** (torch.arange(0, rope.dim, 2, dtype=torch.int64).float() / rope.dim)
     if rope.kind == "linear":
         return plain / rope.factor
-    if rope.kind == "divided":
+    if rope.kind in ("divided", "longrope"):
         return plain / torch.tensor(rope.divisors)
     if rope.kind == "llama3":
         return _llama3(rope, plain)

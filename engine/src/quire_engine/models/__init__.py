@@ -12,6 +12,7 @@ from torch import Tensor
 from quire_engine.layers.attention import Cache
 from quire_engine.models.bert import Bert
 from quire_engine.models.bloom import Bloom
+from quire_engine.models.deepseek import deepseek
 from quire_engine.models.experts import gpt_oss, sparse_llama
 from quire_engine.models.gemma import Gemma
 from quire_engine.models.gpt2 import GPT2
@@ -52,6 +53,8 @@ GENERATORS: dict[str, Build[CausalLM]] = {
     "GPT2LMHeadModel": GPT2,
     "BloomForCausalLM": Bloom,
     "GptOssForCausalLM": gpt_oss,
+    "DeepseekV2ForCausalLM": deepseek,
+    "DeepseekV3ForCausalLM": deepseek,
 }
 
 ENCODERS: dict[str, Build[Encoder]] = {

@@ -1,5 +1,6 @@
 """Llamas with experts to choose from in the place of feed-forwards: Mixtral in every layer, Qwen3-MoE in some, gpt-oss in every
-layer with biases, a gate of its own and sinks of attention, which llama.py knows.
+layer with biases, a gate of its own and sinks of attention, which llama.py knows. DeepSeek has one feed-forward more beside them,
+for every token (deepseek.py).
 
 Checkpoints name an expert's matrices w1, w3, w2 or gate_proj, up_proj, down_proj, or keep those of all experts in one tensor:
 
@@ -12,28 +13,28 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from quire_engine.layers.feed_forward import Experts, FeedForward
+from quire_engine.layers.feed_forward import Experts, FeedForward, Together
 from quire_engine.models.llama import Llama, gated
 from quire_engine.models.weights import Weights
 from quire_engine.ops import Ops
 from quire_engine.runtime.ranks import Part
 from quire_engine.spec import ModelSpec
 
-__all__ = ["gpt_oss", "sparse_llama"]
+__all__ = ["feed_forward", "gpt_oss", "sparse_llama"]
 
 
 def sparse_llama(spec: ModelSpec, weights: Weights, ops: Ops, device: torch.device) -> Llama:
-    return Llama(spec, weights, ops, device, feed_forward=_feed_forward)
+    return Llama(spec, weights, ops, device, feed_forward=feed_forward)
 
 
 def gpt_oss(spec: ModelSpec, weights: Weights, ops: Ops, device: torch.device) -> Llama:
     return Llama(spec, weights, ops, device, feed_forward=_feed_forward_of_gpt_oss)
 
 
-def _feed_forward(spec: ModelSpec, weights: Weights, ops: Ops, name: str, layer: int) -> FeedForward:
+def feed_forward(spec: ModelSpec, weights: Weights, ops: Ops, name: str, layer: int) -> FeedForward:
     shape = spec.shape
     if layer not in shape.sparse or spec.routing is None:
-        return gated(spec, weights, ops, name)
+        return gated(spec, weights, ops, f"{name}.mlp")
     old, new = f"{name}.block_sparse_moe", f"{name}.mlp"  # Mixtral's, and all others'
     name = weights.either(f"{new}.gate.weight", f"{old}.gate.weight").removesuffix(".gate.weight")
     experts, hidden, inner = shape.experts, shape.hidden, shape.expert_intermediate
@@ -58,7 +59,8 @@ def _feed_forward(spec: ModelSpec, weights: Weights, ops: Ops, name: str, layer:
             for expert in each
         )
         down = (weights.take(called(expert, "w2", "down_proj"), (hidden, inner), part=own, dim=1) for expert in each)
-    return Experts(
+    preference, shared = f"{name}.gate.e_score_correction_bias", shape.shared_intermediate
+    chosen = Experts(
         ops,
         router=(weights.take(f"{name}.gate.weight", (experts, hidden)), None),
         gate_up=gate_up,
@@ -66,7 +68,9 @@ def _feed_forward(spec: ModelSpec, weights: Weights, ops: Ops, name: str, layer:
         count=experts,
         routing=spec.routing,
         activation=spec.activation,
+        preference=weights.take(preference, (experts,), torch.float32) if preference in weights else None,
     )
+    return Together(chosen, gated(spec, weights, ops, f"{name}.shared_experts", shared)) if shared else chosen
 
 
 def _feed_forward_of_gpt_oss(spec: ModelSpec, weights: Weights, ops: Ops, name: str, layer: int) -> FeedForward:

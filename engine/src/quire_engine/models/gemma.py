@@ -66,7 +66,7 @@ class _Block:
         self._attention = self_attention(spec, weights, ops, name, layer, rotary, from_one=True)
         self._norm_attended = norm("post_attention_layernorm")
         self._norm_mid = norm("pre_feedforward_layernorm")
-        self._feed_forward = gated(spec, weights, ops, name)
+        self._feed_forward = gated(spec, weights, ops, f"{name}.mlp")
         self._norm_out = norm("post_feedforward_layernorm")
 
     def __call__(

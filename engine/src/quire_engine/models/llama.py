@@ -1,6 +1,7 @@
 """The llama family: RMS norm, rotary embedding, grouped-query attention, a gated feed-forward.
 
-Mistral adds a window, Phi-3 keeps its matrices fused, Qwen2 has biases, Qwen3 norms its heads; experts.py has several feed-forwards.
+Mistral adds a window, Phi-3 keeps its matrices fused, Qwen2 has biases, Qwen3 norms its heads; experts.py has several feed-forwards,
+deepseek.py another attention as well.
 Names of layers are those of the checkpoint. Shapes: T tokens of the step, H hidden.
 
 What goes past a branch is added where the next norm is taken, so that a kernel can do both at once: a block is given
@@ -8,6 +9,7 @@ What goes past a branch is added where the next norm is taken, so that a kernel 
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,7 +28,16 @@ from quire_engine.spec import ModelSpec
 
 __all__ = ["Decoder", "Llama", "gated", "self_attention"]
 
-MakeFeedForward = Callable[[ModelSpec, Weights, Ops, str, int], FeedForward]  # of a layer: its name and number
+
+class SelfAttention(Protocol):
+    def __call__(self, x: Tensor, batch: ForwardBatch, cache: LayerCache) -> Tensor:
+        """[T, H] -> [T, H]"""
+        ...
+
+
+# Of a layer: its name and number, and its table of angles.
+MakeFeedForward = Callable[[ModelSpec, Weights, Ops, str, int], FeedForward]
+MakeAttention = Callable[[ModelSpec, Weights, Ops, str, int, Tensor | None], SelfAttention]
 
 
 def self_attention(
@@ -48,10 +59,10 @@ def self_attention(
     return Attention(ops, form, qkv, out)
 
 
-def gated(spec: ModelSpec, weights: Weights, ops: Ops, name: str) -> Gated:
-    """`name`.mlp"""
-    hidden, inner = spec.shape.hidden, ops.ranks.share(spec.shape.intermediate)
-    bias, name = spec.shape.mlp_bias, f"{name}.mlp"
+def gated(spec: ModelSpec, weights: Weights, ops: Ops, name: str, width: int | None = None) -> Gated:
+    """So wide inside; None: as the model says."""
+    hidden, inner = spec.shape.hidden, ops.ranks.share(width or spec.shape.intermediate)
+    bias = spec.shape.mlp_bias
     parts, fused = [f"{name}.gate_proj", f"{name}.up_proj"], f"{name}.gate_up_proj"
     gate_up = Linear(ops, weights, *parts, out=(inner, inner), into=hidden, bias=bias, fused=fused)
     down = Linear(ops, weights, f"{name}.down_proj", out=(hidden,), into=inner, bias=bias)
@@ -59,7 +70,7 @@ def gated(spec: ModelSpec, weights: Weights, ops: Ops, name: str) -> Gated:
 
 
 def _alike(spec: ModelSpec, weights: Weights, ops: Ops, name: str, _: int) -> Gated:
-    return gated(spec, weights, ops, name)
+    return gated(spec, weights, ops, f"{name}.mlp")
 
 
 class Decoder:
@@ -72,6 +83,7 @@ class Decoder:
         ops: Ops,
         device: torch.device,
         feed_forward: MakeFeedForward = _alike,
+        attention: MakeAttention = self_attention,
     ) -> None:
         shape = spec.shape
         name = weights.either("model.embed_tokens.weight", "embed_tokens.weight").removesuffix(".weight")
@@ -80,7 +92,7 @@ class Decoder:
         self._embedding = Embedding(ops, weights, name, ops.ranks.rows(shape.vocabulary), shape.hidden)
         rotary = rotary_tables(spec, device)
         self._blocks = [
-            _Block(spec, weights, ops, f"{prefix}layers.{i}", i, rotary[i], feed_forward)
+            _Block(spec, weights, ops, f"{prefix}layers.{i}", i, rotary[i], feed_forward, attention)
             for i in own_layers(ops, weights, f"{prefix}layers", shape.layers)
         ]
         self._norm = RMSNorm(ops, weights, f"{prefix}norm", shape.hidden, spec.norm_epsilon)
@@ -100,8 +112,9 @@ class Llama(Decoder):
         ops: Ops,
         device: torch.device,
         feed_forward: MakeFeedForward = _alike,
+        attention: MakeAttention = self_attention,
     ) -> None:
-        super().__init__(spec, weights, ops, device, feed_forward)
+        super().__init__(spec, weights, ops, device, feed_forward, attention)
         tied = self._embedding if spec.shape.tied else None
         self._head = Head(ops, weights, "lm_head", spec.shape.vocabulary, spec.shape.hidden, tied=tied)
 
@@ -121,10 +134,11 @@ class _Block:
         layer: int,
         rotary: Tensor | None,
         feed_forward: MakeFeedForward,
+        attention: MakeAttention,
     ) -> None:
         hidden, epsilon = spec.shape.hidden, spec.norm_epsilon
         self._norm_in = RMSNorm(ops, weights, f"{name}.input_layernorm", hidden, epsilon)
-        self._attention = self_attention(spec, weights, ops, name, layer, rotary)
+        self._attention = attention(spec, weights, ops, name, layer, rotary)
         self._norm_mid = RMSNorm(ops, weights, f"{name}.post_attention_layernorm", hidden, epsilon)
         self._feed_forward = feed_forward(spec, weights, ops, name, layer)
 

@@ -34,6 +34,7 @@ PLAIN = (
     ".experts.",
     ".gate.",
     ".router.",
+    ".kv_b_proj.",
 )  # in names of matrices which no layer takes in few bits
 
 

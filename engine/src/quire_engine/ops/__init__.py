@@ -41,7 +41,8 @@ Matrix = Any  # a weight [out, in] in the layout of the table that packed it
 Matrices = Any  # one weight for each expert, by their numbers, as the table packed them
 LayerCache = tuple[
     Tensor, Tensor
-]  # keys, values: each [blocks, kv_heads, block_size, D], of the model's format or in 8 bits; kernels may order a block their way
+]  # keys, values: each [blocks, kv_heads, block_size, D], of the model's format or in 8 bits; kernels may order a block their way.
+# Values of a latent form: D is `latent` or, where kernels find them in the keys, 0
 
 IN_PROMPT = 1 << 30  # a token's bit in `seen`; below it, how often the token is in the output
 
@@ -67,11 +68,21 @@ class AttentionForm:
     window: int | None = None  # a token sees itself and the window - 1 before it
     softcap: float | None = None  # scores become softcap * tanh(score / softcap)
     slopes: Tensor | None = None  # [heads] float32: a score is less by that for each token between the two (ALiBi)
+    latent: int | None = None  # a value is the last so many numbers of its key, and is not given beside it (MLA)
     sinks: Tensor | None = None  # [heads] float32: one more score, which takes its share of the weights for no value
     rotary: Tensor | None = None  # [positions, rotary_dim] float32, cosines then sines; rotary_dim <= D, the rest stays
     q_norm: Tensor | None = None  # [D] float32: RMS norm of each query head before it is rotated
     k_norm: Tensor | None = None
     epsilon: float = 1e-6  # of those norms
+
+    @property
+    def value_dim(self) -> int:
+        return self.latent or self.head_dim
+
+    @property
+    def given_heads(self) -> int:
+        """Of queries, keys, and values if they are given."""
+        return self.heads + (1 if self.latent else 2) * self.kv_heads
 
 
 class Walker(Protocol):
@@ -102,6 +113,13 @@ class Draws:
     top_k: NDArray[np.int64]  # 0: all
     top_p: NDArray[np.float64]
     words: NDArray[np.int32]  # what seed and position give to the noise (sampling/noise.py)
+
+
+class Route(Protocol):
+    def __call__(self, likings: Tensor, routing: Routing, preference: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """likings [T, experts] float32 -> choices [T, chosen] int64, in ascending order, and their shares [T, chosen] float32.
+        What is preferred, [experts] float32, is more likely to be chosen by so much; its share does not grow"""
+        ...
 
 
 class Mix(Protocol):
@@ -140,10 +158,12 @@ class Ops:
     pack_experts: Callable[[Iterator[Tensor], int], Matrices]
     """weights [out, in], one after the other, of so many experts -> the same, laid out for `mix`"""
 
-    route: Callable[[Tensor, Routing], tuple[Tensor, Tensor]]
-    """likings [T, experts] float32 -> choices [T, chosen] int64, in ascending order, and their shares [T, chosen] float32"""
+    route: Route
 
     mix: Mix
+
+    per_head: Callable[[Tensor, Matrices], Tensor]
+    """x [T, heads, in], a weight [out, in] of each head by `pack_experts` -> [T, heads, out]"""
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     """x [T, hidden], weight [hidden], epsilon -> [T, hidden]; computed in float32, rounded once"""
@@ -161,11 +181,11 @@ class Ops:
     """gate|up [T, 2 * n] -> activation(gate) * up [T, n]; of GPT_OSS times what it makes of up"""
 
     store_kv: Callable[[Tensor, AttentionForm, LayerCache, ForwardBatch], Tensor]
-    """q|k|v [T, (heads + 2 * kv_heads) * D] -> q [T, heads, D]; q and k are normed and rotated as the form says,
+    """q|k|v, of a latent form q|k, [T, given_heads * D] -> q [T, heads, D]; q and k are normed and rotated as the form says,
     k and v stored at the batch's places"""
 
     attention: Callable[[Tensor, AttentionForm, LayerCache, ForwardBatch], Tensor]
-    """q [T, heads, D] -> [T, heads, D]: each row over the stored tokens of its chunk's sequence that it may see"""
+    """q [T, heads, D] -> [T, heads, D of values]: each row over the stored tokens of its chunk's sequence that it may see"""
 
     best: Callable[[Tensor], Tensor]
     """logits [S, vocabulary] float32 -> ids [S] int64, the first of the largest of each row; -1: a NaN or +inf is
@@ -199,6 +219,9 @@ class Ops:
 
     caches_fp8: bool = False
     """No kernel: the KV cache may be float8_e4m3fn. What is beyond 448 becomes 448 there"""
+
+    finds_values_in_keys: bool = True
+    """No kernel: of a latent form nothing but keys need be kept"""
 
     invariance: Invariance | None = None
     """No kernel: where steps say whether rows must get the same bits in any batch; None: these kernels cannot"""

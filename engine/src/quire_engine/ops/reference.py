@@ -18,7 +18,7 @@ from quire_engine.sampling.ordering import best_first
 from quire_engine.sampling.rows import in_blocks
 from quire_engine.spec import Routing
 
-__all__ = ["expert_by_expert", "linear", "penalise", "reference_ops", "route", "score"]
+__all__ = ["expert_by_expert", "linear", "penalise", "per_head", "reference_ops", "route", "score"]
 
 LIMIT, STEEPNESS = 7.0, 1.702  # of gpt-oss
 LONG_S = 1e-3  # of a grammar: below, the clock of the processor's time, a system call, is not asked
@@ -32,6 +32,7 @@ def reference_ops() -> Ops:
         pack_experts=pack_experts,
         route=route,
         mix=mix,
+        per_head=per_head,
         rms_norm=rms_norm,
         add_rms_norm=add_rms_norm,
         layer_norm=layer_norm,
@@ -68,12 +69,25 @@ def pack_experts(weights: Iterator[Tensor], count: int) -> Matrices:
     return packed
 
 
-def route(likings: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
-    likelihood = likings.softmax(dim=-1)
-    best = likelihood.sort(dim=-1, descending=True, stable=True).indices  # among equals the first
-    choices = best[:, : routing.chosen].sort(dim=-1).values
+def route(likings: Tensor, routing: Routing, preference: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    likelihood = likings.sigmoid() if routing.sigmoid else likings.softmax(dim=-1)
+    ranked = likelihood if preference is None else likelihood + preference
+    if routing.chosen_groups < routing.groups:
+        grouped = ranked.view(len(ranked), routing.groups, -1)
+        merit = grouped.sort(dim=-1, descending=True).values[..., : routing.judged_by].sum(dim=-1)
+        groups = _first_best(merit, routing.chosen_groups)
+        beaten = torch.ones_like(merit, dtype=torch.bool).scatter(-1, groups, False)
+        ranked = grouped.masked_fill(beaten[..., None], float("-inf")).flatten(-2)
+    choices = _first_best(ranked, routing.chosen).sort(dim=-1).values
     shares = likelihood.gather(-1, choices)
-    return choices, shares / shares.sum(dim=-1, keepdim=True) if routing.renormalised else shares
+    if routing.renormalised:
+        shares = shares / shares.sum(dim=-1, keepdim=True)
+    return choices, shares * routing.scale
+
+
+def _first_best(of: Tensor, count: int) -> Tensor:
+    """Where the largest are; among equals the first."""
+    return of.sort(dim=-1, descending=True, stable=True).indices[..., :count]
 
 
 def mix(
@@ -89,6 +103,10 @@ def mix(
         return linear(gate(linear(rows, gate_up[number], first), activation), down[number], second)
 
     return expert_by_expert(expert, x, routed, len(gate_up))
+
+
+def per_head(x: Tensor, weights: Matrices) -> Tensor:
+    return torch.bmm(x.transpose(0, 1), weights.transpose(1, 2)).transpose(0, 1)
 
 
 def expert_by_expert(
@@ -145,7 +163,7 @@ def rotate(x: Tensor, table: Tensor, positions: Tensor) -> Tensor:
 
 def store_kv(qkv: Tensor, form: AttentionForm, cache: LayerCache, batch: ForwardBatch) -> Tensor:
     heads = qkv.view(len(qkv), -1, form.head_dim)
-    q, k, v = torch.split(heads, [form.heads, form.kv_heads, form.kv_heads], dim=1)
+    q, k, v = heads.tensor_split([form.heads, form.heads + form.kv_heads], dim=1)
     if form.q_norm is not None:
         q = rms_norm(q, form.q_norm, form.epsilon)
     if form.k_norm is not None:
@@ -155,7 +173,7 @@ def store_kv(qkv: Tensor, form: AttentionForm, cache: LayerCache, batch: Forward
     keys, values = cache
     block_size = keys.shape[2]
     block, row = batch.places // block_size, batch.places % block_size
-    for stored, new in ((keys, k), (values, v)):
+    for stored, new in [(keys, k)] if form.latent else [(keys, k), (values, v)]:
         if stored.dtype is torch.float8_e4m3fn:  # torch stores it as bytes alone
             stored.view(torch.uint8)[block, :, row] = (
                 new.clamp(-LARGEST_FP8, LARGEST_FP8).to(stored.dtype).view(torch.uint8)
@@ -169,10 +187,11 @@ def attention(query: Tensor, form: AttentionForm, cache: LayerCache, batch: Forw
     """One chunk after the other: gather its pages, then some rows at a time, which bounds the memory of their scores."""
     block_size = cache[0].shape[2]
     starts, contexts = batch.query_start.tolist(), batch.context_len.tolist()
-    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    out = query.new_empty(len(query), form.heads, form.value_dim)
     for i, context in enumerate(contexts):
         pages = batch.block_tables[i, : -(-context // block_size)].long()
-        k, v = (_read(each, pages)[:, None, :context] for each in cache)  # [kv_heads, 1, context, D]
+        k = _read(cache[0], pages)[:, None, :context]  # [kv_heads, 1, context, D]
+        v = k[..., -form.latent :] if form.latent else _read(cache[1], pages)[:, None, :context]
         at_once = max(1, SCORES_AT_ONCE // (form.heads * context))
         for first in range(starts[i], starts[i + 1], at_once):
             rows = slice(first, min(first + at_once, starts[i + 1]))

@@ -23,7 +23,7 @@ Clock = Callable[[], float]
 
 def operations(shape: ModelShape, tokens: int, looked_at: int) -> float:
     """Products of the weights, and of attention with what lies before each token, `looked_at` in all."""
-    attention = 4.0 * shape.layers * shape.heads * shape.head_dim * looked_at
+    attention = 2.0 * shape.layers * shape.heads * shape.per_pair * looked_at
     return 2.0 * shape.parameters * max(tokens, LEAST_TOKENS) + attention
 
 

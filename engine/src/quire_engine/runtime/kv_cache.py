@@ -1,6 +1,6 @@
 """The memory of the KV cache: allocated once, never again.
 
-    layers x [ keys, values ] x [num_blocks, kv_heads, block_size, head_dim]
+    layers x ( keys, values ), each [num_blocks, kv_heads, block_size, width]
 
 Position p of a sequence lives in row p % block_size of block blocks[p // block_size]; its `place` is
 block * block_size + p % block_size. One block more than there are is nobody's: rows that only fill up a batch write
@@ -32,15 +32,23 @@ class KVCache:
 
         moved = torch.uint8 if dtype.itemsize == 1 else dtype  # torch moves numbers of 8 bits as bytes only
 
-        def blocks(count: int, where: torch.device) -> Tensor:
-            size = (shape.layers, 2, count, shape.kv_heads, block_size, shape.head_dim)
+        def blocks(count: int, where: torch.device) -> list[Tensor]:
+            """Keys and values of all layers."""
+            sizes = [(count, shape.kv_heads, block_size, width) for width in shape.cached]
+            numbers = [torch.Size(size).numel() for size in sizes]
+            whole = (shape.layers, sum(numbers))
             if device.type == "cpu":
-                return zeros(size, moved, areas=2 * shape.layers)
-            return torch.zeros(size, dtype=moved, device=where, pin_memory=where != device)
+                areas = shape.layers * (2 if numbers[0] == numbers[1] else 1)
+                data = zeros(whole, moved, areas=areas)
+            else:
+                data = torch.zeros(whole, dtype=moved, device=where, pin_memory=where != device)
+            parts = torch.split(data, numbers, dim=1)
+            return [part.view(shape.layers, *size) for part, size in zip(parts, sizes, strict=True)]
 
         self._data = blocks(num_blocks + 1, device)
         self._host = blocks(num_host_blocks, torch.device("cpu"))
-        self._layers: list[LayerCache] = [(layer[0].view(dtype), layer[1].view(dtype)) for layer in self._data]
+        keys, values = (each.view(dtype) for each in self._data)
+        self._layers: list[LayerCache] = list(zip(keys, values, strict=True))
 
     def layer(self, index: int) -> LayerCache:
         """Keys and values of a layer."""
@@ -57,8 +65,10 @@ class KVCache:
         _move(self._host, self._data, pairs)
 
 
-def _move(source: Tensor, target: Tensor, pairs: list[tuple[int, int]]) -> None:
-    if pairs:
-        sources, targets = torch.tensor(pairs).unbind(dim=1)
-        moved = source.index_select(2, sources.to(source.device))
-        target.index_copy_(2, targets.to(target.device), moved.to(target.device))
+def _move(source: list[Tensor], target: list[Tensor], pairs: list[tuple[int, int]]) -> None:
+    if not pairs:
+        return
+    sources, targets = torch.tensor(pairs).unbind(dim=1)
+    for old, new in zip(source, target, strict=True):
+        moved = old.index_select(1, sources.to(old.device))
+        new.index_copy_(1, targets.to(new.device), moved.to(new.device))

@@ -71,7 +71,7 @@ def step_seconds(
     seconds = max(read_bytes / limits.read_bytes_per_s, 2.0 * multiplied / limits.flop_per_s)
     for start, length, _ in chunks:
         looked_at = length * start + length * (length + 1) / 2
-        products = 4.0 * shape.layers * shape.heads * shape.head_dim * looked_at
+        products = 2.0 * shape.layers * shape.heads * shape.per_pair * looked_at
         keys = (start + length) * shape.kv_bytes_per_token(cache_dtype or dtype)
         seconds += max(keys / limits.read_bytes_per_s, products / limits.flop_per_s)
     return seconds

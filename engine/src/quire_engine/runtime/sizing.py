@@ -112,6 +112,7 @@ def share_of(shape: ModelShape, tensor: int, stages: int) -> ModelShape:
         kv_heads=max(1, shape.kv_heads // tensor),
         intermediate=shape.intermediate // tensor,
         expert_intermediate=shape.expert_intermediate // tensor,
+        shared_intermediate=shape.shared_intermediate // tensor,
     )
 
 
@@ -123,16 +124,19 @@ def step_bytes(shape: ModelShape, dtype: str, max_num_batched_tokens: int, max_n
 
 
 def layer_bytes(shape: ModelShape, dtype: str, rows: int) -> int:
-    attention = (3 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    key, value = shape.cached[0], shape.latent or shape.head_dim
+    attention = (2 * shape.heads + shape.kv_heads) * key + (shape.heads + shape.kv_heads) * value
+    if shape.latent:  # before queries become latent, and after values were
+        attention += shape.heads * (2 * shape.head_dim + key + shape.value_dim)
     experts = shape.experts_per_token * (3 * shape.expert_intermediate + shape.hidden)
-    inner = max(3 * shape.intermediate, experts)
+    inner = max(3 * shape.intermediate, experts + 3 * shape.shared_intermediate)
     return rows * (3 * shape.hidden + attention + inner) * DTYPE_BYTES[dtype]
 
 
 def split_bytes(shape: ModelShape, dtype: str, max_num_seqs: int, max_len: int, block_size: int) -> int:
     """What attention on a GPU leaves of each part of a context, until they are added up (ops/triton/attend.py)."""
     parts = max_num_seqs * -(-max_len // SHORTEST)
-    return parts * shape.heads * (shape.head_dim + 2) * 4
+    return parts * shape.heads * ((shape.latent or shape.head_dim) + 2) * 4
 
 
 def graph_bytes(shape: ModelShape, dtype: str, max_num_seqs: int, max_len: int, block_size: int) -> int:
@@ -141,7 +145,7 @@ def graph_bytes(shape: ModelShape, dtype: str, max_num_seqs: int, max_len: int, 
     kernels = len(every) * shape.layers * KERNELS_OF_LAYER * NODE_BYTES
     tables = sum(bucket.rows * -(-bucket.context // block_size) for bucket in every) * 4
     rows = max(bucket.rows for bucket in every)
-    sums = max(bucket.parts for bucket in every) * shape.heads * (shape.head_dim + 2) * 4
+    sums = max(bucket.parts for bucket in every) * shape.heads * ((shape.latent or shape.head_dim) + 2) * 4
     shared = layer_bytes(shape, dtype, rows) + sums
     return (
         split_bytes(shape, dtype, max_num_seqs, max_len, block_size) + kernels + tables + 2 * shared

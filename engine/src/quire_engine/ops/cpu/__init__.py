@@ -51,6 +51,7 @@ def native_ops(dtype: torch.dtype, processes: int = 1) -> Ops:
         pack_experts=kernels.pack_experts,
         route=route,
         mix=kernels.mix,
+        per_head=kernels.per_head,
         rms_norm=kernels.rms_norm,
         add_rms_norm=kernels.add_rms_norm,
         layer_norm=kernels.layer_norm,
@@ -65,6 +66,7 @@ def native_ops(dtype: torch.dtype, processes: int = 1) -> Ops:
         draw=draw,
         score=score,
         recorded=kernels.recorded,
+        finds_values_in_keys=False,  # they lie the other way round
         invariance=Invariance(),  # rows always do (decision 9)
     )
 
@@ -172,6 +174,9 @@ class _Kernels:
 
         return expert_by_expert(expert, x, routed, len(gate_up))
 
+    def per_head(self, x: Tensor, weights: list[PackedMatrix]) -> Tensor:
+        return torch.stack([self.linear(x[:, head], weight) for head, weight in enumerate(weights)], dim=1)
+
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         x = self._ours(x)
         rows, width = x.shape
@@ -219,7 +224,7 @@ class _Kernels:
     def attention(self, query: Tensor, form: AttentionForm, cache: LayerCache, batch: ForwardBatch) -> Tensor:
         query = self._ours(query)
         keys, values = cache
-        out = self._new(*query.shape, dtype=self._dtype)
+        out = self._new(len(query), form.heads, form.value_dim, dtype=self._dtype)
         self._to.attention(
             self._form_at(form), self._batch_at(batch), query.data_ptr(), keys.data_ptr(), values.data_ptr(),
             keys.shape[2], out.data_ptr(),
@@ -273,6 +278,7 @@ class _Kernels:
                 causal=form.causal,
                 window=form.window or 0,
                 rotary_dim=0 if form.rotary is None else form.rotary.shape[1],
+                latent=form.latent or 0,
                 scale=form.scale,
                 softcap=form.softcap or 0.0,
                 epsilon=form.epsilon,

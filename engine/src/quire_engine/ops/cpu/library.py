@@ -54,7 +54,7 @@ class NoLibrary(Exception):
 
 class FormStruct(ctypes.Structure):  # cache.h
     _fields_ = (
-        *((name, c_long) for name in ("heads", "kv_heads", "dim", "causal", "window", "rotary_dim")),
+        *((name, c_long) for name in ("heads", "kv_heads", "dim", "causal", "window", "rotary_dim", "latent")),
         *((name, c_float) for name in ("scale", "softcap", "epsilon")),
         *((name, c_void_p) for name in ("rotary", "q_norm", "k_norm", "slopes", "sinks")),
     )

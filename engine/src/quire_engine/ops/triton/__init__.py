@@ -21,7 +21,7 @@ from quire_engine.ops.triton.best import best
 from quire_engine.ops.triton.draw import draw, penalise, score
 from quire_engine.ops.triton.experts import mix, route
 from quire_engine.ops.triton.graphs import recorded_by
-from quire_engine.ops.triton.products import linear_by, pack
+from quire_engine.ops.triton.products import linear_by, pack, per_head_by
 from quire_engine.ops.triton.rows import activate, add_rms_norm, gate, layer_norm, rms_norm
 from quire_engine.ops.triton.rule_out import rule_out
 from quire_engine.ops.triton.store import store_kv
@@ -40,6 +40,7 @@ def triton_ops() -> Ops:
         caches_fp8=True,
         route=route,
         mix=mix,
+        per_head=per_head_by(invariance),
         rms_norm=rms_norm,
         add_rms_norm=add_rms_norm,
         layer_norm=layer_norm,

@@ -1,6 +1,7 @@
 """A mixture of experts: who goes to whom, then two products in which each expert has its own rows.
 
-*Routing*. Grid: a program a token, whose likings are whole in registers; it takes the best one, `chosen` times.
+*Routing*. Grid: a program a token, whose likings are whole in registers; it takes the best one, `chosen` times, of all or of the
+best groups, which it finds in the same way.
 
 *Sorting*. A pair is a token and one of its choices, numbered through. Each expert's pairs are listed in their order, padded
 to whole tiles of ROWS, one expert after the other. Grid: a program an expert, once to count its pairs, and once more to find
@@ -27,17 +28,20 @@ from quire_engine.spec import Routing
 __all__ = ["mix", "route"]
 
 ROWS = 64  # of a tile; what a wide tensor core takes
+LOWEST = tl.constexpr(-1e38)  # what is no number ranks below all that is
 AT_ONCE = 1024  # choices, and columns of a sum
 
 
-def route(likings: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
+def route(likings: Tensor, routing: Routing, preference: Tensor | None = None) -> tuple[Tensor, Tensor]:
     likings = likings.contiguous()
     tokens, experts = likings.shape
     choices = torch.empty(tokens, routing.chosen, dtype=torch.int64, device=likings.device)
     shares = torch.empty(tokens, routing.chosen, dtype=torch.float32, device=likings.device)
     _route[(tokens,)](
-        likings, choices, shares,
+        likings, likings if preference is None else preference, choices, shares, routing.scale,
         EXPERTS=experts, BLOCK=triton.next_power_of_2(experts), CHOSEN=routing.chosen, NORMED=routing.renormalised,
+        SIGMOID=routing.sigmoid, PREFERS=preference is not None,
+        GROUPS=routing.groups, CHOSEN_GROUPS=routing.chosen_groups, JUDGED_BY=routing.judged_by,
         num_warps=1,
     )  # fmt: skip
     return choices, shares
@@ -89,27 +93,57 @@ def mix(
 
 @triton.jit
 def _route(
-    likings_at, choices_at, shares_at,
-    EXPERTS: tl.constexpr, BLOCK: tl.constexpr, CHOSEN: tl.constexpr, NORMED: tl.constexpr,
+    likings_at, preference_at, choices_at, shares_at, scale,
+    EXPERTS: tl.constexpr, BLOCK: tl.constexpr, CHOSEN: tl.constexpr, NORMED: tl.constexpr, SIGMOID: tl.constexpr,
+    PREFERS: tl.constexpr, GROUPS: tl.constexpr, CHOSEN_GROUPS: tl.constexpr, JUDGED_BY: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     expert = tl.arange(0, BLOCK)
     there = expert < EXPERTS
     likings = tl.load(likings_at + token * EXPERTS + expert, mask=there, other=float("-inf"))
-    likelihood = tl.exp(likings - tl.max(likings, 0))
-    likelihood = likelihood / tl.sum(likelihood, 0)
-    ranked = tl.where(likelihood == likelihood, likelihood, 0.0)  # a choice is an expert, even among what is no number
+    if SIGMOID:
+        likelihood = 1 / (1 + tl.exp(-likings))
+    else:
+        likelihood = tl.exp(likings - tl.max(likings, 0))
+        likelihood = likelihood / tl.sum(likelihood, 0)
+    ranked = likelihood
+    if PREFERS:
+        ranked += tl.load(preference_at + expert, mask=there, other=0.0)
+    ranked = tl.where(ranked == ranked, ranked, LOWEST)  # a choice is an expert, even among what is no number
     left = there
+    if CHOSEN_GROUPS < GROUPS:
+        group = expert // (EXPERTS // GROUPS)
+        merit = tl.full([BLOCK], float("-inf"), tl.float32)  # of an expert's group
+        for number in range(GROUPS):
+            own = there & (group == number)
+            judged = 0.0
+            for _ in range(JUDGED_BY):
+                best, first = _best(ranked, own, BLOCK)
+                judged += best
+                own = own & (expert != first)
+            merit = tl.where(there & (group == number), judged, merit)
+        others = there
+        for _ in range(CHOSEN_GROUPS):
+            _, first = _best(merit, others, BLOCK)
+            others = others & (group != first // (EXPERTS // GROUPS))
+        left = there & (others == 0)
+    allowed = left
     for _ in range(CHOSEN):
-        best = tl.max(tl.where(left, ranked, -1.0), 0)
-        first = tl.min(tl.where(left & (ranked == best), expert, BLOCK), 0)
+        _, first = _best(ranked, left, BLOCK)
         left = left & (expert != first)
-    taken = there & (left == 0)
+    taken = allowed & (left == 0)
     place = token * CHOSEN + tl.cumsum(taken.to(tl.int32), 0) - 1
     if NORMED:
         likelihood = likelihood / tl.sum(tl.where(taken, likelihood, 0.0), 0)
     tl.store(choices_at + place, expert.to(tl.int64), mask=taken)
-    tl.store(shares_at + place, likelihood, mask=taken)
+    tl.store(shares_at + place, likelihood * scale, mask=taken)
+
+
+@triton.jit
+def _best(ranked, among, BLOCK: tl.constexpr):
+    """The largest of these, and the first place where it is."""
+    best = tl.max(tl.where(among, ranked, float("-inf")), 0)
+    return best, tl.min(tl.where(among & (ranked == best), tl.arange(0, BLOCK), BLOCK), 0)
 
 
 @triton.jit(do_not_specialize=["pairs"])  # they change with every step

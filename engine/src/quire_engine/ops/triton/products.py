@@ -16,6 +16,7 @@ How a code becomes a number of 16 bits without a conversion, which is four times
            of the signs one is left, and what lies between the exponents' offsets is multiplied
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -24,13 +25,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire_engine.ops import Linear, Matrix
+from quire_engine.ops import Linear, Matrices, Matrix
 from quire_engine.ops.packed import STEPS, Kind, Packed
 from quire_engine.ops.reference import linear as by_torch
+from quire_engine.ops.reference import per_head as per_head_by_torch
 from quire_engine.ops.triton.rounding import from_e4m3, rounded_product, rounds_here
 from quire_engine.runtime.invariance import Invariance
 
-__all__ = ["linear_by", "pack"]
+__all__ = ["linear_by", "pack", "per_head_by"]
 
 FEW = 64  # rows
 PROGRAMS = 512  # that a GPU is kept busy with
@@ -62,6 +64,15 @@ def linear_by(invariance: Invariance) -> Linear:
         return _product_of(x.contiguous(), weight, bias, torch.float32 if wide else x.dtype)
 
     return linear
+
+
+def per_head_by(invariance: Invariance) -> Callable[[Tensor, Matrices], Tensor]:
+    def per_head(x: Tensor, weights: Matrices) -> Tensor:
+        if not invariance.asked:
+            return per_head_by_torch(x, weights)
+        return torch.stack([_alike(x[:, head], weight, None, False) for head, weight in enumerate(weights)], dim=1)
+
+    return per_head
 
 
 def _alike(x: Tensor, weight: Tensor | Packed, bias: Tensor | None, wide: bool) -> Tensor:

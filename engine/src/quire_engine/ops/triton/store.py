@@ -1,4 +1,4 @@
-"""From q|k|v to queries and the cache: norms of heads, rotation, and keys and values to their places.
+"""From q|k|v, or q|k of a latent form, to queries and the cache: norms of heads, rotation, and keys and values to their places.
 
 Grid: a program for each head of each token. Pairs that turn together are (i, i + rotary_dim / 2): a program reads its
 head twice, the second time with the halves changed over.
@@ -27,13 +27,13 @@ def store_kv(qkv: Tensor, form: AttentionForm, cache: LayerCache, batch: Forward
     tokens = len(qkv)
     q = torch.empty(tokens, form.heads, form.head_dim, dtype=qkv.dtype, device=qkv.device)
     nothing = qkv  # an address for what the form has not
-    _store[(tokens, form.heads + 2 * form.kv_heads)](
+    _store[(tokens, form.given_heads)](
         qkv, q, keys, values, batch.positions, batch.places,
         nothing if form.rotary is None else form.rotary,
         nothing if form.q_norm is None else form.q_norm,
         nothing if form.k_norm is None else form.k_norm,
         form.epsilon,
-        HEADS=form.heads, KV_HEADS=form.kv_heads, DIM=form.head_dim, BLOCK=triton.next_power_of_2(form.head_dim),
+        GIVEN=form.given_heads, HEADS=form.heads, KV_HEADS=form.kv_heads, DIM=form.head_dim, BLOCK=triton.next_power_of_2(form.head_dim),
         PAGE=keys.shape[2], ROTARY=0 if form.rotary is None else form.rotary.shape[1],
         Q_NORM=form.q_norm is not None, K_NORM=form.k_norm is not None, FP8=fp8,
         num_warps=1,
@@ -44,7 +44,7 @@ def store_kv(qkv: Tensor, form: AttentionForm, cache: LayerCache, batch: Forward
 @triton.jit
 def _store(
     qkv_at, q_at, keys_at, values_at, positions_at, places_at, rotary_at, q_norm_at, k_norm_at, epsilon,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
+    GIVEN: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
     PAGE: tl.constexpr, ROTARY: tl.constexpr, Q_NORM: tl.constexpr, K_NORM: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -52,7 +52,7 @@ def _store(
     there = d < DIM
     half: tl.constexpr = ROTARY // 2
     other = tl.where(d < half, d + half, tl.where(d < ROTARY, d - half, d))
-    from_at = qkv_at + (token * (HEADS + 2 * KV_HEADS) + head) * DIM
+    from_at = qkv_at + (token * GIVEN + head) * DIM
     raw = tl.load(from_at + d, mask=there, other=0.0)
     place = tl.load(places_at + token)
     kv_head = tl.where(head < HEADS + KV_HEADS, head - HEADS, head - HEADS - KV_HEADS)

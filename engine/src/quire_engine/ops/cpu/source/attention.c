@@ -28,14 +28,14 @@ struct attending {
     const struct batch *batch;
     const element *q; /* [tokens, heads, D] */
     struct layer_cache cache;
-    element *out;            /* [tokens, heads, D] */
+    element *out;            /* [tokens, heads, D of values] */
     const long *first_piece; /* [chunks + 1] */
     long pieces_per_part;
 };
 
 struct piece {
     const struct form *form;
-    long rows, shaped, block_size, filled, padded; /* D, filled up to whole STEPs, and to whole PANELs */
+    long rows, shaped, block_size, filled, padded; /* D, to whole STEPs; that of values, to whole PANELs */
     long lo[PIECE], hi[PIECE], position[PIECE], head[PIECE];
     float top[PIECE];      /* largest score, in powers of two */
     vec weight_sum[PIECE]; /* lane by lane */
@@ -50,8 +50,8 @@ struct piece {
    memory keeps up. */
 struct ahead {
     const element *keys, *values; /* of the cache */
-    const long *blocks;
-    long count, size; /* of blocks; of a block, in elements */
+    const long *blocks; /* their first rows */
+    long count, size;   /* of blocks; of a block, in rows */
 };
 
 /* products [rows, STRETCH / LANES] of queries and keys, where they are seen. */
@@ -62,7 +62,7 @@ static void score(struct piece *p, const struct stretch *t, const struct ahead *
     const long *block = ahead->blocks;
     for (long token = from / PANEL * PANEL; token < to; token += PANEL) {
         for (long i = 0; i < PANEL && block < ahead->blocks + ahead->count; i += p->block_size, block++)
-            fetch(ahead->keys + *block, ahead->size);
+            fetch(ahead->keys + *block * p->form->dim, ahead->size * p->form->dim);
         const element *const *keys = t->keys + token / LANES;
         run.groups = keys[0];
         for (long v = 0; v < VECTORS; v++)
@@ -129,7 +129,7 @@ static void soften(struct piece *p, const struct stretch *t, long row, vec *prod
 static void add_values(struct piece *p, const struct stretch *t, const struct ahead *ahead, long row, long rows,
                        long from, long to) {
     struct run runs[BLOCKS + 1];
-    long width = p->padded / LANES, share = ahead->size / ceil_div(width, VECTORS);
+    long dim = value_dim(p->form), width = p->padded / LANES, share = ahead->size * dim / ceil_div(width, VECTORS);
     struct factor f = {.runs = runs, .stride = t->value_stride, .ahead = share};
     for (long v = 0; v < width; v += VECTORS) {
         f.num_runs = 0;
@@ -139,10 +139,10 @@ static void add_values(struct piece *p, const struct stretch *t, const struct ah
             long i = f.num_runs++;
             runs[i] = *run;
             if (i < ahead->count)
-                runs[i].ahead = ahead->values + ahead->blocks[i] + v / VECTORS * share;
+                runs[i].ahead = ahead->values + ahead->blocks[i] * dim + v / VECTORS * share;
         }
         for (long i = 0; i < VECTORS; i++) /* beyond D: any, their sums are for nobody */
-            f.offset[i] = ((v + i) * LANES < p->form->dim ? v + i : v) * 2 * LANES;
+            f.offset[i] = ((v + i) * LANES < dim ? v + i : v) * 2 * LANES;
         add_tile(rows, 0, p->sums + row * width + v, width, p->weights, STRETCH, &f);
     }
 }
@@ -194,9 +194,10 @@ INLINE long hi_of(const struct form *f, const struct rows *r, long row) {
     return f->causal ? position + 1 : f->window ? least(r->context, position + f->window) : r->context;
 }
 
-INLINE long element_of(const struct attending *a, const struct rows *r, long row) {
+/* Its number among all query heads of all tokens. */
+INLINE long head_of(const struct attending *a, const struct rows *r, long row) {
     long token = a->batch->query_start[r->chunk] + (r->first + row) / r->group;
-    return (token * a->form->heads + r->kv_head * r->group + (r->first + row) % r->group) * a->form->dim;
+    return token * a->form->heads + r->kv_head * r->group + (r->first + row) % r->group;
 }
 
 static void prepare(struct piece *p, const struct attending *a, const struct rows *r) {
@@ -204,7 +205,7 @@ static void prepare(struct piece *p, const struct attending *a, const struct row
     p->rows = r->count;
     for (long row = 0; row < r->count; row++) {
         operand *query = p->queries + row * p->filled;
-        to_operands(query, a->q + element_of(a, r, row), f->dim);
+        to_operands(query, a->q + head_of(a, r, row) * f->dim, f->dim);
         memset(query + f->dim, 0, (p->filled - f->dim) * sizeof(operand));
         p->position[row] = r->position + (r->first + row) / r->group;
         p->head[row] = r->kv_head * r->group + (r->first + row) % r->group;
@@ -226,20 +227,21 @@ static void begin(struct stretch *t, const struct attending *a, const struct row
 }
 
 static void write(const struct piece *p, const struct attending *a, const struct rows *r) {
+    long dim = value_dim(p->form);
     for (long row = 0; row < r->count; row++) {
-        element *out = a->out + element_of(a, r, row);
+        element *out = a->out + head_of(a, r, row) * dim;
         float total = sum(p->weight_sum[row]);
         if (p->form->sinks)
             total += exp2_of(all(p->form->sinks[p->head[row]] * LOG2_E - p->top[row]))[0];
         float factor = 1 / total;
-        for (long d = 0; d < p->form->dim; d += LANES)
-            store_some(out + d, p->sums[(row * p->padded + d) / LANES] * factor, p->form->dim - d);
+        for (long d = 0; d < dim; d += LANES)
+            store_some(out + d, p->sums[(row * p->padded + d) / LANES] * factor, dim - d);
     }
 }
 
 static void attend(const void *job, long part) {
     const struct attending *a = job;
-    long dim = a->form->dim, filled = ceil_div(dim, STEP) * STEP, padded = ceil_div(dim, PANEL) * PANEL;
+    long filled = ceil_div(a->form->dim, STEP) * STEP, padded = ceil_div(value_dim(a->form), PANEL) * PANEL;
     long sums = PIECE * padded * sizeof(float), queries = PIECE * filled * sizeof(operand);
     long keys = filled * STRETCH * sizeof(element), values = padded * STRETCH * sizeof(element);
     char *memory = aligned_alloc(64, ceil_div(sums + queries + keys + values, 64) * 64);
@@ -256,7 +258,7 @@ static void attend(const void *job, long part) {
     long beyond = least(piece + a->pieces_per_part, a->first_piece[a->batch->chunks]);
     struct rows r = rows_of(a, piece), then = r;
     struct stretch two[2], *t = two, *next = two + 1;
-    struct ahead ahead = {a->cache.keys, a->cache.values, NULL, 0, p.block_size * dim};
+    struct ahead ahead = {a->cache.keys, a->cache.values, NULL, 0, p.block_size};
     begin(t, a, &r, 0);
     for (; piece < beyond; piece++, r = then) {
         prepare(&p, a, &r);

@@ -1,6 +1,7 @@
 /* What the kernels of attention share: what Python hands over, and the order of numbers within a block of the cache.
 
-   A layer's keys and values are [blocks, kv_heads, block_size * D] each. What belongs to one block and head is ordered
+   A layer's keys and values are [blocks, kv_heads, block_size * D] each; of a latent form D is smaller for values, which
+   are the last numbers of the keys, kept once more in an order of their own. What belongs to one block and head is ordered
    so that vectors need never be turned; groups are those of pairs.h. The last group of a row is shorter if its columns
    are not a multiple of LANES.
 
@@ -15,10 +16,16 @@ struct form {
     long heads, kv_heads, dim, causal;
     long window;     /* 0: none */
     long rotary_dim; /* 0: none */
+    long latent;     /* a value is the last so many numbers of its key, and is not given; 0: it is */
     float scale /* above 0 */, softcap /* 0: none */, epsilon;
     /* [positions, rotary_dim], [D], [D], [heads], [heads]; may be null */
     const float *rotary, *q_norm, *k_norm, *slopes, *sinks;
 };
+
+/* In front of attention: of queries, keys, and values that are given. */
+INLINE long given_heads(const struct form *f) { return f->heads + (f->latent ? 1 : 2) * f->kv_heads; }
+
+INLINE long value_dim(const struct form *f) { return f->latent ? f->latent : f->dim; }
 
 struct batch {
     const int64_t *positions, *places;                     /* [tokens] */

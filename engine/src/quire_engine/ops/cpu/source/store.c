@@ -1,4 +1,4 @@
-/* From q|k|v to queries and the cache: norms of heads, rotation, and keys and values to their places. */
+/* From q|k|v, or q|k of a latent form, to queries and the cache: norms of heads, rotation, and keys and values to their places. */
 
 #include "cache.h"
 #include "kernels.h"
@@ -9,7 +9,7 @@
 struct storing {
     const struct form *form;
     const struct batch *batch;
-    const element *qkv; /* [tokens, heads + 2 * kv_heads, D] */
+    const element *qkv; /* [tokens, given_heads, D] */
     struct layer_cache cache;
     element *q; /* [tokens, heads, D] */
 };
@@ -73,7 +73,7 @@ static void store_token(const struct storing *s, long token) {
     const struct form *f = s->form;
     long dim = f->dim, size = s->cache.block_size, place = s->batch->places[token];
     const float *angles = f->rotary_dim ? f->rotary + s->batch->positions[token] * f->rotary_dim : NULL;
-    const element *from = s->qkv + token * (f->heads + 2 * f->kv_heads) * dim;
+    const element *from = s->qkv + token * given_heads(f) * dim;
     element *q = s->q + token * f->heads * dim;
     float x[dim];
     element key[dim];
@@ -91,7 +91,13 @@ static void store_token(const struct storing *s, long token) {
         element *keys = s->cache.keys + (place / size * f->kv_heads + head - f->heads) * size * dim;
         round_head(key, x, dim);
         store_key(keys, key, place % size, dim, size);
+        if (f->latent) {
+            element *values = s->cache.values + (place / size * f->kv_heads + head - f->heads) * size * f->latent;
+            store_value(values, key + dim - f->latent, place % size, f->latent);
+        }
     }
+    if (f->latent)
+        return;
     for (long head = 0; head < f->kv_heads; head++, from += dim) {
         element *values = s->cache.values + (place / size * f->kv_heads + head) * size * dim;
         store_value(values, from, place % size, dim);
@@ -108,6 +114,6 @@ static void store_part(const void *job, long part) {
 void store_kv(const struct form *form, const struct batch *batch, const element *qkv, element *keys, element *values,
               long block_size, element *q) {
     struct storing job = {form, batch, qkv, {keys, values, block_size}, q};
-    double cost = 8.0 * batch->tokens * (form->heads + 2 * form->kv_heads) * form->dim;
+    double cost = 8.0 * batch->tokens * given_heads(form) * form->dim;
     in_parts(ceil_div(batch->tokens, TOKENS_PER_PART), cost, store_part, &job);
 }

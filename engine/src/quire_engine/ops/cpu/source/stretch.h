@@ -16,7 +16,7 @@
 struct stretch {
     long start, from, to;
     long first_block, last_block;         /* of this stretch; last is one too many */
-    long blocks[BLOCKS];                  /* where they begin, keys and values alike */
+    long blocks[BLOCKS];                  /* the rows of the cache with which they begin */
     const element *keys[STRETCH / LANES]; /* groups of LANES tokens */
     long key_stride;                      /* elements from one pair of dimensions to the next */
     struct run runs[BLOCKS + 1];          /* of pairs of tokens */
@@ -29,7 +29,7 @@ static void find_blocks(struct stretch *t, const struct form *f, const struct la
     t->first_block = t->from / size - before;
     t->last_block = ceil_div(t->to, size) - before;
     for (long i = t->first_block; i < t->last_block; i++)
-        t->blocks[i] = (table[before + i] * f->kv_heads + kv_head) * size * f->dim;
+        t->blocks[i] = (table[before + i] * f->kv_heads + kv_head) * size;
 }
 
 /* `copy` [STRETCH / LANES, filled / 2, 2 * LANES]; `filled` is D, filled up to whole STEPs. */
@@ -39,7 +39,7 @@ static void find_keys(struct stretch *t, const struct form *f, const struct laye
     t->key_stride = 2 * (in_place ? size : LANES);
     for (long i = t->first_block; i < t->last_block; i++)
         for (long at = 0; at < size; at += width) {
-            const element *keys = cache->keys + t->blocks[i] + 2 * at;
+            const element *keys = cache->keys + t->blocks[i] * f->dim + 2 * at;
             long group = (i * size + at) / LANES, lane = (i * size + at) % LANES;
             element *to = copy + group * filled * LANES;
             t->keys[group] = in_place ? keys : to;
@@ -74,12 +74,12 @@ static void add_run(struct stretch *t, const element *values, long at, long pair
 
 /* `copy` [STRETCH / 2, value_stride] */
 static void find_values(struct stretch *t, const struct form *f, const struct layer_cache *cache, element *copy) {
-    long size = cache->block_size, dim = f->dim, shared = AMX ? size : 2; /* tokens that are there together or not */
+    long size = cache->block_size, dim = value_dim(f), shared = AMX ? size : 2; /* tokens that are there together or not */
     t->value_stride = 2 * ceil_div(dim, LANES) * LANES;
     t->num_runs = 0;
     for (long i = t->first_block; i < t->last_block; i++) {
         long at = most(i * size, (t->from - t->start) / shared * shared), end = least((i + 1) * size, t->to - t->start);
-        const element *values = cache->values + t->blocks[i] + (at - i * size) * dim;
+        const element *values = cache->values + (t->blocks[i] + at - i * size) * dim;
         long pairs = ceil_div(end - at, shared) * shared / 2;
         long as_they_are = dim % LANES ? 0 : (end - at) / shared * shared / 2;
         element *to = copy + at / 2 * t->value_stride;

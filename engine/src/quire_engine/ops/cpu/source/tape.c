@@ -34,7 +34,7 @@ static void store_rows(const struct call *c, struct rows r) {
     const struct form *form = c->at[0];
     struct batch some = *(const struct batch *)c->at[1];
     some.positions += r.first, some.places += r.first, some.tokens = r.count;
-    element *qkv = elements(r, c->at[2], (form->heads + 2 * form->kv_heads) * form->dim);
+    element *qkv = elements(r, c->at[2], given_heads(form) * form->dim);
     store_kv(form, &some, qkv, c->at[3], c->at[4], c->number[0], elements(r, c->at[5], form->heads * form->dim));
 }
 
