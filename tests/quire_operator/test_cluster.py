@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 from fakes.events import Events
 from fakes.resources import good
-from kubernetes.aio.dynamic.exceptions import NotFoundError
 
 from quire_api import DeploymentStatus
-from quire_operator import listing
 from quire_operator.backends.cluster import ClusterBackend, observe
 from quire_operator.backends.fetches import Fetching
 from quire_operator.backends.pods import Asked
@@ -180,31 +178,6 @@ def test_the_first_lists_have_all_there_is_by_pages() -> None:
 
     assert [pod["metadata"]["name"] for pod in store.children(KEY, "Pod")] == ["a", "b"]
     assert store.child(KEY, "Service", "good") is not None
-
-
-class Unserved(Listings):
-    """A kind that is not served when it is asked for so often first."""
-
-    def __init__(self, pages: dict[str, list[Any]], times: int) -> None:
-        self.left = times
-        super().__init__(pages, self._refuse)
-
-    def _refuse(self) -> None:
-        self.left -= 1
-        if self.left >= 0:
-            raise NotFoundError(SimpleNamespace(status=404, reason="Not Found", body="", headers={}), "")
-
-
-def test_a_kind_that_was_just_installed_is_waited_for_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "SOON_S", 0.001)
-    store, lists = Store(), Unserved({"Pod": [[child("Pod")]]}, times=3)
-
-    asyncio.run(Lister(lists, store, [PODS], []).first())
-
-    assert store.child(KEY, "Pod", "good") is not None
-    monkeypatch.setattr(listing, "JUST_INSTALLED_S", 0.02)
-    with pytest.raises(NotFoundError):
-        asyncio.run(Lister(Unserved({}, times=10**6), store, [PODS], []).first())
 
 
 def test_what_arrives_while_a_list_is_read_is_not_dropped_and_what_has_gone_is() -> None:

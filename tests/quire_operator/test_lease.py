@@ -5,14 +5,18 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from fakes.leases import LeaseServer
-from kubernetes.aio.client import ApiClient
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.dynamic.exceptions import ResourceNotFoundError
 
 from quire_api.errors import InvalidInput
 from quire_operator.backends.client import NotHolding, WritingClient, what_is_written
@@ -299,6 +303,52 @@ def test_without_the_lease_nothing_is_written_and_what_is_written_is_counted() -
 
     assert server.writers == ["one", "one"]
     assert wrote == [("update", "leases")]
+
+
+class Discovery:
+    """A server that says what it serves: a kind of its own, or nothing."""
+
+    def __init__(self) -> None:
+        self.serves = True
+
+    async def answer(self, request: web.Request) -> web.Response:
+        group = {"name": "x.io", "preferredVersion": {"version": "v1"}, "versions": [{"version": "v1"}]}
+        thing = {"name": "things", "singularName": "thing", "kind": "Thing", "namespaced": True, "verbs": ["list"]}
+        said: dict[str, dict[str, object]] = {
+            "/version": {"major": "1", "minor": "33"},
+            "/apis": {"kind": "APIGroupList", "groups": [group] if self.serves else []},
+            "/api/v1": {"kind": "APIResourceList", "resources": []},
+        } | ({"/apis/x.io/v1": {"kind": "APIResourceList", "resources": [thing]}} if self.serves else {})
+        found = said.get(request.path)
+        return web.json_response(found or {}, status=200 if found else 404)
+
+
+def test_what_a_server_serves_is_believed_by_nobody_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the next operator either, with the same address and the same /tmp."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    async def story() -> list[bool]:
+        discovery, seen = Discovery(), []
+        application = web.Application()
+        application.router.add_get("/{path:.*}", discovery.answer)
+        runner = web.AppRunner(application)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        address = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        for serves in (True, False):
+            discovery.serves = serves
+            async with ApiClient(Configuration(host=address)) as api:
+                client = WritingClient(api, lambda: True, lambda verb, what: None)
+                await client
+                with contextlib.suppress(ResourceNotFoundError):
+                    await client.resources.get(api_version="x.io/v1", kind="Thing")
+                    seen.append(serves)
+        await runner.cleanup()
+        return seen
+
+    assert asyncio.run(story()) == [True]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

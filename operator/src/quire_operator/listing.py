@@ -7,11 +7,8 @@ be missing from it.
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
-
-from kubernetes.aio.dynamic.exceptions import NotFoundError
 
 from quire_api.deployment import KIND
 from quire_operator.backends.store import Store
@@ -23,7 +20,6 @@ __all__ = ["Kind", "Lister"]
 log = logging.getLogger("quire.operator")
 
 AGAIN_S = 600.0
-JUST_INSTALLED_S, SOON_S = 15.0, 0.5
 PAGE = 500
 TIMEOUT_S = 30
 
@@ -39,13 +35,10 @@ class Lister:
         self._namespaces: list[str | None] = [*namespaces] or [None]
 
     async def first(self) -> None:
-        """All there is, or the exception that says why not. A kind that was just installed is told of before it is served:
-        for that, some patience."""
-        patient_until = time.monotonic() + JUST_INSTALLED_S
+        """All there is, or the exception that says why not."""
         for kind in self._kinds:
             for namespace in self._namespaces:
-                while not await self._served(kind, namespace, patient=time.monotonic() < patient_until):
-                    await asyncio.sleep(SOON_S)
+                await self._list(kind, namespace)
 
     async def again(self, wake: Callable[[ResourceKey], None]) -> None:
         """For ever; `wake` is told whose objects have gone."""
@@ -65,16 +58,6 @@ class Lister:
                     continue
                 for key in concerned:
                     wake(key)
-
-    async def _served(self, kind: Kind, namespace: str | None, *, patient: bool) -> bool:
-        """Listed it, or it is not served yet."""
-        try:
-            await self._list(kind, namespace)
-        except NotFoundError:
-            if not patient:
-                raise
-            return False
-        return True
 
     async def _list(self, named: Kind, namespace: str | None) -> set[ResourceKey]:
         """Keep what is there; whose objects are gone."""

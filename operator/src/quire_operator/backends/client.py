@@ -8,6 +8,7 @@ from kubernetes.aio.dynamic import DynamicClient
 
 __all__ = ["NotHolding", "WritingClient", "what_is_written"]
 
+NO_FILE = "/dev/null/none"  # the library keeps what a server serves in /tmp, by its address, and would believe it of the next one
 APPLY = "application/apply-patch+yaml"
 VERBS = {"post": "create", "put": "update", "patch": "patch", "delete": "delete"}
 
@@ -19,7 +20,7 @@ class NotHolding(Exception):
 class WritingClient(DynamicClient):  # type: ignore[misc]  # the library has no types
     def __init__(self, api: ApiClient, may_write: Callable[[], bool], wrote: Callable[[str, str], None]) -> None:
         """`wrote` is told the verb and the resource, such as `patch` and `deployments/scale`, of every write that is asked for."""
-        super().__init__(api)
+        super().__init__(api, cache_file=NO_FILE)
         self._may_write = may_write
         self._wrote = wrote
 
