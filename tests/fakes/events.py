@@ -1,6 +1,5 @@
 """The Events of a cluster, as the dynamic client reads them."""
 
-from types import SimpleNamespace
 from typing import Any
 
 __all__ = ["Events"]
@@ -29,7 +28,7 @@ class Events:
         uid = about.removeprefix("involvedObject.uid=")
         self.asked.append(uid)
         items = list(self.told.get(uid, ()))
-        return SimpleNamespace(to_dict=lambda: {"items": items})
+        return {"items": items}
 
 
 class Kinds:

@@ -348,7 +348,7 @@ class Api:
 
 
 def _result(obj: Object) -> Any:
-    return SimpleNamespace(to_dict=lambda: copy.deepcopy(obj))
+    return copy.deepcopy(obj)
 
 
 def _answer(status: int) -> Any:

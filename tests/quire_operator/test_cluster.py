@@ -163,7 +163,7 @@ class Listings:
             raise pages[number]
         items = [{name: part for name, part in item.items() if name != "kind"} for item in pages[number]]
         metadata = {"continue": str(number + 1)} if number + 1 < len(pages) else {}
-        return SimpleNamespace(to_dict=lambda: {"items": items, "metadata": metadata})
+        return {"items": items, "metadata": metadata}
 
 
 PODS = ("", "v1", "pods", "Pod")

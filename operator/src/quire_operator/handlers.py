@@ -85,6 +85,19 @@ def _registry(store: Store, worker: Worker, kinds: Sequence[Kind]) -> kopf.Opera
     return registry
 
 
+class _NoDiffs(kopf.DiffBaseStorage):  # type: ignore[misc]  # the library has no types
+    """kopf would copy each object with each event, for handlers that we have not."""
+
+    def build(self, **_: object) -> Any:
+        return {}
+
+    def fetch(self, **_: object) -> Any:
+        return None
+
+    def store(self, **_: object) -> None:
+        return None
+
+
 def _settings(kinds: Sequence[Kind]) -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.peering.standalone = True
@@ -95,6 +108,7 @@ def _settings(kinds: Sequence[Kind]) -> kopf.OperatorSettings:
     settings.scanning.disabled = True  # the CRD comes with the chart, before us
     settings.execution.max_workers = 1
     # The default one is shared by all kopf operators: kopf takes it off objects which others still need it on.
+    settings.persistence.diffbase_storage = _NoDiffs()
     settings.persistence.finalizer = f"{GROUP}/unused"
     for group, _, plural, _ in kinds[1:]:
         settings.watching.label_selectors[(group, plural)] = OURS

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from quire_api.deployment import KIND
+from quire_operator.backends.client import as_it_is
 from quire_operator.backends.store import Store
 from quire_operator.reconcile import ResourceKey
 from quire_operator.render.names import OURS
@@ -72,10 +73,10 @@ class Lister:
                 limit=PAGE,
                 _continue=following,
                 _request_timeout=TIMEOUT_S,
+                serializer=as_it_is,
             )
-            found = page.to_dict()
-            for item in found["items"]:  # those of built-in kinds do not say what they are
+            for item in page["items"]:  # those of built-in kinds do not say what they are
                 self._store.put({"apiVersion": api_version, "kind": kind, **item})
                 listed.add(item["metadata"]["uid"])
-            following = found["metadata"].get("continue") or ""
+            following = page["metadata"].get("continue") or ""
         return self._store.drop_all(known - listed)

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from quire_api.deployment import API_VERSION, KIND, LLMDeployment
 from quire_api.errors import InvalidInput
 from quire_api.status import DeploymentStatus
+from quire_operator.backends.client import as_it_is
 from quire_operator.backends.fetches import Fetching
 from quire_operator.backends.jobs import podless, resolve_jobs
 from quire_operator.backends.pods import (
@@ -167,8 +168,9 @@ class ClusterBackend:
                     content_type="application/merge-patch+json",
                     _request_timeout=TIMEOUT_S,
                 )
-                answer = await api.get(name=child.name, namespace=key.namespace, _request_timeout=TIMEOUT_S)
-                live = answer.to_dict()
+                live = await api.get(
+                    name=child.name, namespace=key.namespace, _request_timeout=TIMEOUT_S, serializer=as_it_is
+                )
                 self._store.put(live)  # the answer was the scale, and the watch may take a moment
                 known = self._applied.get((key, child))
                 if known is not None and before is not None and known[1] == _mark(before) and _is_next(before, live):
@@ -197,12 +199,13 @@ class ClusterBackend:
                 field_manager=STATUS_MANAGER,
                 force_conflicts=True,
                 _request_timeout=TIMEOUT_S,
+                serializer=as_it_is,
             )
         except NotFoundError:  # deleted, and the watch has not told us, or never will
             if (resource := self._store.resource(key)) is not None:
                 self._store.drop(resource)
             return
-        self._store.put(answer.to_dict())
+        self._store.put(answer)
 
     def _count_drift(self, key: ResourceKey, child: Key, manifest: Mapping[str, Any]) -> None:
         """The same manifest as last time: then it is the object that has changed. Jobs go by themselves."""
@@ -211,15 +214,15 @@ class ClusterBackend:
             self._corrected(child.kind)
 
     async def _apply(self, api: Any, key: ResourceKey, child: Key, manifest: Mapping[str, Any]) -> None:
-        answer = await api.server_side_apply(
+        live = await api.server_side_apply(
             body=dict(manifest),
             name=child.name,
             namespace=key.namespace,
             field_manager=MANAGER,
             force_conflicts=True,
             _request_timeout=TIMEOUT_S,
+            serializer=as_it_is,
         )
-        live = answer.to_dict()
         self._store.put(live)
         self._applied[key, child] = (digest(manifest), _mark(live))
 
@@ -234,7 +237,9 @@ class ClusterBackend:
     async def _refuse_if_taken(self, api: Any, key: ResourceKey, child: Key) -> None:
         """NameTaken unless there is no such object, or it is ours and the watch has not told us yet."""
         try:
-            live = (await api.get(name=child.name, namespace=key.namespace, _request_timeout=TIMEOUT_S)).to_dict()
+            live = await api.get(
+                name=child.name, namespace=key.namespace, _request_timeout=TIMEOUT_S, serializer=as_it_is
+            )
         except NotFoundError:
             return
         resource = self._store.resource(key)
@@ -292,11 +297,11 @@ def _target(key: ResourceKey, store: Store) -> Target | None:
     resource = store.resource(key)
     if resource is None or not resource.get("status") or resource["metadata"].get("deletionTimestamp"):
         return None
+    if (resource["spec"].get("autoscaling") or {}).get("mode") != "Builtin":  # of most, which need not be parsed
+        return None
     try:
         deployment = LLMDeployment.parse(resource)
     except InvalidInput:
-        return None
-    if deployment.spec.autoscaling.mode != "Builtin":
         return None
     workload = _workload_of(key, store, resource["metadata"]["uid"])
     if workload is None:

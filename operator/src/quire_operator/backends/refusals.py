@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from quire_operator.backends.client import as_it_is
 from quire_operator.reconcile import ResourceKey
 
 __all__ = ["PodlessJob", "Refusals"]
@@ -64,11 +65,15 @@ class Refusals:
             api = await self._client.resources.get(api_version="v1", kind="Event")
             selector = f"involvedObject.uid={job.uid},reason=FailedCreate"
             found = await api.get(
-                namespace=job.owner.namespace, field_selector=selector, limit=100, _request_timeout=TIMEOUT_S
+                namespace=job.owner.namespace,
+                field_selector=selector,
+                limit=100,
+                _request_timeout=TIMEOUT_S,
+                serializer=as_it_is,
             )
         except Exception as error:  # whatever it is: no word is worth the end of the operator
             log.warning("%s/%s: cannot read the Events of its Job: %s", *job.owner, error)
             return ""
-        events = sorted(found.to_dict()["items"], key=lambda event: event.get("lastTimestamp") or "")
+        events = sorted(found["items"], key=lambda event: event.get("lastTimestamp") or "")
         message = str(events[-1].get("message") or "") if events else ""
         return NAME.sub("its pod", message.removeprefix(PREFIX))

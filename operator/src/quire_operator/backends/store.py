@@ -36,7 +36,7 @@ def owner_key(obj: Object) -> ResourceKey | None:
 
 class Store:
     def __init__(self) -> None:
-        self._objects: dict[ResourceKey, dict[tuple[str, str], Object]] = {}
+        self._objects: dict[ResourceKey, dict[str, dict[str, Object]]] = {}  # of a resource, by kind and name
         self._home: dict[str, ResourceKey] = {}  # uid -> under which resource it is kept
         self._gone: deque[str] = deque(maxlen=10_000)  # uids that were deleted: an answer may arrive after that news
 
@@ -50,10 +50,10 @@ class Store:
         if before is not None and before != key:
             self._forget(before, obj)
         if key is not None:
-            family = self._objects.setdefault(key, {})
-            identity = _identity(obj)
-            if (known := family.get(identity)) is None or _version(obj) >= _version(known):
-                family[identity] = _slim(obj)
+            named = self._objects.setdefault(key, {}).setdefault(obj["kind"], {})
+            name = obj["metadata"]["name"]
+            if (known := named.get(name)) is None or _version(obj) >= _version(known):
+                named[name] = _slim(obj)
                 self._home[uid] = key
         return concerned
 
@@ -69,22 +69,21 @@ class Store:
     def uids(self, kind: str, namespace: str | None) -> set[str]:
         """Of all objects of a kind; None: in any namespace."""
         families = [family for key, family in self._objects.items() if namespace in (None, key.namespace)]
-        return {obj["metadata"].get("uid", "") for family in families for obj in family.values() if obj["kind"] == kind}
+        return {obj["metadata"].get("uid", "") for family in families for obj in family.get(kind, {}).values()}
 
     def drop_all(self, uids: set[str]) -> set[ResourceKey]:
         """They are gone; whose they were."""
-        lost = [
-            obj for family in self._objects.values() for obj in family.values() if obj["metadata"].get("uid") in uids
-        ]
+        kinds = [named for family in self._objects.values() for named in family.values()]
+        lost = [obj for named in kinds for obj in named.values() if obj["metadata"].get("uid") in uids]
         return {key for obj in lost for key in self.drop(obj)}
 
     def _forget(self, key: ResourceKey, obj: Object) -> None:
-        family = self._objects.get(key, {})
-        known = family.get(_identity(obj))
+        family, kind, name = self._objects.get(key, {}), obj["kind"], obj["metadata"]["name"]
+        known = family.get(kind, {}).get(name)
         if known is not None and known["metadata"].get("uid") == obj["metadata"].get("uid"):
-            del family[_identity(obj)]
+            del family[kind][name]
             self._home.pop(obj["metadata"].get("uid", ""), None)
-        if not family:
+        if not any(family.values()):
             self._objects.pop(key, None)
 
     def resource(self, key: ResourceKey) -> Object | None:
@@ -92,15 +91,15 @@ class Store:
 
     def resources(self) -> list[ResourceKey]:
         """Those that exist."""
-        return [key for key, family in self._objects.items() if (KIND, key.name) in family]
+        return [key for key, family in self._objects.items() if key.name in family.get(KIND, ())]
 
     def child(self, key: ResourceKey, kind: str, name: str) -> Object | None:
-        return self._objects.get(key, {}).get((kind, name))
+        return self._objects.get(key, {}).get(kind, {}).get(name)
 
     def children(self, key: ResourceKey, kind: str) -> Iterator[Object]:
-        for (its_kind, _), obj in sorted(self._objects.get(key, {}).items()):
-            if its_kind == kind:
-                yield obj
+        """By their names."""
+        for _, obj in sorted(self._objects.get(key, {}).get(kind, {}).items()):
+            yield obj
 
 
 def _slim(obj: Object) -> Object:
@@ -108,10 +107,6 @@ def _slim(obj: Object) -> Object:
     metadata = {part: value for part, value in obj["metadata"].items() if part != "managedFields"}
     kept = {part: obj[part] for part in KEPT.get(obj["kind"], ()) if part in obj}
     return {"kind": obj["kind"], "metadata": metadata, **kept}
-
-
-def _identity(obj: Object) -> tuple[str, str]:
-    return obj["kind"], obj["metadata"]["name"]
 
 
 def _version(obj: Object) -> int:

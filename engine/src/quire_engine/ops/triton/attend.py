@@ -6,13 +6,13 @@ wide that their sums would not stay in registers, a program takes PART of the gr
 Of a latent form the key is [beside | latent]: a program reads it once, multiplies both parts with those of the query, and
 takes the latent for the value.
 
-*One token* (decode). Grid: chunk, key head and part of its group, split. A context is divided every SPLIT tokens, whatever the batch, so that
-many cores work for one sequence; where there is more than one split, each leaves its sums, and `_merge` adds them in
-their order (grid: chunk, query head).
+*One token* (decode). Grid: chunk, key head and part of its group, split. A context is divided every SPLIT tokens, whatever
+the batch, so that many cores work for one sequence; where there is more than one split, each leaves its sums, and `_merge`
+adds them in their order (grid: chunk, query head).
 
-*More tokens* (prefill). Grid: tile, key head and part of its group. Tiles of all chunks are numbered through: chunk i begins at tile
-query_start[i] // TOKENS + i, which leaves some numbers to nobody and needs no count on the host; the last tiles, which
-see most, begin first.
+*More tokens* (prefill). Grid: tile, key head and part of its group. Tiles of all chunks are numbered through: chunk i begins
+at tile query_start[i] // TOKENS + i, which leaves some numbers to nobody and needs no count on the host; the last tiles,
+which see most, begin first.
 
 A request that wants the same bits in any batch has single tokens done as the others are: which it is of a piece of a prompt
 depends on the batch.
