@@ -61,6 +61,7 @@ ATTENTION_FORMS = {
     "latent": form_of(6, 1, 48, latent=32),
     "latent, odd": form_of(3, 1, 28, latent=18, softcap=2.0),
     "latent, wide": form_of(20, 1, 320, latent=288),
+    "latent, in a window": form_of(5, 1, 80, latent=64, window=13),
     "both ways": form_of(4, 2, 64, causal=False),
     "both ways by slopes": form_of(4, 2, 64, causal=False, slopes=torch.tensor([0.5, 0.02, 0.0, 1.3])),
     "both ways in a window": form_of(4, 2, 64, causal=False, window=7),

@@ -222,7 +222,8 @@ def models_page() -> str:
 *Made from tests/fakes/checkpoints.py by `{command}`; do not edit.*
 
 The architecture stands in a checkpoint's config.json. A configuration which the engine does not compute as
-transformers does is refused with the value's name, never run differently.
+transformers does is refused with the value's name, never run differently. Of longrope transformers takes other angles from
+token to token, as a text grows beyond the original length; here `--max-model-len` decides once, for all texts.
 
 Each row is a small random checkpoint, written by transformers {transformers.__version__} and compared with it in float32: logits
 of prompts of {", ".join(map(str, LENGTHS))} tokens (a block has {BLOCK}, a window {WINDOW}), within 1e-4 of the largest;

@@ -655,6 +655,20 @@ def test_a_row_of_linear_does_not_depend_on_the_others(
         assert torch.equal(ops.linear(x[rows], weight), together[rows])
 
 
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_a_row_is_routed_as_it_would_be_alone(sigmoid: bool) -> None:
+    """To the bit: where a row stands in the vectors of a processor is its neighbours' doing."""
+    likings, routing = torch.randn(50, 9), Routing(chosen=3, renormalised=True, sigmoid=sigmoid)
+    ops = native(torch.float32)
+
+    choices, shares = ops.route(likings, routing)
+
+    for row in range(50):
+        alone = ops.route(likings[row : row + 1].clone(), routing)
+        assert torch.equal(alone[0][0], choices[row])
+        assert torch.equal(alone[1][0], shares[row])
+
+
 def test_a_row_of_a_norm_does_not_depend_on_the_others(dtype: torch.dtype, threads: int) -> None:
     ops = native(dtype)
     x, weight = torch.randn(500, 999).to(dtype), torch.randn(999)

@@ -345,6 +345,7 @@ SINGLE = [(0, 149, 150), (1, 0, 1), (2, 63, 64)]
         ("sinks and a window", PIECES, 64),
         ("latent", PIECES, 64),
         ("latent, odd", SINGLE, 64),
+        ("latent, in a window", PIECES, 64),
         ("latent, wide", [(0, 140, 150), (1, 0, 1), (2, 76, 77)], 64),
         ("both ways by slopes", PIECES, 64),
         ("both ways in a window", PIECES, 64),
@@ -381,6 +382,16 @@ def test_a_cache_of_eight_bits(
     assert theirs.isnan().any()
     whole = float(theirs.nan_to_num().abs().max())
     torch.testing.assert_close(ours, theirs, rtol=4e-3, atol=4e-3 * whole, equal_nan=True)
+
+
+def test_a_latent_cache_of_eight_bits() -> None:
+    """Whose values are its keys, rounded once."""
+    scene = Scene(form_of(6, 1, 48, latent=32), 16, torch.float8_e4m3fn)
+    filled = scene.filled(REFERENCE, torch.float32)
+
+    ours, theirs = (scene.attend(ops, torch.float32, *PIECES, filled=filled) for ops in (OURS, REFERENCE))
+
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_attention_of_a_row_does_not_depend_on_its_company(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,8 +234,8 @@ def test_configs_are_understood_as_they_were_published(tmp_path: Path) -> None:
         ),
         (
             "phi3",
-            {"rope_parameters": {"rope_type": "yarn"}},
-            "'yarn' of a phi3 is not supported yet, only default, longrope",
+            {"rope_parameters": {"rope_type": "linear"}},
+            "'linear' of a phi3 is not supported yet, only default, long",
         ),
         (
             "deepseek-v2",
@@ -261,6 +261,14 @@ def test_what_a_family_may_say_and_we_do_not_compute_is_refused(
         load(tmp_path)
 
 
+def test_a_router_that_has_lost_its_preference_is_refused(tmp_path: Path) -> None:
+    save_case("deepseek-v3", tmp_path)
+    rename_tensors(tmp_path, lambda tensors: {k: v for k, v in tensors.items() if not k.endswith("correction_bias")})
+
+    with pytest.raises(WeightsFailure, match=r"has no tensor model.layers.1.mlp.gate.e_score_correction_bias"):
+        load(tmp_path)
+
+
 def test_longrope_is_for_texts_as_long_as_they_may_become(tmp_path: Path) -> None:
     save_case("phi3-longrope", tmp_path)
     edit_config(tmp_path, original_max_position_embeddings=64)
@@ -274,7 +282,7 @@ def test_longrope_is_for_texts_as_long_as_they_may_become(tmp_path: Path) -> Non
     rope = read_spec(tmp_path, 10).ropes[0]
     assert rope is not None
     assert (rope.divisors[0], rope.attention_factor) == (1.0, 1.2)
-    edit_config(tmp_path, rope_parameters={"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]})
+    edit_config(tmp_path, rope_parameters={"rope_type": "su", "short_factor": [1.0], "long_factor": [1.0]})
     with pytest.raises(WeightsFailure, match="long_factor has 1 numbers, and should have 8"):
         read_spec(tmp_path)
 

@@ -191,6 +191,7 @@ def build_embedder(config: EngineConfig, *, ops: Ops | None = None, with_tokeniz
             dtype=getattr(torch, loaded.dtype),
             block_size=config.block_size,
             max_tokens=max(config.max_num_batched_tokens, config.max_model_len or loaded.spec.trained_len),
+            longest=config.max_model_len,
             device=loaded.device,
         )
     return BuiltEmbedder(

@@ -66,6 +66,10 @@ def load_model(
     if spec.architecture not in table:
         hint = "it makes embeddings, no text" if spec.architecture in ENCODERS else f"only {', '.join(sorted(table))}"
         raise ConfigFailure(f"architecture {spec.architecture} is not supported here: {hint}")
+    rope = spec.ropes[0] if spec.ropes else None
+    if rope is not None and rope.kind == "longrope" and first:
+        which = "longer than" if (config.max_model_len or spec.trained_len) > rope.original_len else "up to"
+        log.info("positions are turned as in texts of %s %d tokens: --max-model-len decides", which, rope.original_len)
     device = device_of(config.device, nodes.each, rank % nodes.each)
     dtype = spec.dtype if config.dtype == "auto" else config.dtype
     torch_dtype = getattr(torch, dtype)
@@ -75,7 +79,11 @@ def load_model(
     with memory_is_named():
         ops = ops or best_ops(device, torch_dtype, nodes.each)
     spec = replace(spec, shape=replace(spec.shape, values_beside=not ops.finds_values_in_keys))
-    saved = saved_bytes(folder, torch_dtype, scheme, ops.keeps) if scheme is not None and ops.keeps else 0
+    saved = (
+        saved_bytes(folder, torch_dtype, scheme, ops.keeps, spec.shape.layers)
+        if scheme is not None and ops.keeps
+        else 0
+    )
     if first or device.type == "cuda":  # who comes later finds memory in use by those who came before
         check_room(
             spec.shape, dtype, device,

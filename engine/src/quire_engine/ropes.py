@@ -57,10 +57,11 @@ def ropes_of(config: Config, family: str, shape: ModelShape, positions: int, lon
     thetas = {"full_attention": theta, "sliding_attention": 1e4 if family == "gemma3_text" else theta}
     outer = config.get("partial_rotary_factor")
     width = shape.rotary or shape.head_dim
-    interleaved = family == "deepseek_v2" or (family == "deepseek_v3" and config.get("rope_interleave") is not False)
+    interleaved = family == "deepseek_v2" or (family == "deepseek_v3" and bool(config.get("rope_interleave", True)))
 
     def rope(kind: str) -> Rope:
-        said, original = dict(given.get(kind) or {}), config.get("original_max_position_embeddings")
+        said = dict(given.get(kind) or {})
+        original = config.get("original_max_position_embeddings", 4096 if family == "phi3" else None)
         if original is not None:  # beside it, and what counts
             said["original_max_position_embeddings"] = original
         made = _rope(said, family, thetas[kind], width, positions, outer, longest or positions)
@@ -73,6 +74,8 @@ def _rope(
     given: Config, family: str, theta: float, width: int, positions: int, outer: float | None, longest: int
 ) -> Rope:
     kind = given.get("rope_type") or given.get("type") or "default"
+    if family == "phi3" and kind in ("su", "yarn"):  # as its first checkpoints call it
+        kind = "longrope"
     known = ["default", "longrope"] if family == "phi3" else [name for name in ROPE_KEYS if name != "longrope"]
     if kind not in known:
         raise ConfigFailure(f"rotary embedding {kind!r} of a {family} is not supported yet, only {', '.join(known)}")

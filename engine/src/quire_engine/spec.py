@@ -173,10 +173,11 @@ def _routing_by_groups(config: Config, family: str, shape: ModelShape) -> Routin
         )
     if not third and config.get("norm_topk_prob"):
         raise ConfigFailure(f"norm_topk_prob of a {family} is not supported yet")  # transformers leaves it out, too
-    groups, chosen_groups = (
-        (config.get("n_group") or 1, config.get("topk_group") or 1) if method != "greedy" else (1, 1)
-    )
-    if shape.experts % groups or not 0 < chosen_groups <= groups:
+    usual, judged_by = ((8, 4), 2) if third else ((1, 1), 1)
+    groups, chosen_groups = config.get("n_group") or usual[0], config.get("topk_group") or usual[1]
+    if method == "greedy":
+        groups, chosen_groups = 1, 1
+    if shape.experts % groups or not 0 < chosen_groups <= groups or shape.experts < groups * judged_by:
         raise ValueError(f"{shape.experts} experts in {groups} groups (n_group), of which {chosen_groups} (topk_group)")
     if shape.experts_per_token > shape.experts // groups * chosen_groups:
         raise ValueError(f"num_experts_per_tok is {shape.experts_per_token}, more than {chosen_groups} groups have")
@@ -186,8 +187,8 @@ def _routing_by_groups(config: Config, family: str, shape: ModelShape) -> Routin
         sigmoid=third,
         groups=groups,
         chosen_groups=chosen_groups,
-        judged_by=2 if third else 1,
-        scale=config.get("routed_scaling_factor", 2.5 if third else 1.0),
+        judged_by=judged_by,
+        scale=config.get("routed_scaling_factor") or (2.5 if third else 1.0),
     )
 
 

@@ -68,7 +68,7 @@ def feed_forward(spec: ModelSpec, weights: Weights, ops: Ops, name: str, layer: 
         count=experts,
         routing=spec.routing,
         activation=spec.activation,
-        preference=weights.take(preference, (experts,), torch.float32) if preference in weights else None,
+        preference=weights.take(preference, (experts,), torch.float32) if spec.routing.sigmoid else None,
     )
     return Together(chosen, gated(spec, weights, ops, f"{name}.shared_experts", shared)) if shared else chosen
 

@@ -7,6 +7,7 @@ kernels take them, matrices in few bits.
 """
 
 import math
+import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,7 @@ __all__ = ["DummyWeights", "Weights", "saved_bytes"]
 DERIVED = (".rotary_emb.inv_freq", ".position_ids")  # older checkpoints keep what follows from config.json
 SPREAD = {Kind.INT4: 3.0, Kind.INT8: 40.0, Kind.FP8: 64.0}  # deviation of made up numbers, which their scale makes 0.02
 RANGE = {Kind.INT4: (-8, 7), Kind.INT8: (-128, 127)}
+LAYER = re.compile(r"\blayers\.(\d+)\.")
 PLAIN = (
     "embed_tokens.",
     "word_embeddings.",
@@ -267,12 +269,14 @@ class DummyWeights(Weights):
         return packed
 
 
-def saved_bytes(folder: Path, dtype: torch.dtype, scheme: Scheme, keeps: Collection[Kind]) -> int:
-    """How much less than plain the model takes, for what stays in few bits. Nothing is read but names and shapes."""
+def saved_bytes(folder: Path, dtype: torch.dtype, scheme: Scheme, keeps: Collection[Kind], layers: int) -> int:
+    """How much less than plain a model of so many layers takes, for what stays in few bits. Nothing is read but names and
+    shapes."""
     coded = [
         (tensor, packed_bytes(tensor.kind, tensor.shape, tensor.groups))
         for name, tensor in scheme(_stored(folder)).items()
         if isinstance(tensor, Coded) and tensor.kind in keeps and not any(part in name for part in PLAIN)
+        if (layer := LAYER.search(name)) is None or int(layer[1]) < layers  # one beyond stays in the file
     ]
     return sum(
         math.prod(tensor.shape) * dtype.itemsize - size

@@ -70,7 +70,7 @@ def pack_experts(weights: Iterator[Tensor], count: int) -> Matrices:
 
 
 def route(likings: Tensor, routing: Routing, preference: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    likelihood = likings.sigmoid() if routing.sigmoid else likings.softmax(dim=-1)
+    likelihood = _sigmoid(likings) if routing.sigmoid else likings.softmax(dim=-1)
     ranked = likelihood if preference is None else likelihood + preference
     if routing.chosen_groups < routing.groups:
         grouped = ranked.view(len(ranked), routing.groups, -1)
@@ -83,6 +83,11 @@ def route(likings: Tensor, routing: Routing, preference: Tensor | None = None) -
     if routing.renormalised:
         shares = shares / shares.sum(dim=-1, keepdim=True)
     return choices, shares * routing.scale
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    """By the softmax of x and 0: torch's own has other last bits in a vector than at the end of one, and so by the row."""
+    return torch.stack((x, torch.zeros_like(x)), dim=-1).softmax(dim=-1)[..., 0]
 
 
 def _first_best(of: Tensor, count: int) -> Tensor:

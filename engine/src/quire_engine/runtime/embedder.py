@@ -34,14 +34,15 @@ class Embedder:
         dtype: torch.dtype,
         block_size: int,
         max_tokens: int,
+        longest: int | None = None,
         device: torch.device,
     ) -> None:
-        """`max_tokens` go through the model at once, more or less: a prompt takes whole blocks."""
+        """A prompt has so many tokens at the `longest`, if it is not the model that says so. `max_tokens` go through the model at once, more or less: a prompt takes whole blocks."""
         self._encoder = encoder
         self._pooling = spec.pooling
         self._hidden = spec.shape.hidden
         self._vocabulary = spec.shape.vocabulary
-        self.longest = min(spec.trained_len, max_tokens)  # tokens of one prompt
+        self.longest = min(spec.trained_len, max_tokens, longest or max_tokens)  # tokens of one prompt
         self._block_size = block_size
         self._num_blocks = -(-max_tokens // block_size)
         self._device = device

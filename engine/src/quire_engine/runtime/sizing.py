@@ -26,7 +26,7 @@ COPY_RATE = {"cpu": 10e9, "cuda": 25e9}
 COMPUTE_RATE = {"cpu": 300e9, "cuda": 300e12}
 
 # Of a CUDA graph. What drivers take is not documented: others see 5 to 15 MiB for a graph of a model with 32 layers.
-KERNELS_OF_LAYER = 16
+KERNELS_OF_LAYER, MORE_OF_LATENT = 16, 20
 NODE_BYTES = 16 << 10
 
 Workspace = Callable[[ModelShape, str, int, int, int], int]  # shape, dtype, sequences, longest request, block size
@@ -142,7 +142,7 @@ def split_bytes(shape: ModelShape, dtype: str, max_num_seqs: int, max_len: int, 
 def graph_bytes(shape: ModelShape, dtype: str, max_num_seqs: int, max_len: int, block_size: int) -> int:
     """The same, and all recordings there can be: their kernels, their batches, and the memory they share."""
     every = list(buckets(max_num_seqs, max_len))
-    kernels = len(every) * shape.layers * KERNELS_OF_LAYER * NODE_BYTES
+    kernels = len(every) * shape.layers * (KERNELS_OF_LAYER + bool(shape.latent) * MORE_OF_LATENT) * NODE_BYTES
     tables = sum(bucket.rows * -(-bucket.context // block_size) for bucket in every) * 4
     rows = max(bucket.rows for bucket in every)
     sums = max(bucket.parts for bucket in every) * shape.heads * ((shape.latent or shape.head_dim) + 2) * 4

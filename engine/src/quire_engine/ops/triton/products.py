@@ -54,7 +54,7 @@ def pack(weight: Tensor | Packed) -> Matrix:
 def linear_by(invariance: Invariance) -> Linear:
     def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None, *, wide: bool = False) -> Tensor:
         if not isinstance(weight, Packed):
-            return _alike(x, weight, bias, wide) if invariance.asked else by_torch(x, weight, bias, wide=wide)
+            return _alike(x, weight, bias, wide) if invariance.asked else _by_torch(x, weight, bias, wide)
         if weight.order is not None:
             x = x[:, weight.order]
         if invariance.asked:
@@ -64,6 +64,14 @@ def linear_by(invariance: Invariance) -> Linear:
         return _product_of(x.contiguous(), weight, bias, torch.float32 if wide else x.dtype)
 
     return linear
+
+
+def _by_torch(x: Tensor, weight: Tensor, bias: Tensor | None, wide: bool) -> Tensor:
+    """What is to be wide is not rounded on its way: two experts, or two tokens, must not become alike."""
+    if not wide or not x.is_cuda or x.dtype is torch.float32:
+        return by_torch(x, weight, bias, wide=wide)
+    y = torch.mm(x, weight.T, out_dtype=torch.float32)
+    return y if bias is None else y + bias
 
 
 def per_head_by(invariance: Invariance) -> Callable[[Tensor, Matrices], Tensor]:
