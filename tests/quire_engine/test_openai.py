@@ -172,6 +172,22 @@ def test_prompt_logprobs_and_token_ids_are_vllms(server: Running) -> None:
         assert min(entry["rank"] for entry in row.values()) == 1
 
 
+def test_the_first_chunk_of_a_stream_has_the_prompts_ids(server: Running) -> None:
+    def chunks(path: str, **body: Any) -> list[Any]:
+        _, _, data = server.request("POST", path, {"stream": True, "max_tokens": 3, "return_token_ids": True, **body})
+        events = data.decode().split("\n\n")
+        return [json.loads(event.removeprefix("data: ")) for event in events if event and "[DONE]" not in event]
+
+    text = chunks("/v1/completions", prompt=[5, 6, 7], n=2)
+    chat = chunks("/v1/chat/completions", messages=HELLO)
+
+    told = [choice["prompt_token_ids"] for chunk in text for choice in chunk["choices"] if "prompt_token_ids" in choice]
+    assert told == [[5, 6, 7]] * 2
+    _, expected = server.post("/tokenize", messages=HELLO)
+    assert [chunk["prompt_token_ids"] for chunk in chat if "prompt_token_ids" in chunk] == [expected["tokens"]]
+    assert "prompt_token_ids" in chat[0]
+
+
 # ---------------------------------------------------------------------- streams
 
 
@@ -327,6 +343,16 @@ def test_parse_gives_an_instance_of_the_clients_class(client: openai.OpenAI) -> 
     assert isinstance(done.choices[0].message.parsed, Fruit)
 
 
+def test_structured_outputs_are_known_by_their_older_names(server: Running) -> None:
+    ask: dict[str, Any] = {"messages": HELLO, "temperature": 0, "max_tokens": 8}
+
+    _, done = server.post("/v1/chat/completions", guided_choice=["maybe", "never"], **ask)
+    status, refused = server.post("/v1/chat/completions", guided_regex="a+", structured_outputs={"regex": "b+"}, **ask)
+
+    assert done["choices"][0]["message"]["content"] in ("maybe", "never")
+    assert (status, refused["error"]["param"]) == (400, "structured_outputs")
+
+
 def test_json_object_and_vllms_structured_outputs(client: openai.OpenAI) -> None:
     ask: Any = {"model": MODEL, "messages": HELLO, "max_tokens": 120, "seed": 5}
 
@@ -382,6 +408,31 @@ def test_what_is_gone_on_with_is_the_content_and_not_what_looks_like_it(server: 
     _, text = server.post("/detokenize", tokens=tokens["tokens"])
 
     assert text["prompt"].endswith("<|im_start|>assistant\nend ")
+
+
+def test_an_echo_of_a_chat_is_of_what_is_gone_on_with(server: Running) -> None:
+    begun = [*HELLO, {"role": "assistant", "content": "Hello! I am quire-tiny, the small"}]
+    ask: dict[str, Any] = {"temperature": 0, "echo": True}
+
+    _, theirs = server.post("/v1/chat/completions", messages=HELLO, **ask)
+    _, ours = server.post("/v1/chat/completions", messages=begun, continue_final_message=True, **ask)
+
+    assert [done["choices"][0]["message"]["content"] for done in (theirs, ours)] == [GREETING] * 2
+
+
+def test_parts_of_a_content_are_lines(server: Running) -> None:
+    parts = [
+        {"type": "text", "text": "one"},
+        {"type": "input_text", "text": "two"},
+        {"type": "refusal", "refusal": "three"},
+    ]
+
+    counted = [
+        server.post("/tokenize", messages=[{"role": "user", "content": content}])[1]["tokens"]
+        for content in (parts, "one\ntwo\nthree")
+    ]
+
+    assert counted[0] == counted[1]
 
 
 def test_a_request_need_not_name_the_model(server: Running) -> None:
@@ -505,7 +556,8 @@ def metric(server: Running, name: str) -> float:
 
 @pytest.fixture(scope="module")
 def mistral(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    template = "{% for m in messages %}{{ m.role }}: {{ m.content is none }}\n{% endfor %}assistant:"
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content is none }}{{ ' calls' if 'tool_calls' in m }}"
+    template += "{{ ' thought ' + m.reasoning_content if m.reasoning_content }}\n{% endfor %}assistant:"
     options = ["--kv-cache-gib=0.05", "--tool-call-parser=mistral", f"--chat-template={template}"]
     with serving(tmp_path_factory.mktemp("mistral"), "serve", "builtin://quire-tiny", *options) as running:
         yield running
@@ -529,7 +581,28 @@ def test_a_template_sees_that_a_message_has_no_content(mistral: Running) -> None
     _, tokens = mistral.post("/tokenize", messages=messages)
     _, text = mistral.post("/detokenize", tokens=tokens["tokens"])
 
-    assert text["prompt"] == "user: False\nassistant: True\nassistant:"
+    assert text["prompt"] == "user: False\nassistant: True calls\nassistant:"
+
+
+def test_a_template_is_given_what_models_were_trained_on(mistral: Running) -> None:
+    """Neither null, where nothing stands for it, nor an empty list, nor a role that it does not know."""
+    messages = [
+        {"role": "developer", "content": "Be brief."}, *HELLO, {"role": "assistant", "content": None, "tool_calls": []},
+        {"role": "assistant", "content": "x", "reasoning": "hm"}, {"role": "tool", "content": None},
+    ]  # fmt: skip
+
+    _, tokens = mistral.post("/tokenize", messages=messages)
+    _, text = mistral.post("/detokenize", tokens=tokens["tokens"])
+
+    seen = [
+        "system: False",
+        "user: False",
+        "assistant: False",
+        "assistant: False thought hm",
+        "tool: False",
+        "assistant:",
+    ]
+    assert text["prompt"].split("\n") == seen
 
 
 def test_what_a_request_leaves_open_is_as_the_checkpoint_says(tmp_path: Path) -> None:

@@ -95,7 +95,6 @@ def resolved(params: SamplingParams, tokenizer: Tokenizer | None = TINY, prompt_
         ("detokenize", "no", "true or false"),
         ("skip_special_tokens", None, "true or false"),
         ("include_stop_str_in_output", 0, "true or false"),
-        ("spaces_between_special_tokens", False, "not supported"),
     ],
 )
 def test_bad_input_gets_a_clear_error(name: str, value: object, says: str) -> None:

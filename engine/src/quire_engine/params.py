@@ -90,10 +90,6 @@ class SamplingParams:
             raise RequestRejected(
                 f"min_tokens is {self.min_tokens}, more than max_tokens, {self.max_tokens}", "min_tokens"
             )
-        if not self.spaces_between_special_tokens:
-            raise RequestRejected(
-                "spaces_between_special_tokens is False, which is not supported", "spaces_between_special_tokens"
-            )
         if not isinstance(self.stop, str):
             _check_list("stop", self.stop, "text, or a list of texts")
         for stop in self.stops:

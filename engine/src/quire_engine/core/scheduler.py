@@ -104,7 +104,7 @@ class Scheduler:
             raise RequestRejected("the prompt is empty: at least one token is needed", "prompt")
         if prompt >= limit:
             raise RequestRejected(
-                f"the prompt has {prompt} tokens, and this model takes at most {limit} with the output: shorten it",
+                f"this model's maximum context length is {limit} tokens with the output, and the prompt has {prompt}: shorten it",
                 "prompt",
             )
         if not 0 <= min(request.prompt) <= max(request.prompt) < len(self._token_bytes):

@@ -71,6 +71,10 @@ class Answer(ABC):
         """What the whole answer has besides."""
         return {}
 
+    def _more_of_stream(self) -> Json:
+        """What the first event of a stream has besides."""
+        return {}
+
     # ------------------------------------------------------------------ what they share
 
     async def whole(self, batches: AsyncGenerator[list[Piece]]) -> Json:
@@ -92,7 +96,7 @@ class Answer(ABC):
         try:
             async with aclosing(batches):  # a client that leaves closes this generator, and with it the request
                 async for pieces in batches:
-                    events = [] if started else [self._event(choice) for choice in self._openings()]
+                    events = [] if started else self._opening_events()
                     for piece in pieces:
                         self._num_tokens += len(piece.tokens)
                         for choice in self._events(piece):
@@ -111,6 +115,13 @@ class Answer(ABC):
             last = {**self._about(self.chunk_name), "choices": [], "usage": self._usage()}
             yield b"data: " + orjson.dumps(last) + b"\n\n"
         yield b"data: [DONE]\n\n"
+
+    def _opening_events(self) -> list[bytes]:
+        events = [self._event(choice) for choice in self._openings()]
+        if events and (more := self._more_of_stream()):
+            first = orjson.loads(events[0].removeprefix(b"data: "))
+            events[0] = b"data: " + orjson.dumps(first | more) + b"\n\n"
+        return events
 
     def _event(self, choice: Json) -> bytes:
         if self._with_usage:

@@ -67,7 +67,8 @@ class ChatAnswer(Answer):
 
     @staticmethod
     def _last_content(request: ChatRequest) -> str:
-        return request.messages[-1].text
+        """What the answer goes on with: of anybody else it would be no part."""
+        return request.messages[-1].text if request.messages[-1].role == "assistant" else ""
 
     # ------------------------------------------------------------------ whole
 
@@ -125,6 +126,9 @@ class ChatAnswer(Answer):
     def _openings(self) -> Iterator[Json]:
         for index in range(len(self._messages)):
             yield self._chunk(index, {"role": "assistant", "content": self._echo})
+
+    def _more_of_stream(self) -> Json:
+        return {"prompt_token_ids": list(self.job.asks[0].prompt)} if self._with_ids else {}
 
     def _events(self, piece: Piece) -> list[Json]:
         message, index = self._messages[piece.index], piece.index

@@ -39,6 +39,9 @@ class CompletionAnswer(Answer):
         self._names = TokenNames(self._table, request.return_tokens_as_token_ids)
         self._texts = [_Text() for _ in job.asks]
         self._echoed = [not self._echo] * len(job.asks)
+        self._ids_due = {
+            index for index in range(len(job.asks)) if self._with_ids
+        }  # prompts that a stream has not told yet
         self._offsets = [0] * len(job.asks)
 
     def _openings(self) -> Iterator[Json]:
@@ -67,12 +70,17 @@ class CompletionAnswer(Answer):
 
     def _events(self, piece: Piece) -> list[Json]:
         piece = self._dropped(piece) if self._silent else piece
+        part: tuple[int | None, Piece] = (None, piece)
         if not self._echoed[piece.index]:
             self._echoed[piece.index] = True
-            return [self._choice(self._with_prompt(piece), piece.index)]
-        if piece.text or piece.finish or self._logprobs or self._with_ids:
-            return [self._choice((None, piece), piece.index)]
-        return []
+            part = self._with_prompt(piece)
+        elif not (piece.text or piece.finish or self._logprobs or self._with_ids):
+            return []
+        choice = self._choice(part, piece.index)
+        if piece.index in self._ids_due:
+            self._ids_due.remove(piece.index)
+            choice["prompt_token_ids"] = list(self.job.asks[piece.index].prompt)
+        return [choice]
 
     def _dropped(self, piece: Piece) -> Piece:
         self._num_tokens -= len(piece.tokens)

@@ -51,9 +51,9 @@ class Prompts:
             raise RequestRejected("prompt_logprobs come with whole answers only: leave out stream", "prompt_logprobs")
         more: dict[str, Any] = {"max_tokens": limit, "logprobs": request.wanted_logprobs}
         if choice not in (None, "none", "auto"):
-            if request.response_format or request.structured_outputs:
+            if request.asked_structure:
                 raise RequestRejected(
-                    "tool_choice asks for a call, and a format for another text: drop one", "tool_choice"
+                    "tool_choice asks for a call, and structured_outputs for another text: drop one", "tool_choice"
                 )
             more["structured_outputs"] = self._call_grammar(request, str(choice), in_reasoning)
         asked = request.sampling(self.defaults, **more)
@@ -112,12 +112,14 @@ class Prompts:
                 more = {"enable_thinking": effort != "none", **more, "reasoning_effort": effort}
             if request.tool_choice == "none":
                 tools = None
-        go_on = request.continue_final_message
+        go_on, developers = request.continue_final_message, "developer" in (self.template.source or "")
 
         def rendered() -> str:
+            shown = [message.as_template() for message in messages]
+            if go_on:
+                shown[-1] = _marked(messages[-1])
             text = self.template.render(
-                [_for_template(message.as_template()) for message in messages[:-1]]
-                + [_for_template(_marked(messages[-1]) if go_on else messages[-1].as_template())],
+                [_for_template(message, developers=developers) for message in shown],
                 [tool.model_dump(exclude_none=True) for tool in tools] if tools else None,
                 add_generation_prompt=request.add_generation_prompt and not go_on,
                 more=more,
@@ -252,7 +254,7 @@ class Prompts:
             raise RequestRejected("the prompt is empty: at least one token is needed", "prompt")
         if len(ids) >= limit:
             raise RequestRejected(
-                f"the prompt has {len(ids)} tokens, and this model takes at most {limit} with the output: shorten it",
+                f"this model's maximum context length is {limit} tokens with the output, and the prompt has {len(ids)}: shorten it",
                 "prompt",
             )
         if max(ids) >= vocabulary:
@@ -279,8 +281,17 @@ def _check_number(prompts: int, answers: int) -> None:
         )
 
 
-def _for_template(message: dict[str, Any]) -> dict[str, Any]:
-    """Clients send the arguments of calls as JSON text; templates expect what it means."""
+def _for_template(message: dict[str, Any], *, developers: bool) -> dict[str, Any]:
+    """As templates expect it, which know what their model was trained on: arguments of calls as what the JSON text means,
+    thoughts by any of their names, nothing rather than null or an empty list, and developers only if they do."""
+    if message["role"] == "developer" and not developers:
+        message["role"] = "system"
+    if not message.get("tool_calls"):
+        message.pop("tool_calls", None)
+        message["content"] = message["content"] or ""
+    thoughts = message.get("reasoning_content") or message.get("reasoning")
+    if isinstance(thoughts, str):
+        message |= dict.fromkeys(("reasoning_content", "reasoning", "thinking"), thoughts)
     for call in message.get("tool_calls") or ():
         function = call.get("function") if isinstance(call, Mapping) else None
         if isinstance(function, dict) and isinstance(function.get("arguments"), str):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from quire_engine.errors import RequestRejected
 from quire_engine.grammars.asked import structured_of
@@ -42,9 +42,14 @@ NOT_YET: dict[str, tuple[object, ...]] = {  # field -> values that ask for nothi
     "repetition_detection": (None,),
     "web_search_options": (None,),
     "chat_template": (None,),
+    "truncation_side": (None, "left"),
+    "guided_whitespace_pattern": (None,),
 }
+GUIDED = {
+    f"guided_{kind}": kind for kind in ("json", "regex", "choice", "grammar")
+}  # what structured_outputs were called once
 OF_NO_CONSEQUENCE = {
-    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "guided_decoding_backend",
 }  # fmt: skip
 
 MOST_MESSAGES = 10_000
@@ -75,13 +80,23 @@ def _asks_for_nothing(value: object, nothing: tuple[object, ...]) -> bool:
     return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in nothing)
 
 
-class StreamOptions(BaseModel):
+class Asked(BaseModel):
+    """Clients write null for what they leave out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
+
+
+class StreamOptions(Asked):
     model_config = ConfigDict(extra="forbid")
     include_usage: bool = False
     continuous_usage_stats: bool = False
+    include_obfuscation: bool = False  # there is none
 
 
-class Request(BaseModel):
+class Request(Asked):
     model_config = ConfigDict(extra="allow")
 
     model: str | None = None  # there is just the one
@@ -95,7 +110,7 @@ class Request(BaseModel):
     @property
     def ignored(self) -> list[str]:
         """Fields nobody knows, as far as they can stand in a header."""
-        unknown = set(self.model_extra or ()) - set(NOT_YET) - OF_NO_CONSEQUENCE
+        unknown = set(self.model_extra or ()) - set(NOT_YET) - set(GUIDED) - OF_NO_CONSEQUENCE
         return sorted(name for name in unknown if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name))[:16]
 
 
@@ -142,6 +157,18 @@ class Sampled(Request):
     def wants_usage_always(self) -> bool:
         return self.wants_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
 
+    @property
+    def asked_structure(self) -> dict[str, Any] | None:
+        """By vLLM's names, those of today or the older ones."""
+        extra = self.model_extra or {}
+        guided = {kind: extra[name] for name, kind in GUIDED.items() if name in extra}
+        if guided and self.structured_outputs is not None:
+            raise RequestRejected(
+                f"{min(extra.keys() & GUIDED.keys())} is an older name of structured_outputs: give one of them",
+                "structured_outputs",
+            )
+        return guided or self.structured_outputs
+
     def sampling(self, defaults: Mapping[str, Any], **more: Any) -> SamplingParams:
         """What was asked for; null, and what was left out, are the defaults: the model's, or else OpenAI's.
 
@@ -150,7 +177,7 @@ class Sampled(Request):
         if self.stream_options is not None and not self.stream:
             raise RequestRejected("stream_options are for streams: set stream, or leave them out", "stream_options")
         asked = {**defaults, **{name: value for name in SAMPLING if (value := getattr(self, name)) is not None}}
-        structured = structured_of(self.response_format, self.structured_outputs)
+        structured = structured_of(self.response_format, self.asked_structure)
         if structured is not None:
             asked["structured_outputs"] = structured
         return SamplingParams(**{**asked, **more})
@@ -179,21 +206,33 @@ class CompletionRequest(Sampled):
 
 
 class TextPart(BaseModel):
-    type: Literal["text"]
+    type: Literal["text", "input_text", "output_text"]
     text: str
+
+
+class RefusalPart(BaseModel):
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        return self.refusal
+
+
+Part = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
 
 
 class Message(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | FirstFault[TextPart] | None = None
+    content: str | FirstFault[Part] | None = None
     tool_calls: FirstFault[dict[str, Any]] | None = None
 
     @property
     def text(self) -> str:
-        """The content as one string."""
-        return "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content or ""
+        """The content as one string, a line for each part."""
+        return "\n".join(part.text for part in self.content) if isinstance(self.content, list) else self.content or ""
 
     def as_template(self) -> dict[str, Any]:
         """What chat templates expect: the content as one string, or none."""
