@@ -221,7 +221,7 @@ def test_a_conversation_goes_through_the_chat_template(llm: LLM) -> None:
         (["fine", ""], "prompt 1: the prompt is empty"),
         (["fine", "fine", {"prompt_token_ids": [1024]}], "prompt 2: .* 0 to 1023"),
         ([{"prompt_token_ids": [-1]}], "prompt 0: .* 0 to 1023"),
-        ([{"prompt_token_ids": [1] * 3000}], "prompt 0: the prompt has 3000 tokens"),
+        ([{"prompt_token_ids": [1] * 3000}], "prompt 0: this model.s maximum .* the prompt has 3000"),
         ([{"prompt_token_ids": ["1"]}], "prompt 0: prompt_token_ids must be a list of whole numbers"),
         ([{"prompt_token_ids": "12"}], "prompt 0: prompt_token_ids must be a list of whole numbers"),
         ([{"text": "a"}], r"prompt 0 has the keys \['text'\]"),

@@ -458,6 +458,44 @@ def test_what_a_failed_launch_planned_is_not_found_afterwards() -> None:
     assert runner.steps == 0
 
 
+def test_nothing_is_found_of_a_step_that_was_broken_off_while_it_was_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C when tokens are counted as computed, and nothing was launched."""
+    scheduler = make(budget=64)
+    engine, plan = Engine(scheduler, FakeRunner(4, 64)), scheduler.schedule
+    scheduler.add(request(1, tuple(range(40)), tokens=3))
+
+    def broken_off() -> StepPlan:
+        plan()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scheduler, "schedule", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    engine.abort(RequestId(1))
+    scheduler.check()
+    monkeypatch.undo()
+    scheduler.add(request(2, tuple(range(40)), tokens=3))
+
+    assert scheduler.schedule().starts == [0]
+
+
+def test_a_request_that_was_refused_is_asked_again_when_another_has_computed_its_prompt() -> None:
+    """It needs fewer blocks then, though no more are free."""
+    prompt = tuple(range(40))
+    scheduler, tally = make(blocks=20, budget=64), Tally()
+    engine = Engine(scheduler, FakeRunner(4, 64))
+    for each in (request(1, 3, tokens=30), request(2, prompt, tokens=12), request(3, prompt, tokens=3)):
+        scheduler.add(each)
+
+    for _ in range(2):
+        tally.take(engine.step())
+
+    assert tally.order == [1, 2, 3]
+    assert tally.cached[3] == 39
+    drain(engine, scheduler, tally)
+    assert tally.tokens[3] == continuation(prompt, 3)
+
+
 def test_a_request_whose_logits_are_no_numbers_leaves_nothing_to_find() -> None:
     scheduler = make()
     scheduler.add(request(1, tuple(range(12)), tokens=3))
@@ -581,7 +619,7 @@ def test_one_step_ahead_does_not_compute_beyond_the_last_token() -> None:
     ("prompt", "tokens", "says"),
     [
         (0, 1, "the prompt is empty"),
-        (64, 1, "at most 64"),
+        (64, 1, "maximum context length is 64"),
         (30, 30, "the KV cache holds 40"),
         ((1, VOCABULARY), 1, "not in the vocabulary, whose ids are 0 to 49"),
         ((1, -1), 1, "not in the vocabulary"),

@@ -239,6 +239,43 @@ def test_a_cold_start_is_measured() -> None:
     assert decision.memory.cold_start_s == 40
 
 
+def test_an_engine_that_was_not_ready_for_a_moment_is_neither_a_burst_nor_a_cold_start() -> None:
+    """All that it ever finished did not come since it was seen last."""
+
+    def busy(time: int, *numbers: int) -> Look:
+        done = {"finished": 100_000 + 5 * time, "preemptions": 7}
+        return look(*(engine(n, running=8, kv_usage=0.5, **done) for n in numbers), replicas=4)
+
+    steady = [busy(time, 0, 1, 2, 3) for time in range(40)]
+    blip = [*steady[:20], busy(20, 1, 2, 3), *steady[21:]]
+
+    for seen in (blip[:22], blip):
+        decision = after(POLICY, *seen)
+        assert decision.desired <= after(POLICY, *steady[: len(seen)]).desired + 1
+        assert decision.reason not in (ScaleReason.PANIC, ScaleReason.PREEMPTIONS)
+        assert decision.memory.cold_start_s is None
+
+
+def test_engines_go_though_one_more_finds_no_place() -> None:
+    policy = replace(POLICY, down_delay_s=50, cold_start_s=10)
+    busy = [
+        look(*(engine(n, running=10, kv_usage=0.9, finished=9 * t) for n in range(4)), replicas=5) for t in range(9)
+    ]
+    idle = [look(*(engine(n) for n in range(4)), replicas=5)] * 60
+
+    decision = after(policy, *busy, *idle)
+
+    assert (decision.desired, decision.reason) == (3, ScaleReason.LESS_DEMAND)
+
+
+def test_engines_that_nobody_ever_asked_go_too() -> None:
+    policy = replace(POLICY, down_delay_s=50, cold_start_s=10)
+    idle = look(*(engine(n) for n in range(8)))
+
+    assert after(policy, *[idle] * 5).desired == 8
+    assert after(policy, *[idle] * 20).desired == 4
+
+
 # first tokens
 
 

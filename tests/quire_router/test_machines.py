@@ -27,7 +27,7 @@ class Breaking(RuleBasedStateMachine):
     @rule(end=st.sampled_from(["succeeded", "failed", "abandoned"]))
     def request(self, end: str) -> None:
         self.breaker = self.breaker.begin(self.now)
-        if self.breaker.trying:
+        if self.breaker.tried is not None:
             assert not self.breaker.allows(self.now), "half open lets one in at a time"
         if end == "failed":
             self.breaker, self.in_a_row = self.breaker.failed(self.now), self.in_a_row + 1
@@ -48,6 +48,18 @@ class Breaking(RuleBasedStateMachine):
 
 TestBreaking = Breaking.TestCase
 TestBreaking.settings = settings(max_examples=30, deadline=None)
+
+
+def test_half_open_lets_another_in_before_a_long_answer_has_ended() -> None:
+    breaker = Breaker()
+    for _ in range(FAILURES):
+        breaker = breaker.failed(0.0)
+
+    trial = breaker.begin(PAUSE_S)
+
+    assert not trial.allows(1.5 * PAUSE_S)
+    assert trial.allows(2 * PAUSE_S)
+    assert not trial.begin(2 * PAUSE_S).allows(2.5 * PAUSE_S)
 
 
 def test_each_failed_trial_doubles_the_pause() -> None:

@@ -111,7 +111,11 @@ class Engine:
         return self._released(events)
 
     def _compute(self) -> Events:
-        plan = self._scheduler.schedule()
+        try:
+            plan = self._scheduler.schedule()
+        except BaseException:  # Ctrl-C comes anywhere
+            self._scheduler.doubt()
+            raise
         self.last_num_tokens = plan.num_tokens
         self.last_least_s = 0.0
         if not plan.is_idle:

@@ -3,6 +3,8 @@
     closed  --FAILURES in a row-->  open  --its pause is over-->  half open  --one request fails-->  open, twice as long
        ^------------------------------------------------------------- one request succeeds --'
 
+Half open, one request goes out, and another after each pause: an answer may take minutes, and says nothing until it has ended.
+
 A failure is a connection that could not be made or that broke, or an answer of 500 or more other than 503: what a
 refusal says of the engine is health.py's to judge. Every transition returns a new breaker.
 """
@@ -28,7 +30,7 @@ class Breaker:
     failures: int = 0  # in a row
     opened: float | None = None  # when
     pause_s: float = PAUSE_S  # how long it stays open
-    trying: bool = False  # the one request of half open is under way
+    tried: float | None = None  # when the last request of half open went out
 
     def circuit(self, now: float) -> Circuit:
         if self.opened is None:
@@ -37,11 +39,12 @@ class Breaker:
 
     def allows(self, now: float) -> bool:
         circuit = self.circuit(now)
-        return circuit is Circuit.CLOSED or (circuit is Circuit.HALF_OPEN and not self.trying)
+        waits = self.tried is not None and now < self.tried + self.pause_s
+        return circuit is Circuit.CLOSED or (circuit is Circuit.HALF_OPEN and not waits)
 
     def begin(self, now: float) -> "Breaker":
         """A request that was allowed goes out."""
-        return replace(self, trying=True) if self.circuit(now) is Circuit.HALF_OPEN else self
+        return replace(self, tried=now) if self.circuit(now) is Circuit.HALF_OPEN else self
 
     def succeeded(self) -> "Breaker":
         return _CLOSED
@@ -55,7 +58,7 @@ class Breaker:
 
     def abandoned(self) -> "Breaker":
         """The request ended and says nothing of the engine: its client left. Another may try."""
-        return replace(self, trying=False) if self.trying else self
+        return replace(self, tried=None) if self.tried is not None else self
 
 
 _CLOSED = Breaker()

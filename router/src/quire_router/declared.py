@@ -35,6 +35,8 @@ def declared(deployment: LLMDeployment, status: DeploymentStatus | None) -> Mode
 
 def _desired(deployment: LLMDeployment, status: DeploymentStatus | None) -> int:
     """As many engines as are wanted: whoever decides it."""
+    if deployment.spec.suspend:
+        return 0
     decided = status.autoscaling if status is not None else None
     return deployment.spec.replicas if decided is None else decided.desired
 

@@ -15,7 +15,7 @@ find, gets a copy of it.
 from collections.abc import Iterable
 
 from quire_engine.core.blocks import BlockPool
-from quire_engine.core.sequence import Sequence
+from quire_engine.core.sequence import NEVER, Sequence
 from quire_engine.core.step import StepPlan
 
 __all__ = ["Memory"]
@@ -30,6 +30,7 @@ class Memory:
         self._host = host
         self._prefix_caching = prefix_caching
         self._swap_cost = swap_cost
+        self._num_findable = 0  # blocks of prompts, that ever became so
 
     @property
     def usage(self) -> float:
@@ -46,7 +47,8 @@ class Memory:
     def admit(self, plan: StepPlan, sequence: Sequence, spare: int) -> bool:
         """Give `sequence` the blocks of all its tokens, if then `spare` are left; `num_computed` says what they hold."""
         pool = self._pool
-        if pool.num_free <= sequence.refused_at:
+        free, findable = sequence.refused_at
+        if pool.num_free <= free and self._num_findable == findable:
             return False
         last = sequence.num_tokens - 1  # position of the token that is computed in any case, to sample from
         found = [] if sequence.host_blocks else self._find(sequence)
@@ -54,9 +56,9 @@ class Memory:
         partial = found[len(shared) : len(shared) + 1] if last % pool.block_size else []
         new = pool.blocks_for(sequence.num_tokens) - len(shared)
         if pool.num_free < new + spare + sum(map(pool.is_free, shared)):
-            sequence.refused_at = pool.num_free
+            sequence.refused_at = pool.num_free, self._num_findable
             return False
-        sequence.refused_at = -1
+        sequence.refused_at = NEVER
         pool.share(shared)
         fresh = pool.allocate(new)
         sequence.blocks = shared + fresh
@@ -94,6 +96,7 @@ class Memory:
             tokens = tuple(sequence.tokens[index * size : (index + 1) * size])
             sequence.prefix = self._pool.register(sequence.blocks[index], sequence.prefix, tokens)
             sequence.num_registered = index + 1
+            self._num_findable += index * size < sequence.num_prompt
 
     def victim(self, candidates: list[Sequence]) -> Sequence | None:
         """Who makes way: of those with the least priority, the one that loses least; the youngest of equals."""

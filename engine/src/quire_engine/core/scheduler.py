@@ -72,6 +72,7 @@ class Scheduler:
         self._token_bytes = token_bytes
         self._special_bytes = special_bytes or token_bytes
         self._sequences: dict[RequestId, Sequence] = {}
+        self._doubtful: set[RequestId] = set()  # of these
         self._waiting: list[Sequence] = []  # by rank, as is
         self._running: list[Sequence] = []
         self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
@@ -185,8 +186,14 @@ class Scheduler:
             raise AssertionError(f"{row} chunks sample, but {len(result.tokens)} tokens came back")
         return events
 
+    def doubt(self) -> None:
+        """A step was broken off: what it was to compute, nobody knows. Sequences can only be ended after this, and nothing of
+        theirs is found that was not found before."""
+        self._doubtful |= self._sequences.keys()
+
     def take_back(self, plan: StepPlan) -> None:
-        """The plan was not carried out: nothing of it is computed. Its sequences can only be ended after this."""
+        """The same, of a plan that was not carried out: nothing of it is computed."""
+        self.doubt()
         for request_id, start, samples in zip(plan.ids, plan.starts, plan.samples, strict=True):
             sequence = self._sequences[request_id]
             sequence.num_computed = start
@@ -339,7 +346,8 @@ class Scheduler:
     def _end(self, sequence: Sequence, finish: Finish, events: Events, token: int = -1) -> None:
         if sequence.status is Status.RUNNING:
             self._leave_running(sequence)
-            self._memory.release(sequence, keep=finish.reason is not FinishReason.ERROR)
+            doubtful = finish.reason is FinishReason.ERROR or sequence.request.id in self._doubtful
+            self._memory.release(sequence, keep=not doubtful)
         else:
             if sequence.status is Status.WAITING:
                 self._waiting.remove(sequence)
@@ -347,6 +355,7 @@ class Scheduler:
         sequence.become(Status.FINISHED)
         self._release_followers(sequence)
         del self._sequences[sequence.request.id]
+        self._doubtful.discard(sequence.request.id)
         self._finished += 1
         events.finished[len(events.ids)] = finish
         events.ids.append(sequence.request.id)

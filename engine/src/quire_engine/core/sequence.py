@@ -14,7 +14,9 @@ from quire_engine.core.blocks import Prefix
 from quire_engine.core.request import Request
 from quire_engine.core.stops import StopMatcher
 
-__all__ = ["Sequence", "Status"]
+__all__ = ["NEVER", "Sequence", "Status"]
+
+NEVER = (-1, -1)  # free blocks, and blocks of prompts that could be found, when it was last refused admission
 
 
 class Status(Enum):
@@ -53,7 +55,7 @@ class Sequence:
         self.slot: int | None = None
         self.blocks: list[int] = []
         self.host_blocks: list[int] = []  # what was computed before it was swapped out
-        self.refused_at = -1  # free blocks when it was last refused admission: with no more, it need not be asked again
+        self.refused_at = NEVER  # with as many free blocks and others' prompts to be found it need not be asked again
 
         self.root = self.prefix = Prefix(None, request.prefix_domain)
         self.num_registered = 0  # of its blocks; `prefix` is the chain of these

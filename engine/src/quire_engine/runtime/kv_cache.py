@@ -55,7 +55,8 @@ class KVCache:
         return self._layers[index]
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:
-        """Blocks to other blocks; no block is both source and target."""
+        """Blocks to blocks, as if all were read before any is written: one may be the source of one pair, and the target of
+        another."""
         _move(self._data, self._data, pairs)
 
     def swap_out(self, pairs: list[tuple[int, int]]) -> None:

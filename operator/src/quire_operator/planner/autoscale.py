@@ -166,12 +166,18 @@ def _down(look: Look, policy: Policy, memory: Memory, each: float | None) -> tup
     """As few as would have done for all of the time looked back on; at most half go at once."""
     if len(look.engines) < look.ready:  # some do not answer, and may be full
         return look.replicas, ScaleReason.METRICS_UNAVAILABLE
-    if look.replicas > look.ready or not each or memory.since is None or memory.at - memory.since < policy.back_s:
+    known_since = max((since for since in (memory.since, memory.short_since) if since is not None), default=memory.at)
+    if (
+        memory.at - known_since < policy.back_s
+    ):  # engines that load are not judged; one that cannot is no reason to keep the others
         return look.replicas, ScaleReason.STEADY
+    tokens, kv_tokens = max(p.tokens for p in memory.peaks), max(p.kv_tokens for p in memory.peaks)
     holds = min((e.kv_tokens for e in look.engines), default=0) * policy.kv_usage
+    if (tokens and not each) or (kv_tokens and not holds):
+        return look.replicas, ScaleReason.STEADY
     enough = max(
-        ceil(max(p.tokens for p in memory.peaks) / (FULL_DOWN * each)),
-        ceil(max(p.kv_tokens for p in memory.peaks) / holds) if holds else look.replicas,
+        ceil(tokens / (FULL_DOWN * each)) if each else 0,
+        ceil(kv_tokens / holds) if holds else 0,
         ceil(look.replicas / 2),
         1,
     )

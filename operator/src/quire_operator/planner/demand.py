@@ -112,9 +112,10 @@ class Memory:
     last_work: float | None = None  # when anything was in flight, or no engine was ready for it
     trim: float = 1.0  # how much of its capacity an engine is given (trim.py)
     learned: float | None = None  # capacity that was known before a restart
-    loading_since: float | None = None  # fewer are ready than exist; None also once this was measured
+    short_since: float | None = None  # since when fewer are ready than exist, and none came or was asked for
+    loading_since: float | None = None  # the same of engines that were asked for; None also once this was measured
+    replicas: int = 0  # that existed
     ready: int = 0
-    complete: bool = True  # all that exist were ready
     cold_start_s: float | None = None  # measured: from being wanted to being ready
 
     @property
@@ -131,8 +132,10 @@ def remember(memory: Memory, look: Look, now: float, keep_s: float) -> Memory:
     finished = preempted = 0
     full = list(memory.full)
     for engine in look.engines:
-        before = memory.counters.get(engine.name, Counters(finished=0, preemptions=0, waiting=0))
-        if memory.since is not None and engine.finished >= before.finished:  # else it was started again
+        before = memory.counters.get(engine.name)
+        if before is None:  # new, or not ready when it was looked for last: since when it counts, nobody knows
+            continue
+        if engine.finished >= before.finished:  # else it was started again
             finished += engine.finished - before.finished
             preempted += max(0, engine.preemptions - before.preemptions)
         if engine.waiting and before.waiting:  # twice in a row: it is full, and not between two steps
@@ -172,18 +175,26 @@ def remember(memory: Memory, look: Look, now: float, keep_s: float) -> Memory:
         last_work=now if worked or not look.ready or memory.since is None else memory.last_work,
         trim=memory.trim,
         learned=memory.learned,
+        short_since=_short_since(memory, look, now),
+        replicas=look.replicas,
         ready=look.ready,
-        complete=look.ready >= look.replicas,
         loading_since=loading_since,
         cold_start_s=cold_start_s,
     )
+
+
+def _short_since(memory: Memory, look: Look, now: float) -> float | None:
+    if look.ready >= look.replicas:
+        return None
+    goes_on = look.ready > memory.ready or look.replicas > memory.replicas
+    return now if goes_on or memory.short_since is None else memory.short_since
 
 
 def _cold_start(memory: Memory, look: Look, now: float) -> tuple[float | None, float | None]:
     """Since when engines load, and the last cold start. Measured by the first to be ready after all were: those that were asked for later began later, nobody saw when."""
     if memory.loading_since is not None and look.ready > memory.ready:
         return None, now - memory.loading_since
-    begins = memory.complete and look.ready < look.replicas
+    begins = memory.short_since is None and look.replicas > memory.replicas and look.ready < look.replicas
     since = now if begins else None if look.ready >= look.replicas else memory.loading_since
     return since, memory.cold_start_s
 
