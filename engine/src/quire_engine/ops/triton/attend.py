@@ -82,7 +82,7 @@ def _attention(query: Tensor, form: AttentionForm, cache: LayerCache, batch: For
     nothing = query  # an address for what the form has not
     slopes, sinks = (nothing if each is None else each for each in (form.slopes, form.sinks))
     wide = query.dtype is torch.float32
-    columns = 64 // (1 + wide) // (1 + (block > 128))  # so that sums and scores stay in registers
+    columns = 64 // (1 + wide) // (1 + (block > 128 or beside > 0))  # so that sums and scores stay in registers
 
     if most > 0:
         sums = query.new_empty((chunks, most, heads, dim) if most > 1 else 1, dtype=torch.float32)
@@ -202,10 +202,12 @@ def _decode(
     head = kv_head * GROUP + before + row
     full = there[:, None] & (d < DIM)[None, :]
     at = (token * HEADS + head[:, None]) * DIM + d[None, :]
-    query_row = query_at + (token * HEADS + head[:, None]) * (DIM + BESIDE)
-    query = tl.load(query_row + BESIDE + d[None, :], mask=full, other=0.0)
-    query_beside = query
-    if BESIDE:
+    if BESIDE == 0:  # as it is stored, which saves registers
+        query = tl.load(query_at + at, mask=full, other=0.0)
+        query_beside = query
+    else:
+        query_row = query_at + (token * HEADS + head[:, None]) * (DIM + BESIDE)
+        query = tl.load(query_row + BESIDE + d[None, :], mask=full, other=0.0)
         query_beside = tl.load(query_row + e[None, :], mask=there[:, None] & (e < BESIDE)[None, :], other=0.0)
     positions = tl.where(there, context - 1, -1)
     slopes = tl.zeros([ROWS], tl.float32)
