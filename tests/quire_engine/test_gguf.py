@@ -107,7 +107,7 @@ def test_blocks_of_a_number_and_a_scale_stay_in_few_bits(case: str, kind: str, s
     ours = logits_of(spec, load(folder, keeps), PROMPT)
 
     assert torch.equal(ours, logits_of(spec, load(folder), PROMPT))
-    assert saved_bytes(folder, torch.float32, scheme_of(spec.quantization), keeps) > 0
+    assert saved_bytes(folder, torch.float32, scheme_of(spec.quantization), keeps, spec.shape.layers) > 0
 
 
 @pytest.mark.parametrize("kind", K)

@@ -281,7 +281,7 @@ def test_what_is_saved_is_known_before_a_number_is_read(method: str, saved: Any)
             spec = read_spec(folder)
             GENERATORS[spec.architecture](spec, weights, REFERENCE, CPU)
 
-    said = saved_bytes(folder, torch.float32, scheme_of(METHODS[method].said), ALL)
+    said = saved_bytes(folder, torch.float32, scheme_of(METHODS[method].said), ALL, spec.shape.layers)
 
     assert said == pytest.approx(plain.given_bytes - kept.given_bytes, rel=0.05)
     assert (said > 0) == (method not in UNEVEN)
@@ -294,10 +294,11 @@ def test_nothing_is_saved_by_a_router_in_few_bits(tmp_path: Path) -> None:
     def saved_by(name: str) -> int:
         weight, scale = torch.zeros(64, 64, dtype=torch.float8_e4m3fn), torch.ones(1)
         save_file({f"{name}.weight": weight, f"{name}.weight_scale": scale}, tmp_path / "model.safetensors")
-        return saved_bytes(tmp_path, torch.float32, scheme_of(said), ALL)
+        return saved_bytes(tmp_path, torch.float32, scheme_of(said), ALL, 2)
 
     assert saved_by("model.layers.0.mlp.gate") == 0
     assert saved_by("model.layers.0.mlp.gate_proj") > 0
+    assert saved_by("model.layers.2.mlp.gate_proj") == 0  # a layer more than the model has
 
 
 def test_what_is_saved_makes_room(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
