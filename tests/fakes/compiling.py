@@ -168,7 +168,8 @@ def compile_all(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
         form_of(16, 1, 576, rotary=turn, latent=512),
         form_of(128, 1, 576, rotary=turn, latent=512),
     ]
-    for form in (*ATTENTION_FORMS.values(), *turned):
+    usual = [form for form in ATTENTION_FORMS.values() if not form.latent]  # small latents are for the interpreter
+    for form in (*usual, *turned):
         heads = form.given_heads
         cache, batch = empty_cache(80, 16, form, dtype), batch_of(16, ([*range(70)], 900, 1), ([70, 71], 0, 20))
         alone = batch_of(16, ([*range(70)], 900, 1))

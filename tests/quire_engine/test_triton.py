@@ -624,7 +624,7 @@ def compiled(capability: int, dtype: str) -> Iterator[dict[str, Any]]:
     yield from map(json.loads, done.stdout.splitlines())
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("capability", [min(SHARED_BYTES), max(SHARED_BYTES)])
 def test_every_kernel_compiles_for_the_oldest_and_the_newest_architecture(capability: int) -> None:
     """Fits its shared memory, and keeps what it works with in registers. `make compile-kernels` does all, in all formats."""
