@@ -161,6 +161,14 @@ def embedder_of(folder: Path, **changes: int) -> Embedder:
     return Embedder(model, spec, dtype=torch.float32, device=CPU, **options)
 
 
+def test_a_text_to_be_embedded_is_as_long_as_was_asked_for(saved: Any) -> None:
+    """However many tokens go through the model at once."""
+    folder, _ = saved("qwen3")
+
+    assert embedder_of(folder, longest=20).longest == 20
+    assert embedder_of(folder).longest == 64
+
+
 def their_hidden(oracle: Any, tokens: list[int]) -> torch.Tensor:
     """[T, hidden] before any head"""
     with torch.inference_mode():

@@ -14,11 +14,20 @@ from fakes.routing import Client, until
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quire_api import LLMDeployment
 from quire_router import Endpoint, Model, Registry, Router, Strategy
 from quire_router.cluster.picture import draw
 from quire_router.cluster.world import ClusterWorld
+from quire_router.declared import declared
 
 # what is drawn
+
+
+@pytest.mark.parametrize(("suspend", "desired"), [(False, 3), (True, 0)])
+def test_a_suspended_resource_has_no_engines_on_their_way(suspend: bool, desired: int) -> None:
+    deployment = LLMDeployment.parse(good(spec__replicas=3, spec__suspend=suspend))
+
+    assert declared(deployment, None).desired == desired
 
 
 def model(name: str = "m", *aliases: str, resource: str = "default/good", desired: int = 0) -> Model:

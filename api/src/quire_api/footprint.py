@@ -80,13 +80,9 @@ class ModelShape:
     tied: bool  # one matrix is both the embedding and the output head
     headless: bool = False  # there is no output head
 
-    latent: int = (
-        0  # numbers of a token that the keys and values of all heads are made of (MLA); 0: it has keys and values
-    )
+    latent: int = 0  # numbers that all heads' keys and values of a token are made of (MLA); 0: it has keys and values
     latent_query: int = 0  # numbers of a token that its queries are made of; 0: they are made of its hidden state
-    rotary: int = (
-        0  # of a key's `head_dim` numbers, those that are not made of the latent ones, but the same for all heads
-    )
+    rotary: int = 0  # of a key's `head_dim` numbers, those that are the same for all heads, and not made of latent ones
     value_dim: int = 0  # numbers of a value that is made of latent ones
     values_beside: bool = False  # the cache has latent numbers twice, as keys and as values
 
@@ -196,9 +192,8 @@ class ModelShape:
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         if self.latent:
             query, made = self.latent_query, self.head_dim - self.rotary + self.value_dim
-            down = (
-                (self.hidden + self.qkv_bias) * (query + self.latent + self.rotary) + query + self.latent
-            )  # and norms
+            down = (self.hidden + self.qkv_bias) * (query + self.latent + self.rotary)
+            down += query + self.latent  # their norms
             up = (query or self.hidden) * q + self.latent * self.heads * made
             return down + up + (self.heads * self.value_dim + self.out_bias) * self.hidden
         parameters = self.hidden * (q + 2 * kv) + q * self.hidden

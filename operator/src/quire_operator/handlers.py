@@ -107,8 +107,8 @@ def _settings(kinds: Sequence[Kind]) -> kopf.OperatorSettings:
     settings.watching.chunk_size = 500
     settings.scanning.disabled = True  # the CRD comes with the chart, before us
     settings.execution.max_workers = 1
-    # The default one is shared by all kopf operators: kopf takes it off objects which others still need it on.
     settings.persistence.diffbase_storage = _NoDiffs()
+    # The default one is shared by all kopf operators: kopf takes it off objects which others still need it on.
     settings.persistence.finalizer = f"{GROUP}/unused"
     for group, _, plural, _ in kinds[1:]:
         settings.watching.label_selectors[(group, plural)] = OURS

@@ -44,9 +44,7 @@ from quire_operator.worker import Worker
 
 __all__ = ["OperateOptions", "operate"]
 
-GC_AFTER = (
-    50_000  # new objects: after 700, as usual, a fifth of the time goes to looking through thousands of resources
-)
+GC_AFTER = 50_000  # new objects; after 700, as usual, a fifth of the time went to looking through what stays
 BEGIN_MOST_S = 60.0  # else whoever holds the lease and cannot begin would keep others from it
 TURN_MOST_S = 45.0
 TURNS_AT_ONCE = 8  # a turn is mostly waiting for the API server: a new resource is thirteen writes, one after the other

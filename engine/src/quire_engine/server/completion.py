@@ -39,9 +39,7 @@ class CompletionAnswer(Answer):
         self._names = TokenNames(self._table, request.return_tokens_as_token_ids)
         self._texts = [_Text() for _ in job.asks]
         self._echoed = [not self._echo] * len(job.asks)
-        self._ids_due = {
-            index for index in range(len(job.asks)) if self._with_ids
-        }  # prompts that a stream has not told yet
+        self._ids_due = set(range(len(job.asks))) if self._with_ids else set()  # of prompts, which a stream tells once
         self._offsets = [0] * len(job.asks)
 
     def _openings(self) -> Iterator[Json]:

@@ -166,10 +166,9 @@ def _down(look: Look, policy: Policy, memory: Memory, each: float | None) -> tup
     """As few as would have done for all of the time looked back on; at most half go at once."""
     if len(look.engines) < look.ready:  # some do not answer, and may be full
         return look.replicas, ScaleReason.METRICS_UNAVAILABLE
+    # While engines load nobody is judged; one that never comes is no reason to keep the others.
     known_since = max((since for since in (memory.since, memory.short_since) if since is not None), default=memory.at)
-    if (
-        memory.at - known_since < policy.back_s
-    ):  # engines that load are not judged; one that cannot is no reason to keep the others
+    if memory.at - known_since < policy.back_s:
         return look.replicas, ScaleReason.STEADY
     tokens, kv_tokens = max(p.tokens for p in memory.peaks), max(p.kv_tokens for p in memory.peaks)
     holds = min((e.kv_tokens for e in look.engines), default=0) * policy.kv_usage
